@@ -1,0 +1,34 @@
+"""Patch Datadog's published Toto in place so that existing pipelines forecast faster.
+
+>>> import toto_compile_patch
+>>> toto_compile_patch.apply()      # doctest: +SKIP
+>>> toto_compile_patch.revert()     # doctest: +SKIP
+
+Importing this package imports neither ``toto`` nor ``torch``; ``apply()`` does.
+"""
+
+from toto_compile_patch.api import apply, compile, is_applied, patched, revert, status, warmup
+from toto_compile_patch.errors import (
+    CompiledCodeBusyError,
+    PatchConflictError,
+    TotoCompilePatchError,
+    TotoNotFoundError,
+    UnsupportedTotoError,
+)
+from toto_compile_patch.version import __version__
+
+__all__ = [
+    "CompiledCodeBusyError",
+    "PatchConflictError",
+    "TotoCompilePatchError",
+    "TotoNotFoundError",
+    "UnsupportedTotoError",
+    "__version__",
+    "apply",
+    "compile",
+    "is_applied",
+    "patched",
+    "revert",
+    "status",
+    "warmup",
+]

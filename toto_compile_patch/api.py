@@ -1,0 +1,393 @@
+"""The public functions. Thin: what to do is decided in settings, done in registry."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from toto_compile_patch.errors import TotoNotFoundError
+from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings
+
+if TYPE_CHECKING:
+    from toto.data.util.dataset import MaskedTimeseries
+    from toto.inference.forecaster import TotoForecaster
+
+F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+
+_logger = logging.getLogger("toto_compile_patch")
+_logger.addHandler(logging.NullHandler())
+
+
+@dataclass
+class _Wish:
+    """The last apply(): None after a revert(), or before the first apply()."""
+
+    settings: Settings | None = None
+    stderr_handler: logging.Handler | None = None
+
+
+_wish = _Wish()
+
+
+def apply(
+    patches: str | Iterable[str] | None = None,
+    *,
+    strict: bool | None = None,
+    mode: str | None = None,
+    log: str | None = None,
+) -> None:
+    """Patch ``toto`` in place, importing it if need be.
+
+    States the whole wanted state: exactly these patches and settings hold afterwards, and what
+    is not named has the value of its environment variable, else its default. Call it before or
+    after models and forecasters are built or compiled, as often as you like: models that are
+    compiled already run the right code from their next call. All or nothing: if it raises,
+    everything is as it was.
+
+    With ``TOTO_COMPILE_PATCH=0`` in the environment, upstream is left (or made) untouched,
+    whatever the arguments say.
+
+    Args:
+        patches: names of the patches, or one comma-separated string; default: all of them.
+        strict: raise where the installed ``toto`` is not code that was tested, instead of
+            leaving that patch out with a warning in the log. Default: True.
+        mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``. Default:
+            ``reduce-overhead``.
+        log: show the package's log on stderr from this level on (``debug``, ``info``, ...).
+            Default: leave logging to the application.
+
+    Raises:
+        ValueError: an unknown name or value in an argument or environment variable.
+        TotoNotFoundError: ``toto`` cannot be imported.
+        UnsupportedTotoError: strict, and the code to be patched was not tested.
+        PatchConflictError: somebody replaced a symbol that this call has to restore.
+        CompiledCodeBusyError: another thread does not leave compiled code.
+
+    >>> import toto_compile_patch
+    >>> toto_compile_patch.apply()                                      # doctest: +SKIP
+    >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
+    """
+    settings = Settings.resolve(patches, strict, mode, log)
+    if settings.enabled:
+        applied = _change(settings)
+        _logger.info("applied: %s", ", ".join(applied) or "nothing")
+    else:
+        _show_log(settings.log)
+        _withdraw()
+        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
+
+
+def _change(settings: Settings) -> tuple[str, ...]:
+    registry = _registry()
+    with registry.lock:
+        shown = _wish.settings.log if _wish.settings else None
+        _show_log(settings.log)
+        try:
+            applied: tuple[str, ...] = registry.change(settings.patches, strict=settings.strict)
+        except BaseException:
+            _show_log(shown)
+            raise
+        _wish.settings = settings
+    return applied
+
+
+def _withdraw(force: bool = False) -> None:
+    if not _registry_loaded():
+        return
+    registry = _registry()
+    with registry.lock:
+        registry.change((), strict=True, force=force)
+        _wish.settings = None
+
+
+def revert(*, force: bool = False) -> None:
+    """Take every patch out: upstream's attributes are again the very objects they were.
+
+    Compiled models run upstream's code from their next call. Does nothing where nothing is
+    applied.
+
+    Args:
+        force: restore upstream's own even where somebody replaced a symbol after us.
+
+    Raises:
+        PatchConflictError: somebody replaced a symbol after us; nothing has changed.
+        CompiledCodeBusyError: another thread does not leave compiled code; nothing has changed.
+
+    >>> import toto_compile_patch
+    >>> toto_compile_patch.revert()                                     # doctest: +SKIP
+    """
+    _withdraw(force)
+    _logger.info("reverted: upstream runs unpatched")
+
+
+class patched:
+    """Patch for the length of a ``with`` block or of a call, then restore what was found.
+
+    Takes what ``apply()`` takes.
+
+    >>> import toto_compile_patch
+    >>> with toto_compile_patch.patched():                              # doctest: +SKIP
+    ...     forecast = forecaster.forecast(inputs, prediction_length=96)
+    >>> @toto_compile_patch.patched("kv_cache")                         # doctest: +SKIP
+    ... def backtest(): ...
+    """
+
+    def __init__(
+        self,
+        patches: str | Iterable[str] | None = None,
+        *,
+        strict: bool | None = None,
+        mode: str | None = None,
+        log: str | None = None,
+    ) -> None:
+        if patches is not None and not isinstance(patches, str):
+            patches = tuple(patches)
+        self._arguments: dict[str, Any] = {
+            "patches": patches,
+            "strict": strict,
+            "mode": mode,
+            "log": log,
+        }
+        self._found: list[Settings | None] = []
+
+    def __enter__(self) -> None:
+        found = _wish.settings
+        apply(**self._arguments)
+        self._found.append(found)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        found = self._found.pop()
+        if found is None:
+            revert()
+        else:
+            apply(found.patches, strict=found.strict, mode=found.mode, log=found.log)
+
+    def __call__(self, function: F) -> F:
+        if (
+            inspect.iscoroutinefunction(function)
+            or inspect.isgeneratorfunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"{function.__name__} returns before its body has run: use `with patched():` inside"
+            )
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with patched(**self._arguments):
+                return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """What is found of one patch.
+
+    Attributes:
+        name: the patch.
+        state: ``applied``, ``not applied``, ``replaced`` (by somebody else) or ``unavailable``.
+        targets: dotted names of the symbols that it replaces.
+        detail: who replaced what, or why it is unavailable; else empty.
+    """
+
+    name: str
+    state: str
+    targets: tuple[str, ...]
+    detail: str = ""
+
+
+class Status(tuple[PatchStatus, ...]):
+    """The rows of ``status()``; prints as a table."""
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self:
+            first, *others = row.targets or ("",)
+            lines.append(f"{row.name:<22}{row.state:<14}{first}")
+            lines += [f"{'':<36}{target}" for target in others]
+            if row.detail:
+                lines.append(f"{'':<22}{row.detail}")
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+def status() -> Status:
+    """Look at the live attributes and say what stands: one row per patch, in the table's order.
+
+    >>> import toto_compile_patch
+    >>> print(toto_compile_patch.status())                              # doctest: +SKIP
+    >>> [row.name for row in toto_compile_patch.status() if row.state == "applied"]  # doctest: +SKIP
+    """
+    try:
+        registry = _registry()
+    except TotoNotFoundError as error:
+        return Status(PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES)
+    rows = []
+    with registry.lock:
+        for patch in registry.TABLE:
+            state, detail = patch.state()
+            targets = tuple(site.symbol for site in patch.sites())
+            rows.append(PatchStatus(patch.name, state.value, targets, detail))
+    return Status(rows)
+
+
+def is_applied(name: str | None = None) -> bool:
+    """Whether a patch stands now; without a name, whether all that were last asked for do.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name is not None and name not in PATCH_NAMES:
+        raise ValueError(f"unknown patch {name!r}; known patches: {', '.join(PATCH_NAMES)}")
+    if not _registry_loaded():
+        return False
+    wanted = (name,) if name else _wish.settings.patches if _wish.settings else ()
+    applied = {row.name for row in status() if row.state == "applied"}
+    return bool(wanted) and applied.issuperset(wanted)
+
+
+def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
+    """Compile, in place, the backbone that a forecaster really calls.
+
+    ``toto.compile()`` compiles nothing upstream, and ``torch.compile(toto)`` never does.
+
+    Args:
+        model: a ``Toto``, a ``TotoBackbone`` or a ``TotoForecaster``.
+        mode: a ``torch.compile`` mode. Default: that of ``apply()``, else of
+            ``TOTO_COMPILE_PATCH_MODE``, else ``reduce-overhead``.
+        **kwargs: passed on to ``torch.nn.Module.compile`` (``backend``, ``dynamic``, ...).
+
+    Returns:
+        The same object, for chaining. A backbone that is wrapped by ``torch.compile`` already
+        keeps the mode that it was wrapped with.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: an unknown mode.
+
+    >>> forecaster = toto_compile_patch.compile(TotoForecaster(toto.model))  # doctest: +SKIP
+    """
+    applied = _wish.settings.mode if _wish.settings else None
+    chosen = Settings.resolve(mode=mode if mode is not None else applied).mode
+    backbone = _backbone_of(model)
+    if hasattr(backbone, "_orig_mod"):
+        _logger.info("the model is wrapped by torch.compile already; left as it is")
+        return model
+    if mode is not None or not kwargs.keys() & {"options", "backend"}:
+        kwargs["mode"] = chosen
+    backbone.compile(**kwargs)
+    return model
+
+
+def _backbone_of(model: Any) -> Any:
+    upstream = _upstream()
+    backbone = model.model if isinstance(model, (upstream.Toto, upstream.TotoForecaster)) else model
+    if not isinstance(getattr(backbone, "_orig_mod", backbone), upstream.TotoBackbone):
+        raise TypeError(
+            f"give compile() a Toto, a TotoBackbone or a TotoForecaster, not {type(model).__name__}"
+        )
+    return backbone
+
+
+def warmup(
+    forecaster: TotoForecaster,
+    inputs: MaskedTimeseries,
+    prediction_length: int,
+    num_samples: int | None = None,
+    samples_per_batch: int = 10,
+    use_kv_cache: bool = True,
+    *,
+    runs: int = 2,
+    **kwargs: Any,
+) -> float:
+    """Run the forecast that the user will run, so that compilation is over when it counts.
+
+    Random generators are left in the state in which they were found.
+
+    Args:
+        forecaster: what will make the forecasts.
+        inputs: a series of the shape that will be used.
+        prediction_length: horizon in time steps.
+        num_samples: as for ``TotoForecaster.forecast``; likewise the next two.
+        samples_per_batch: likewise.
+        use_kv_cache: likewise.
+        runs: how often; a CUDA graph is recorded in the second run.
+        **kwargs: passed on to ``TotoForecaster.forecast``.
+
+    Returns:
+        Seconds that it took.
+
+    >>> seconds = toto_compile_patch.warmup(forecaster, inputs, 96, num_samples=256)  # doctest: +SKIP
+    """
+    import torch
+
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, not {runs}")
+    on_gpu = inputs.series.is_cuda
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[inputs.series.device] if on_gpu else []):
+        for _ in range(runs):
+            forecaster.forecast(
+                inputs,
+                prediction_length=prediction_length,
+                num_samples=num_samples,
+                samples_per_batch=samples_per_batch,
+                use_kv_cache=use_kv_cache,
+                **kwargs,
+            )
+    if on_gpu:
+        torch.cuda.synchronize(inputs.series.device)
+    return time.perf_counter() - start
+
+
+def _registry_loaded() -> bool:
+    """False as long as nothing can have been applied, without importing toto to find out."""
+    return "toto_compile_patch.registry" in sys.modules
+
+
+def _registry() -> ModuleType:
+    """The registry, whose import imports toto and torch."""
+    _upstream()
+    import toto_compile_patch.registry as registry
+
+    return registry
+
+
+def _upstream() -> ModuleType:
+    try:
+        import toto_compile_patch.upstream as upstream
+    except ImportError as error:
+        raise TotoNotFoundError(
+            f"toto cannot be imported ({error}): pip install toto-ts; on a torch other than the "
+            "one that it pins, pip install --no-deps toto-ts and what it imports"
+        ) from error
+    return upstream
+
+
+def _show_log(level: str | None) -> None:
+    """Show the package's log on stderr from a level on, or no longer."""
+    if _wish.stderr_handler is not None:
+        _logger.removeHandler(_wish.stderr_handler)
+        _logger.setLevel(logging.NOTSET)
+        _wish.stderr_handler = None
+    if level is not None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        _logger.addHandler(handler)
+        _logger.setLevel(level.upper())
+        _wish.stderr_handler = handler

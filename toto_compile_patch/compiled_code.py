@@ -1,0 +1,81 @@
+"""Code that dynamo compiled, and how it follows a change of patches.
+
+Dynamo does not guard on the methods that it inlined. After a change of patches, compiled models
+would go on running the old code, so what was compiled must be dropped. ``torch._dynamo.reset``
+does that, but crashes the interpreter if another thread is inside compiled code at that moment.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+
+import torch._dynamo
+
+from toto_compile_patch.errors import CompiledCodeBusyError
+
+_SWITCH_INTERVAL_S = 1.0
+_POLL_S = 0.005
+
+
+def anything_compiled() -> bool:
+    """Whether dynamo holds compiled code, or is making some."""
+    return any(code() is not None for code in torch._dynamo.convert_frame.input_codes.seen)
+
+
+@contextmanager
+def compiled_code_follows(timeout_s: float) -> Iterator[None]:
+    """Run the body, which changes patches, while no thread is inside compiled code; then drop it.
+
+    Other threads are kept from running Python meanwhile as far as the interpreter allows: they
+    can still get in if the body blocks. Does nothing where nothing was compiled.
+
+    Raises:
+        CompiledCodeBusyError: a thread was still inside compiled code after ``timeout_s``
+            seconds. The body has not run.
+    """
+    if not anything_compiled():
+        yield
+        return
+    deadline = time.monotonic() + timeout_s
+    interval = sys.getswitchinterval()
+    while True:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        try:
+            busy = _threads_in_compiled_code()
+            if not busy:
+                yield
+                torch._dynamo.reset()
+                return
+        finally:
+            sys.setswitchinterval(interval)
+        if threading.get_ident() in busy or time.monotonic() > deadline:
+            raise CompiledCodeBusyError(
+                "patches cannot be changed while compiled code runs (torch would crash), and "
+                f"{len(busy)} thread(s) stayed inside it; let the forecasts end first"
+            )
+        time.sleep(_POLL_S)
+
+
+def _threads_in_compiled_code() -> list[int]:
+    """Identifiers of the threads that have a call of a compiled function on their stack."""
+    entries = _entry_codes()
+    busy = []
+    for thread, frame in sys._current_frames().items():
+        caller: Any = frame
+        while caller is not None and caller.f_code not in entries:
+            caller = caller.f_back
+        if caller is not None:
+            busy.append(thread)
+    return busy
+
+
+def _entry_codes() -> set[CodeType]:
+    """Code of the wrapper through which every compiled function is called."""
+    context = torch._dynamo.eval_frame._TorchDynamoContext
+    return {const for const in context.__call__.__code__.co_consts if isinstance(const, CodeType)}

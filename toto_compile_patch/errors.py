@@ -1,0 +1,23 @@
+"""The exceptions that users may want to catch."""
+
+from __future__ import annotations
+
+
+class TotoCompilePatchError(Exception):
+    """Base of every error that this package raises on its own account."""
+
+
+class TotoNotFoundError(TotoCompilePatchError, ImportError):
+    """``toto`` (or something that it imports) is not installed."""
+
+
+class UnsupportedTotoError(TotoCompilePatchError, RuntimeError):
+    """The code to be patched is not code that was tested; ``strict=False`` skips such patches."""
+
+
+class PatchConflictError(TotoCompilePatchError, RuntimeError):
+    """Somebody else replaced a patched symbol after us; ``revert(force=True)`` overrides them."""
+
+
+class CompiledCodeBusyError(TotoCompilePatchError, RuntimeError):
+    """A thread stayed inside compiled code, where patches cannot be changed without a crash."""

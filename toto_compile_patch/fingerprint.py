@@ -1,0 +1,66 @@
+"""Fingerprints of source code: equal for equal code, whatever its layout or the Python version.
+
+``ast.dump`` prints the same source differently on Python 3.10, 3.12 and 3.13, so the tree is
+walked here: comments, formatting, annotations and docstrings do not count, and neither do the
+fields that a Python version added and left empty.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from types import FunctionType
+from typing import Any
+
+_IGNORED_FIELDS = {"annotation", "returns", "type_comment", "ctx", "kind", "simple", "type_params"}
+
+
+def fingerprint(code: Any) -> str | None:
+    """Return 16 hexadecimal digits for a plain function or class, None for anything else.
+
+    A wrapper (``functools.partial``, ``wrapt.FunctionWrapper``, a mock) has no fingerprint: what
+    it does cannot be read from one piece of source. Types are compared as they are, since a
+    wrapt proxy passes ``isinstance`` for what it wraps.
+    """
+    if type(code) is FunctionType:
+        code = code.__code__
+    elif not issubclass(type(code), type):
+        return None
+    try:
+        source = inspect.getsource(code)
+    except (OSError, TypeError):
+        return None
+    return fingerprint_source(source)
+
+
+def fingerprint_source(source: str) -> str:
+    """Return the fingerprint of source text, which may be indented."""
+    tree = ast.parse(textwrap.dedent(source))
+    return hashlib.sha256(_canonical(tree).encode()).hexdigest()[:16]
+
+
+def _canonical(node: Any) -> str:
+    if isinstance(node, list):
+        return "[" + ",".join(_canonical(item) for item in node) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(value, list):
+            value = _without_docstring(value)
+        if name not in _IGNORED_FIELDS and value is not None and value != []:
+            fields.append(f"{name}={_canonical(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _without_docstring(body: list[Any]) -> list[Any]:
+    first = body[0] if body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        return body[1:]
+    return body

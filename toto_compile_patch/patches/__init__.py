@@ -1,0 +1,1 @@
+"""One file per patch; each gives its sites through ``sites()``, made once."""

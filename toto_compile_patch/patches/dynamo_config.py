@@ -1,0 +1,72 @@
+"""``dynamo_config``: dynamo settings that a decode loop needs, while the patches are applied.
+
+Scalars are captured, and the recompile limit has room for layers of two kinds and a few shape
+classes; both hold in every thread. Shapes are dynamic from the first compilation on, so that a
+new context length needs no new code: that holds only during a forecast with a cache, in the
+thread that makes it, so that other compiled models of the process are compiled as before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from types import SimpleNamespace
+from typing import Any
+
+import torch._dynamo.config as config
+
+from toto_compile_patch.sites import AttributeSite, DynamoSettingSite, Site, setting_is_per_thread
+from toto_compile_patch.tracing import skip_frame, skip_own_frame, with_cache
+from toto_compile_patch.upstream import TotoBackbone
+
+RECOMPILE_LIMIT = 64
+"""Room for twelve layers of two kinds in a handful of shape classes."""
+
+
+@lru_cache(maxsize=None)
+def sites() -> tuple[Site, ...]:
+    return (
+        DynamoSettingSite("capture_scalar_outputs", lambda found: True),
+        DynamoSettingSite("recompile_limit", lambda found: max(found, RECOMPILE_LIMIT)),
+        AttributeSite(TotoBackbone, "forward", with_cache(3, _with_dynamic_shapes)),
+    )
+
+
+def _with_dynamic_shapes(original: Any) -> Any:
+    uncompiled_frame = skip_own_frame(original)
+
+    @skip_frame
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _dynamic_shapes():
+            return uncompiled_frame(*args, **kwargs)
+
+    return forward
+
+
+# Where settings are per thread, so is the depth of nested calls; else threads share both, and
+# the last one out restores the setting.
+_per_thread = setting_is_per_thread("assume_static_by_default")
+_scope: Any = threading.local() if _per_thread else SimpleNamespace()
+_scope_lock = threading.Lock()
+
+
+@contextmanager
+def _dynamic_shapes() -> Iterator[None]:
+    with _scope_lock:
+        depth = getattr(_scope, "depth", 0)
+        if depth == 0:
+            # A user who compiles with dynamic=False has asked for static shapes.
+            static = config.assume_static_by_default and not config.automatic_dynamic_shapes
+            _scope.patch = config.patch(assume_static_by_default=static)
+            _scope.patch.__enter__()
+        _scope.depth = depth + 1
+    try:
+        yield
+    finally:
+        with _scope_lock:
+            _scope.depth -= 1
+            if _scope.depth == 0:
+                _scope.patch.__exit__(None, None, None)

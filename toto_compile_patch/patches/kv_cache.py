@@ -1,0 +1,102 @@
+"""``kv_cache``: upstream's KVCache with its write positions on the host.
+
+Upstream keeps them in a tensor on the model's device and reads them back several times per layer
+and step: a wait for the device each time, and in compiled code a graph break or a guard.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from toto_compile_patch.sites import AttributeSite
+from toto_compile_patch.tracing import skip_frame
+from toto_compile_patch.upstream import (
+    KV_CACHE_MODULES,
+    KVCache,
+    TimeWiseMultiheadAttention,
+    TotoBackbone,
+)
+
+
+class HostIndexedKVCache(KVCache):
+    """A KVCache whose positions are Python integers, and which is never traced.
+
+    Keys and values are held as upstream holds them, ``time_layer batch_X_variate seq_len
+    head head_dim`` (xFormers) or ``time_layer batch_X_variate head seq_len head_dim`` (SDPA).
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        time_layers = [
+            layer_idx
+            for layer_idx in range(self.num_layers)
+            if isinstance(self.transformer_layers[layer_idx].attention, TimeWiseMultiheadAttention)
+        ]
+        self._current_idx: list[int] = [0] * len(self._current_idx)
+        self._layer_cache_map: list[int] = [0] * self.num_layers
+        for cache_idx, layer_idx in enumerate(time_layers):
+            self._layer_cache_map[layer_idx] = cache_idx
+        self._seq_dim = 1 if self.use_memory_efficient_attention else 2
+
+    @skip_frame
+    def __getitem__(self, layer_idx: int) -> tuple[Any, Any]:
+        cache_idx = self._layer_cache_map[layer_idx]
+        length = self._current_idx[cache_idx]
+        keys, values = self._keys[cache_idx], self._values[cache_idx]
+        return keys.narrow(self._seq_dim, 0, length), values.narrow(self._seq_dim, 0, length)
+
+    @skip_frame
+    def current_len(self, cache_idx: int) -> int:
+        return self._current_idx[cache_idx]
+
+    @skip_frame
+    def seq_len(self, layer_idx: int) -> int:
+        return self._current_idx[self._layer_cache_map[layer_idx]]
+
+    @skip_frame
+    def append(self, layer_idx: int, kv: tuple[Any, Any]) -> None:
+        cache_idx = self._layer_cache_map[layer_idx]
+        keys, values = kv
+        self._check(keys, values)
+        start = self._current_idx[cache_idx]
+        length = keys.shape[self._seq_dim]
+        if start + length > self.max_seq_len:
+            raise AssertionError(
+                f"max_seq_len exceeded {start + length} > {self.max_seq_len}, "
+                f"keys.shape: {keys.shape}"
+            )
+        self._keys[cache_idx].narrow(self._seq_dim, start, length).copy_(keys)
+        self._values[cache_idx].narrow(self._seq_dim, start, length).copy_(values)
+        self._current_idx[cache_idx] = start + length
+
+    @skip_frame
+    def reset(self) -> None:
+        """Forget everything; what the buffers hold beyond a position is never read."""
+        self._current_idx = [0] * len(self._current_idx)
+
+    @skip_frame
+    def _check(self, keys: Any, values: Any) -> None:
+        """Raise what upstream's assertions raise, with or without ``python -O``."""
+        if keys.shape != values.shape:
+            raise AssertionError("keys and values must have the same shape")
+        heads_axis = 2 if self.use_memory_efficient_attention else 1
+        for axis, expected, meaning in (
+            (0, self.batch_size * self.num_variates, "batch_size * num_variates as their first"),
+            (heads_axis, self.num_heads, f"num_heads as their {('second', 'third')[heads_axis - 1]}"),
+            (3, self.embed_dim // self.num_heads, "head_dim as their fourth"),
+        ):
+            if keys.shape[axis] != expected:
+                raise AssertionError(f"keys and values must have {meaning} dimension")
+
+
+@lru_cache(maxsize=None)
+def sites() -> tuple[AttributeSite, ...]:
+    return tuple(
+        AttributeSite(module, "KVCache", _replacement, needs=((TotoBackbone, "allocate_kv_cache"),))
+        for module in KV_CACHE_MODULES
+    )
+
+
+def _replacement(_: type) -> type:
+    return HostIndexedKVCache

@@ -1,0 +1,48 @@
+"""``positional_embedding``: what reads the key/value cache runs outside compiled code.
+
+The cache's length changes at every decode step, and each attention layer has its own index into
+it. Compiled code that reads either is compiled again for every new value. The break must come
+before the cache is read, and above it no frame may see a number that came from it:
+
+- ``positional_embedding`` and the attention around it run uncompiled when there is a cache. Only
+  matrix products, which a compiler does not improve, and the rotary embedding are lost to it.
+- ``TotoBackbone.backbone`` and ``Transformer.forward`` ask the cache for its length, so their own
+  frames are not compiled; the scaler, the patch embedding and the layers that they call are.
+- ``Transformer._get_mask`` is then called on its own: a few views, not worth a graph.
+
+Without a cache nothing changes: upstream's code is compiled whole, as it was before.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from toto_compile_patch.sites import AttributeSite
+from toto_compile_patch.tracing import (
+    run_uncompiled,
+    skip_own_frame,
+    traced_or_uncompiled,
+    with_cache,
+)
+from toto_compile_patch.upstream import BaseMultiheadAttention, Transformer, TotoBackbone
+
+
+@lru_cache(maxsize=None)
+def sites() -> tuple[AttributeSite, ...]:
+    attention = BaseMultiheadAttention
+    return (
+        AttributeSite(
+            attention,
+            "positional_embedding",
+            with_cache(3, run_uncompiled),
+        ),
+        AttributeSite(
+            attention,
+            "forward",
+            with_cache(3, run_uncompiled),
+            needs=((attention, "run_attention"),),
+        ),
+        AttributeSite(TotoBackbone, "backbone", with_cache(3, skip_own_frame)),
+        AttributeSite(Transformer, "forward", with_cache(2, skip_own_frame)),
+        AttributeSite(Transformer, "_get_mask", traced_or_uncompiled),
+    )

@@ -1,0 +1,1 @@
+"""What people look at: measurements and reports, built on the public functions."""

@@ -1,0 +1,96 @@
+"""Ways to tell dynamo what it may trace: wrappers for methods, none of them visible to a caller.
+
+A plain function stands in for a method in all of them: dynamo looks through a
+``wrapt.FunctionWrapper`` at the original and traces that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch._dynamo.decorators import skip
+from torch._dynamo.eval_frame import skip_code
+
+
+def run_uncompiled(function: Any) -> Any:
+    """Wrap a function so that neither it nor anything that it calls is compiled."""
+    return torch._dynamo.disable(function)
+
+
+def skip_frame(function: FunctionType) -> FunctionType:
+    """Mark a function so that its own frame is never compiled, while what it calls may be.
+
+    The mark lies on the code object, so the function must own its code (see ``own_code``).
+    """
+    skip(function)
+    return function
+
+
+def skip_as_root(function: FunctionType) -> FunctionType:
+    """Like ``skip_frame``, but let a frame that is being compiled inline the function."""
+    skip_code(function.__code__)
+    return function
+
+
+def own_code(function: FunctionType) -> FunctionType:
+    """Return a function that does the same with a code object of its own."""
+    twin = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__qualname__ = function.__qualname__
+    twin.__module__ = function.__module__
+    return twin
+
+
+def with_cache(position: int, wrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a factory of methods that run ``wrap(original)`` for calls that bring a KVCache.
+
+    Args:
+        position: index of ``kv_cache`` among the method's positional arguments, after self.
+        wrap: makes what runs when there is a cache from the original method.
+    """
+
+    @lru_cache(maxsize=None)
+    def build(original: Any) -> Any:
+        cached = wrap(original)
+
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            kv_cache = args[position] if len(args) > position else kwargs.get("kv_cache")
+            if kv_cache is None:
+                return original(self, *args, **kwargs)
+            return cached(self, *args, **kwargs)
+
+        return skip_as_root(method)
+
+    return build
+
+
+def skip_own_frame(original: Any) -> Any:
+    """Run a method's own frame uncompiled, and compile what it calls as before."""
+    return skip_frame(own_code(original))
+
+
+@lru_cache(maxsize=None)
+def traced_or_uncompiled(original: Any) -> Any:
+    """Leave a method to the frame that traces it, but make no graph of it alone."""
+    uncompiled = run_uncompiled(original)
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return original(*args, **kwargs)
+        return uncompiled(*args, **kwargs)
+
+    return skip_as_root(method)
