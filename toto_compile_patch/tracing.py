@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import skip_code
+from torch._dynamo.eval_frame import set_eval_frame, skip_code
 
 
 def run_uncompiled(function: Any) -> Any:
@@ -36,6 +36,14 @@ def skip_as_root(function: FunctionType) -> FunctionType:
     """Like ``skip_frame``, but let a frame that is being compiled inline the function."""
     skip_code(function.__code__)
     return function
+
+
+def inside_compiled_call() -> bool:
+    """Whether frames that are called now would be compiled."""
+    # Reading the callback without setting it returns a dead reference on torch 2.7.
+    callback = set_eval_frame(None)
+    set_eval_frame(callback)
+    return callback is not None
 
 
 def own_code(function: FunctionType) -> FunctionType:

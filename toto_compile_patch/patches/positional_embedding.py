@@ -15,11 +15,16 @@ Without a cache nothing changes: upstream's code is compiled whole, as it was be
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
+
+import torch
 
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import (
+    inside_compiled_call,
     run_uncompiled,
+    skip_frame,
     skip_own_frame,
     traced_or_uncompiled,
     with_cache,
@@ -43,6 +48,24 @@ def sites() -> tuple[AttributeSite, ...]:
             needs=((attention, "run_attention"),),
         ),
         AttributeSite(TotoBackbone, "backbone", with_cache(3, skip_own_frame)),
-        AttributeSite(Transformer, "forward", with_cache(2, skip_own_frame)),
+        AttributeSite(Transformer, "forward", with_cache(2, _skip_own_frame_of_stack)),
         AttributeSite(Transformer, "_get_mask", traced_or_uncompiled),
     )
+
+
+def _skip_own_frame_of_stack(original: Any) -> Any:
+    """Skip the frame of ``Transformer.forward``, and give its first layer a tensor of its own.
+
+    The embeddings (``batch variate seq_len embed_dim``) are a view of a matrix product. Dynamo
+    guards on the base of a view, so the first layer would be compiled apart from the others.
+    """
+    uncompiled_frame = skip_own_frame(original)
+
+    @skip_frame
+    @wraps(original)
+    def forward(self: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if inputs._is_view() and inside_compiled_call():
+            inputs = inputs.clone()
+        return uncompiled_frame(self, inputs, *args, **kwargs)
+
+    return forward
