@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from toto_compile_patch.errors import TotoNotFoundError
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings
+from toto_compile_patch.table import TABLE
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
@@ -230,8 +231,8 @@ def status() -> Status:
     """Look at the live attributes and say what stands: one row per patch, in the table's order.
 
     >>> import toto_compile_patch
-    >>> print(toto_compile_patch.status())                              # doctest: +SKIP
-    >>> [row.name for row in toto_compile_patch.status() if row.state == "applied"]  # doctest: +SKIP
+    >>> rows = toto_compile_patch.status()                              # doctest: +SKIP
+    >>> [row.name for row in rows if row.state == "applied"]            # doctest: +SKIP
     """
     try:
         registry = _registry()
@@ -239,8 +240,8 @@ def status() -> Status:
         return Status(PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES)
     rows = []
     with registry.lock:
-        for patch in registry.TABLE:
-            state, detail = patch.state()
+        for patch in TABLE:
+            state, detail = registry.state_of(patch)
             targets = tuple(site.symbol for site in patch.sites())
             rows.append(PatchStatus(patch.name, state.value, targets, detail))
     return Status(rows)
@@ -332,7 +333,7 @@ def warmup(
     Returns:
         Seconds that it took.
 
-    >>> seconds = toto_compile_patch.warmup(forecaster, inputs, 96, num_samples=256)  # doctest: +SKIP
+    >>> seconds = warmup(forecaster, inputs, 96, num_samples=256)       # doctest: +SKIP
     """
     import torch
 

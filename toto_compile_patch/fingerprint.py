@@ -11,10 +11,11 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from types import FunctionType
+from functools import lru_cache
+from types import CodeType, FunctionType
 from typing import Any
 
-_IGNORED_FIELDS = {"annotation", "returns", "type_comment", "ctx", "kind", "simple", "type_params"}
+_IGNORED_FIELDS = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind", "simple"}
 
 
 def fingerprint(code: Any) -> str | None:
@@ -28,6 +29,11 @@ def fingerprint(code: Any) -> str | None:
         code = code.__code__
     elif not issubclass(type(code), type):
         return None
+    return _fingerprint_of(code)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint_of(code: CodeType | type) -> str | None:
     try:
         source = inspect.getsource(code)
     except (OSError, TypeError):
@@ -46,6 +52,8 @@ def _canonical(node: Any) -> str:
         return "[" + ",".join(_canonical(item) for item in node) + "]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        node = ast.Assign(targets=[node.target], value=node.value)
     fields = []
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(value, list):

@@ -1,8 +1,7 @@
-"""The table of patches, and the one place that installs and removes them."""
+"""The one place that installs and removes patches: all or nothing, under one lock."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -10,49 +9,23 @@ from dataclasses import dataclass
 
 from toto_compile_patch.compiled_code import compiled_code_follows
 from toto_compile_patch.errors import PatchConflictError, UnsupportedTotoError
-from toto_compile_patch.sites import Site, State
+from toto_compile_patch.sites import State
+from toto_compile_patch.table import TABLE, Patch
 from toto_compile_patch.upstream import TESTED_VERSIONS, distribution
 
-log = logging.getLogger("toto_compile_patch")
+_logger = logging.getLogger("toto_compile_patch")
 
 BUSY_TIMEOUT_S = 10.0
 """How long a change of patches waits for other threads to leave compiled code."""
 
 
 @dataclass(frozen=True)
-class Patch:
-    """One row of the table.
+class Step:
+    """One change to one site, and how to undo it."""
 
-    Attributes:
-        name: what users call it.
-        why: what it is for, in half a sentence.
-    """
+    do: Callable[[], None]
+    undo: Callable[[], None]
 
-    name: str
-    why: str
-
-    def sites(self) -> tuple[Site, ...]:
-        """The places that it replaces, in order."""
-        module = importlib.import_module(f"toto_compile_patch.patches.{self.name}")
-        sites: tuple[Site, ...] = module.sites()
-        return sites
-
-    def state(self) -> tuple[State, str]:
-        """The live state of all its sites together, the least applied one speaking for all."""
-        states = [site.state() for site in self.sites()]
-        for state in (State.REPLACED, State.UNAVAILABLE, State.NOT_APPLIED):
-            reasons = [reason for found, reason in states if found is state]
-            if reasons:
-                return state, "; ".join(filter(None, reasons))
-        return State.APPLIED, "; ".join(filter(None, (reason for _, reason in states)))
-
-
-TABLE = (
-    Patch("kv_cache", "the cache's positions live on the host: no wait for the device, no guard"),
-    Patch("positional_embedding", "what reads the cache runs outside compiled code, after a break"),
-    Patch("dynamo_config", "scalars captured, room for recompilations, dynamic shapes at once"),
-    Patch("compile_method", "toto.compile() compiles the backbone instead of nothing"),
-)
 
 lock = threading.RLock()
 """Held during every change of patches."""
@@ -76,77 +49,66 @@ def change(wanted: Iterable[str], *, strict: bool, force: bool = False) -> tuple
     """
     wanted = set(wanted)
     with lock:
-        kept: list[str] = []
-        steps: list[Callable[[], Callable[[], None]]] = []
-        for patch in reversed(TABLE):
-            if patch.name not in wanted:
-                steps += [_removal(site) for site in reversed(patch.sites()) if _stands(site, force)]
-        for patch in TABLE:
-            if patch.name not in wanted:
-                continue
-            states = [site.state() for site in patch.sites()]
-            problems = [why for state, why in states if state in (State.REPLACED, State.UNAVAILABLE)]
-            if problems and any(state is State.UNAVAILABLE for state, _ in states):
-                _refuse(patch.name, problems, strict)
-                steps += [_removal(site) for site in patch.sites() if _stands(site, force)]
-                continue
-            for why in problems:
-                log.warning("%s: %s; left as it is", patch.name, why)
-            kept.append(patch.name)
-            steps += [
-                _installation(site)
-                for site, (state, _) in zip(patch.sites(), states, strict=True)
-                if state is State.NOT_APPLIED
-            ]
+        stands = [patch for patch in TABLE if patch.name in wanted and _fits(patch, strict)]
+        leaves = [patch for patch in reversed(TABLE) if patch not in stands]
+        steps = [step for patch in leaves for step in _removals(patch, force)]
+        steps += [step for patch in stands for step in _installations(patch)]
         if steps:
             _run(steps)
-        return tuple(kept)
+        return tuple(patch.name for patch in stands)
 
 
-def _stands(site: Site, force: bool) -> bool:
-    """Whether a site that is not wanted has to be restored."""
-    state, why = site.state()
-    if state is State.REPLACED and not force:
-        raise PatchConflictError(
-            f"{why}; take that out first, or restore upstream's own with revert(force=True)"
-        )
-    return state in (State.APPLIED, State.REPLACED)
+def state_of(patch: Patch) -> tuple[State, str]:
+    """The live state of a patch: that of its worst site, with what there is to say about it."""
+    states = [site.state() for site in patch.sites()]
+    worst = max((state for state, _ in states), key=list(State).index)
+    return worst, "; ".join(reason for state, reason in states if reason and state is worst)
 
 
-def _refuse(name: str, problems: list[str], strict: bool) -> None:
+def _fits(patch: Patch, strict: bool) -> bool:
+    """Whether a wanted patch can stand; one that somebody patched over stands as it is."""
+    state, why = state_of(patch)
+    if state is State.REPLACED:
+        _logger.warning("patch %s: %s; left as it is", patch.name, why)
+    if state is not State.UNAVAILABLE:
+        return True
     message = (
-        f"patch {name} does not fit the installed {distribution()}: {'; '.join(problems)} "
+        f"patch {patch.name} does not fit the installed {distribution()}: {why} "
         f"(tested: {TESTED_VERSIONS})"
     )
     if strict:
         raise UnsupportedTotoError(f"{message}. apply(strict=False) leaves such patches out.")
-    log.warning("%s; patch left out", message)
+    _logger.warning("%s; patch left out", message)
+    return False
 
 
-def _installation(site: Site) -> Callable[[], Callable[[], None]]:
-    def step() -> Callable[[], None]:
-        site.install()
-        return site.restore
-
-    return step
+def _installations(patch: Patch) -> list[Step]:
+    missing = (site for site in patch.sites() if site.state()[0] is State.NOT_APPLIED)
+    return [Step(site.install, site.restore) for site in missing]
 
 
-def _removal(site: Site) -> Callable[[], Callable[[], None]]:
-    def step() -> Callable[[], None]:
-        site.restore()
-        return site.install
+def _removals(patch: Patch, force: bool) -> list[Step]:
+    steps = []
+    for site in reversed(patch.sites()):
+        state, why = site.state()
+        if state is State.REPLACED and not force:
+            raise PatchConflictError(
+                f"{why}; take that out first, or restore upstream's own with revert(force=True)"
+            )
+        if state in (State.APPLIED, State.REPLACED):
+            steps.append(Step(site.restore, site.install))
+    return steps
 
-    return step
 
-
-def _run(steps: list[Callable[[], Callable[[], None]]]) -> None:
-    """Run the steps, each of which returns its own undoing; undo all of them if one fails."""
+def _run(steps: list[Step]) -> None:
+    """Run all the steps; if one fails, undo those before it."""
     with compiled_code_follows(BUSY_TIMEOUT_S):
-        undo: list[Callable[[], None]] = []
+        done: list[Step] = []
         try:
             for step in steps:
-                undo.append(step())
+                step.do()
+                done.append(step)
         except BaseException:
-            for undoing in reversed(undo):
-                undoing()
+            for step in reversed(done):
+                step.undo()
             raise

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-PATCH_NAMES = ("kv_cache", "positional_embedding", "dynamo_config", "compile_method")
+from toto_compile_patch.table import TABLE
+
+PATCH_NAMES = tuple(patch.name for patch in TABLE)
 """Names of the patches, in the order in which they are applied."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -91,10 +93,8 @@ def _patch_names(names: str | Iterable[str], source: str) -> tuple[str, ...]:
         raise TypeError(f"{source} must be patch names, not {bad[0]!r}")
     wanted = [name.strip().lower() for name in wanted]
     if unknown := [name for name in wanted if name not in PATCH_NAMES]:
-        toggle = f" (or one of {', '.join(_TRUE + _FALSE)})" if source == ENV_TOGGLE else ""
-        raise ValueError(
-            f"{source}: unknown patch {unknown[0]!r}; known patches: {', '.join(PATCH_NAMES)}{toggle}"
-        )
+        known = PATCH_NAMES if source != ENV_TOGGLE else _TRUE + _FALSE + PATCH_NAMES
+        raise ValueError(f"{source}: unknown patch {unknown[0]!r}; choose from {', '.join(known)}")
     return tuple(name for name in PATCH_NAMES if name in wanted)
 
 

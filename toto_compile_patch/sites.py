@@ -16,7 +16,7 @@ from toto_compile_patch.upstream import MISSING, describe, symbol, untested
 
 
 class State(str, Enum):
-    """What is found where a patch would stand."""
+    """What is found where a patch would stand, from best to worst."""
 
     APPLIED = "applied"
     NOT_APPLIED = "not applied"
@@ -81,7 +81,7 @@ class AttributeSite:
 
     def install(self) -> None:
         original = vars(self.owner).get(self.attribute, MISSING)
-        replacement = wrapt.wrap_object(self.owner, self.attribute, self.build)
+        replacement = wrapt.wrap_object(self.owner, self.attribute, self.build)  # type: ignore[arg-type]
         self._original, self._replacement = original, replacement
 
     def restore(self) -> None:
@@ -145,7 +145,8 @@ class DynamoSettingSite:
     def restore(self) -> None:
         """Put the old entry back; a value that the user gave since is theirs and stays."""
         live = getattr(dynamo_config, self.name)
-        setattr(dynamo_config, self.name, live)  # tells torch that its hash of the settings is stale
+        # An assignment also tells torch that its hash of the settings is stale.
+        setattr(dynamo_config, self.name, live)
         _entries()[self.name] = self._original
         if live != self._ours:
             setattr(dynamo_config, self.name, live)

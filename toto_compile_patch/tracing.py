@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from functools import lru_cache
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import set_eval_frame, skip_code
+from torch._dynamo.eval_frame import skip_code
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def run_uncompiled(function: Any) -> Any:
+def run_uncompiled(function: F) -> F:
     """Wrap a function so that neither it nor anything that it calls is compiled."""
-    return torch._dynamo.disable(function)
+    uncompiled: F = torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
+    return uncompiled
 
 
-def skip_frame(function: FunctionType) -> FunctionType:
+def skip_frame(function: F) -> F:
     """Mark a function so that its own frame is never compiled, while what it calls may be.
 
     The mark lies on the code object, so the function must own its code (see ``own_code``).
@@ -32,7 +35,7 @@ def skip_frame(function: FunctionType) -> FunctionType:
     return function
 
 
-def skip_as_root(function: FunctionType) -> FunctionType:
+def skip_as_root(function: F) -> F:
     """Like ``skip_frame``, but let a frame that is being compiled inline the function."""
     skip_code(function.__code__)
     return function
@@ -69,7 +72,7 @@ def with_cache(position: int, wrap: Callable[[Any], Any]) -> Callable[[Any], Any
         wrap: makes what runs when there is a cache from the original method.
     """
 
-    @lru_cache(maxsize=None)
+    @functools.cache
     def build(original: Any) -> Any:
         cached = wrap(original)
 
@@ -90,7 +93,7 @@ def skip_own_frame(original: Any) -> Any:
     return skip_frame(own_code(original))
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def traced_or_uncompiled(original: Any) -> Any:
     """Leave a method to the frame that traces it, but make no graph of it alone."""
     uncompiled = run_uncompiled(original)

@@ -36,14 +36,14 @@ TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0"
 # Fingerprints of the code that was tested. Where there are two, the first is that of toto-ts
 # 0.1.3 and 0.1.4, the second that of 0.2.0 (and of timecopilot-toto 0.1.7).
 _FINGERPRINTS = {
-    "toto.model.util.KVCache": {"fb8e71fc80e08f71"},
+    "toto.model.util.KVCache": {"6b3d04645da473df"},
     "toto.model.attention.BaseMultiheadAttention.positional_embedding": {"c7ad39cc0040ca25"},
     "toto.model.attention.BaseMultiheadAttention.run_attention": {"c4cb57bf0d7e594a"},
     "toto.model.attention.BaseMultiheadAttention.forward": {"39f1af3892f39c05"},
-    "toto.model.transformer.Transformer.forward": {"cf31d97c6a0a86be", "915e2a09f7efe8ed"},
+    "toto.model.transformer.Transformer.forward": {"97b5e06ccf9ad500", "189db066c99218e5"},
     "toto.model.transformer.Transformer._get_mask": {"c48d430cc7d1292a"},
     "toto.model.backbone.TotoBackbone.allocate_kv_cache": {"ea7b67e40ac480d4"},
-    "toto.model.backbone.TotoBackbone.backbone": {"8c65983aaf9b170e", "c38fd577971ff491"},
+    "toto.model.backbone.TotoBackbone.backbone": {"4710f39fc4be108a", "813e8c5e6800a261"},
     "toto.model.backbone.TotoBackbone.forward": {"ea73bf8e813b1607", "9ecb333a09919f1f"},
     "toto.model.toto.Toto.__init__": {"724c5bd8cada4483"},
     "toto.inference.forecaster.TotoForecaster.__init__": {"4b027d045a5dccbf", "24378c8af12acd6c"},

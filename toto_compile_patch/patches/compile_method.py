@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.upstream import Toto, TotoForecaster
 
 
-@lru_cache(maxsize=None)
+@cache
 def sites() -> tuple[AttributeSite, ...]:
     needs = ((Toto, "__init__"), (TotoForecaster, "__init__"))
     return (AttributeSite(Toto, "compile", lambda inherited: compile_backbone, needs=needs),)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,7 @@ RECOMPILE_LIMIT = 64
 """Room for twelve layers of two kinds in a handful of shape classes."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def sites() -> tuple[Site, ...]:
     return (
         DynamoSettingSite("capture_scalar_outputs", lambda found: True),

@@ -6,7 +6,8 @@ and step: a wait for the device each time, and in compiled code a graph break or
 
 from __future__ import annotations
 
-from functools import lru_cache
+from copy import copy, deepcopy
+from functools import cache
 from typing import Any
 
 from toto_compile_patch.sites import AttributeSite
@@ -19,7 +20,7 @@ from toto_compile_patch.upstream import (
 )
 
 
-class HostIndexedKVCache(KVCache):
+class HostIndexedKVCache(KVCache):  # type: ignore[misc]
     """A KVCache whose positions are Python integers, and which is never traced.
 
     Keys and values are held as upstream holds them, ``time_layer batch_X_variate seq_len
@@ -75,22 +76,33 @@ class HostIndexedKVCache(KVCache):
         """Forget everything; what the buffers hold beyond a position is never read."""
         self._current_idx = [0] * len(self._current_idx)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the layers: they are the model's, hold what cannot be pickled, and are
+        not read again once their kinds are known."""
+        return {**self.__dict__, "transformer_layers": []}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostIndexedKVCache:
+        twin = copy(self)
+        twin.__dict__.update(deepcopy(self.__getstate__(), memo))
+        twin.transformer_layers = self.transformer_layers
+        return twin
+
     @skip_frame
     def _check(self, keys: Any, values: Any) -> None:
         """Raise what upstream's assertions raise, with or without ``python -O``."""
         if keys.shape != values.shape:
             raise AssertionError("keys and values must have the same shape")
-        heads_axis = 2 if self.use_memory_efficient_attention else 1
+        heads_axis, nth = (2, "third") if self.use_memory_efficient_attention else (1, "second")
         for axis, expected, meaning in (
             (0, self.batch_size * self.num_variates, "batch_size * num_variates as their first"),
-            (heads_axis, self.num_heads, f"num_heads as their {('second', 'third')[heads_axis - 1]}"),
+            (heads_axis, self.num_heads, f"num_heads as their {nth}"),
             (3, self.embed_dim // self.num_heads, "head_dim as their fourth"),
         ):
             if keys.shape[axis] != expected:
                 raise AssertionError(f"keys and values must have {meaning} dimension")
 
 
-@lru_cache(maxsize=None)
+@cache
 def sites() -> tuple[AttributeSite, ...]:
     return tuple(
         AttributeSite(module, "KVCache", _replacement, needs=((TotoBackbone, "allocate_kv_cache"),))

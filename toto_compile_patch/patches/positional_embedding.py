@@ -15,7 +15,7 @@ Without a cache nothing changes: upstream's code is compiled whole, as it was be
 
 from __future__ import annotations
 
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ from toto_compile_patch.tracing import (
     traced_or_uncompiled,
     with_cache,
 )
-from toto_compile_patch.upstream import BaseMultiheadAttention, Transformer, TotoBackbone
+from toto_compile_patch.upstream import BaseMultiheadAttention, TotoBackbone, Transformer
 
 
-@lru_cache(maxsize=None)
+@cache
 def sites() -> tuple[AttributeSite, ...]:
     attention = BaseMultiheadAttention
     return (

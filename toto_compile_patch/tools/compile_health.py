@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import torch._dynamo
 from torch._dynamo.utils import (
     counters,
     get_compilation_metrics,
     set_compilation_metrics_limit,
 )
 
+_LIMIT_LOGGER = logging.getLogger("torch._dynamo.convert_frame")
 _METRICS_KEPT = 100_000
 _METRICS_KEPT_BY_TORCH = 64
 
@@ -49,9 +49,7 @@ class CompileHealth:
         self._metrics_before = len(get_compilation_metrics())
         self._before = _counts()
         self._handler = _LimitHits()
-        self._loggers = [logging.getLogger(f"torch._dynamo.{name}") for name in _LIMIT_LOGGERS]
-        for logger in self._loggers:
-            logger.addHandler(self._handler)
+        _LIMIT_LOGGER.addHandler(self._handler)
         return self
 
     def __exit__(
@@ -60,8 +58,7 @@ class CompileHealth:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for logger in self._loggers:
-            logger.removeHandler(self._handler)
+        _LIMIT_LOGGER.removeHandler(self._handler)
         after = _counts()
         self.graphs, self.graph_breaks, self.cudagraph_skips = (
             now - then for now, then in zip(after, self._before, strict=True)
@@ -83,9 +80,6 @@ class CompileHealth:
             "limit_hits": self.limit_hits,
             "cudagraph_skips": self.cudagraph_skips,
         }
-
-
-_LIMIT_LOGGERS = ("convert_frame",)
 
 
 class _LimitHits(logging.Handler):

@@ -1,0 +1,18 @@
+"""Every test starts and ends unpatched, with nothing of the package's in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import toto_compile_patch
+
+
+@pytest.fixture(autouse=True)
+def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for variable in [name for name in os.environ if name.startswith("TOTO_COMPILE_PATCH")]:
+        monkeypatch.delenv(variable)
+    yield
+    toto_compile_patch.revert(force=True)

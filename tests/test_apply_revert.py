@@ -1,0 +1,339 @@
+"""apply(), revert(), patched(), status(): the state they bring about, and how they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch._dynamo
+import toto.model.backbone
+import toto.model.toto
+import toto.model.util
+import wrapt
+from toto.model.attention import BaseMultiheadAttention
+from toto.model.transformer import Transformer
+
+import toto_compile_patch
+from toto_compile_patch import PatchConflictError, UnsupportedTotoError
+from toto_compile_patch.settings import PATCH_NAMES
+
+OWNERS = (
+    toto.model.util,
+    toto.model.backbone,
+    toto.model.transformer,
+    toto.model.toto.Toto,
+    toto.model.backbone.TotoBackbone,
+    Transformer,
+    BaseMultiheadAttention,
+)
+SETTINGS = ("capture_scalar_outputs", "recompile_limit", "assume_static_by_default")
+
+
+def snapshot() -> tuple[list[dict[str, int]], list[Any]]:
+    """Identities of everything that every patched owner holds, and dynamo's settings."""
+    owners = [
+        {
+            name: id(value)
+            for name, value in vars(owner).items()
+            if name not in ("__annotations__", "__warningregistry__")
+        }
+        for owner in OWNERS
+    ]
+    return owners, [getattr(torch._dynamo.config, name) for name in SETTINGS]
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """What the test changes must be as it was after revert()."""
+    before = snapshot()
+    yield
+    toto_compile_patch.revert()
+    assert snapshot() == before
+
+
+def applied() -> set[str]:
+    return {row.name for row in toto_compile_patch.status() if row.state == "applied"}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("times", [1, 3])
+def test_revert_restores_every_owner_object_for_object(times: int) -> None:
+    before = snapshot()
+    for _ in range(times):
+        toto_compile_patch.apply()
+    assert applied() == set(PATCH_NAMES)
+    assert snapshot() != before
+    toto_compile_patch.revert()
+    assert applied() == set()
+
+
+@pytest.mark.usefixtures("untouched")
+def test_apply_states_the_whole_wanted_state() -> None:
+    toto_compile_patch.apply(["kv_cache", "compile_method"])
+    assert applied() == {"kv_cache", "compile_method"}
+    toto_compile_patch.apply("positional_embedding")
+    assert applied() == {"positional_embedding"}
+    toto_compile_patch.apply()
+    assert applied() == set(PATCH_NAMES)
+    toto_compile_patch.apply([])
+    assert applied() == set()
+
+
+@pytest.mark.usefixtures("untouched")
+def test_is_applied() -> None:
+    assert not toto_compile_patch.is_applied()
+    toto_compile_patch.apply(["kv_cache"])
+    assert toto_compile_patch.is_applied()
+    assert toto_compile_patch.is_applied("kv_cache")
+    assert not toto_compile_patch.is_applied("dynamo_config")
+    toto_compile_patch.revert()
+    assert not toto_compile_patch.is_applied()
+    with pytest.raises(ValueError, match="dynamo_config"):
+        toto_compile_patch.is_applied("nonsense")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_settings_not_named_return_to_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    from toto_compile_patch.api import _wish
+
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_MODE", "max-autotune")
+    toto_compile_patch.apply(mode="default", strict=False)
+    assert _wish.settings is not None
+    assert (_wish.settings.mode, _wish.settings.strict) == ("default", False)
+    toto_compile_patch.apply()
+    assert (_wish.settings.mode, _wish.settings.strict) == ("max-autotune", True)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_environment_names_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "KV_Cache")
+    toto_compile_patch.apply()
+    assert applied() == {"kv_cache"}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_toggle_leaves_upstream_untouched(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, earlier: bool
+) -> None:
+    if earlier:
+        toto_compile_patch.apply()
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "off")
+    with caplog.at_level(logging.INFO, "toto_compile_patch"):
+        toto_compile_patch.apply(["kv_cache"])
+    assert applied() == set()
+    assert not toto_compile_patch.is_applied()
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_one_info_line_per_apply_and_revert(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "toto_compile_patch"):
+        toto_compile_patch.apply()
+        toto_compile_patch.revert()
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_log_level_shows_the_log_until_the_next_apply(capsys: pytest.CaptureFixture[str]) -> None:
+    toto_compile_patch.apply(log="info")
+    assert "applied: kv_cache" in capsys.readouterr().err
+    toto_compile_patch.apply()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("untouched")
+def test_bad_arguments_change_nothing() -> None:
+    toto_compile_patch.apply(["kv_cache"])
+    with pytest.raises(ValueError, match="kv_cash"):
+        toto_compile_patch.apply(["kv_cash"])
+    with pytest.raises(ValueError, match="reduce-overhead"):
+        toto_compile_patch.apply(mode="fast")
+    assert applied() == {"kv_cache"}
+
+
+@pytest.mark.usefixtures("untouched")
+def test_status_prints_as_a_table_and_is_data() -> None:
+    toto_compile_patch.apply(["kv_cache"])
+    status = toto_compile_patch.status()
+    assert [row.name for row in status] == list(PATCH_NAMES)
+    assert status[0].targets[0] == "toto.model.util.KVCache"
+    lines = str(status).splitlines()
+    assert any("kv_cache" in line and " applied" in line for line in lines)
+    assert any("compile_method" in line and "not applied" in line for line in lines)
+
+
+class TestPatched:
+    @pytest.mark.usefixtures("untouched")
+    def test_restores_nothing_applied(self) -> None:
+        with toto_compile_patch.patched():
+            assert toto_compile_patch.is_applied("kv_cache")
+        assert applied() == set()
+
+    @pytest.mark.usefixtures("untouched")
+    def test_restores_what_it_found_also_after_an_exception(self) -> None:
+        toto_compile_patch.apply(["kv_cache"], mode="default")
+        with contextlib.suppress(KeyError), toto_compile_patch.patched(["dynamo_config"]):
+            assert applied() == {"dynamo_config"}
+            raise KeyError
+        assert applied() == {"kv_cache"}
+        toto_compile_patch.revert()
+
+    @pytest.mark.usefixtures("untouched")
+    def test_decorates_a_function_that_calls_itself(self) -> None:
+        seen = []
+
+        @toto_compile_patch.patched("kv_cache")
+        def countdown(n: int) -> int:
+            seen.append(applied())
+            return n if n == 0 else countdown(n - 1)
+
+        assert countdown(2) == 0
+        assert seen == [{"kv_cache"}] * 3
+        assert countdown.__name__ == "countdown"
+        assert applied() == set()
+
+    def test_refuses_what_returns_before_its_body_has_run(self) -> None:
+        async def coroutine() -> None:
+            await asyncio.sleep(0)
+
+        def generator() -> Iterator[int]:
+            yield 1
+
+        for function in (coroutine, generator):
+            with pytest.raises(TypeError, match="with patched"):
+                toto_compile_patch.patched()(function)
+
+
+class TestSomebodyElse:
+    """A third party that patches the same symbols."""
+
+    @pytest.mark.usefixtures("untouched")
+    def test_a_later_patch_is_not_overwritten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        toto_compile_patch.apply()
+        ours = BaseMultiheadAttention.positional_embedding
+
+        def theirs(*args: Any) -> Any:
+            return ours(*args)
+
+        with monkeypatch.context() as context:
+            context.setattr(BaseMultiheadAttention, "positional_embedding", theirs)
+            with pytest.raises(PatchConflictError) as caught:
+                toto_compile_patch.revert()
+            assert "BaseMultiheadAttention.positional_embedding" in str(caught.value)
+            assert __name__ in str(caught.value)
+            # Nothing has changed, not even where nobody interfered.
+            assert toto_compile_patch.is_applied("kv_cache")
+            rows = {row.name: row for row in toto_compile_patch.status()}
+            assert rows["positional_embedding"].state == "replaced"
+            assert __name__ in rows["positional_embedding"].detail
+            toto_compile_patch.apply()
+            assert BaseMultiheadAttention.positional_embedding is theirs
+        toto_compile_patch.revert()
+
+    @pytest.mark.usefixtures("untouched")
+    def test_force_restores_upstreams_own(self) -> None:
+        toto_compile_patch.apply()
+        wrapt.wrap_function_wrapper(
+            Transformer, "forward", lambda call, _, args, kwargs: call(*args, **kwargs)
+        )
+        with pytest.raises(PatchConflictError, match=__name__):
+            toto_compile_patch.revert()
+        toto_compile_patch.revert(force=True)
+
+    @pytest.mark.usefixtures("untouched")
+    @pytest.mark.parametrize("by_wrapt", [True, False])
+    def test_an_earlier_patch_is_refused_or_left_out(
+        self, monkeypatch: pytest.MonkeyPatch, by_wrapt: bool
+    ) -> None:
+        original = vars(BaseMultiheadAttention)["run_attention"]
+        if by_wrapt:
+            theirs: Any = wrapt.FunctionWrapper(original, lambda call, _, args, kw: call(*args))
+        else:
+
+            def theirs(*args: Any) -> Any:
+                return original(*args)
+
+        with monkeypatch.context() as context:
+            context.setattr(BaseMultiheadAttention, "run_attention", theirs)
+            with pytest.raises(UnsupportedTotoError, match=r"toto-ts 0\..*run_attention"):
+                toto_compile_patch.apply()
+            assert applied() == set()
+            toto_compile_patch.apply(strict=False)
+            assert applied() == set(PATCH_NAMES) - {"positional_embedding"}
+            assert not toto_compile_patch.is_applied()
+            rows = {row.name: row for row in toto_compile_patch.status()}
+            assert rows["positional_embedding"].state == "unavailable"
+            toto_compile_patch.revert()
+        toto_compile_patch.apply()
+        assert applied() == set(PATCH_NAMES)
+        toto_compile_patch.revert()
+
+    @pytest.mark.usefixtures("untouched")
+    def test_a_setting_changed_since_is_theirs_and_stays(self) -> None:
+        limit = torch._dynamo.config.recompile_limit
+        toto_compile_patch.apply()
+        torch._dynamo.config.recompile_limit = 123
+        assert toto_compile_patch.is_applied()
+        toto_compile_patch.revert()
+        assert torch._dynamo.config.recompile_limit == 123
+        torch._dynamo.config.recompile_limit = limit
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_failure_half_way_leaves_nothing_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    toto_compile_patch.apply(["compile_method"])
+    calls = []
+    real = wrapt.wrap_object
+
+    def fail_at_the_fourth(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            raise RuntimeError("no")
+        return real(*args)
+
+    monkeypatch.setattr(wrapt, "wrap_object", fail_at_the_fourth)
+    with pytest.raises(RuntimeError, match="no"):
+        toto_compile_patch.apply(["kv_cache", "positional_embedding", "dynamo_config"])
+    monkeypatch.undo()
+    assert applied() == {"compile_method"}
+    toto_compile_patch.apply()
+    assert applied() == set(PATCH_NAMES)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_users_own_settings_come_back() -> None:
+    for name, value in (("capture_scalar_outputs", True), ("recompile_limit", 99)):
+        before = getattr(torch._dynamo.config, name)
+        setattr(torch._dynamo.config, name, value)
+        toto_compile_patch.apply()
+        assert getattr(torch._dynamo.config, name) == value
+        toto_compile_patch.revert()
+        assert getattr(torch._dynamo.config, name) == value
+        setattr(torch._dynamo.config, name, before)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_settings_hold_in_other_threads_and_leave_them_again() -> None:
+    def read() -> list[Any]:
+        found: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: found.extend(getattr(torch._dynamo.config, name) for name in SETTINGS)
+        )
+        thread.start()
+        thread.join()
+        return found
+
+    before = read()
+    thread = threading.Thread(target=toto_compile_patch.apply)
+    thread.start()
+    thread.join()
+    assert read()[:2] == [True, 64]
+    assert torch._dynamo.config.recompile_limit == 64
+    toto_compile_patch.revert()
+    assert read() == before

@@ -1,0 +1,110 @@
+"""apply() and revert() in every order with import, build, compile and forecast.
+
+Each order runs in an interpreter of its own, which compares the owners with those of an
+unpatched import and the forecasts with unpatched ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPS = ("import", "build", "compile", "forecast")
+APPLY_AT = range(len(STEPS) + 1)
+ORDERS = [(a, r) for a, r in itertools.product(APPLY_AT, APPLY_AT) if a <= r]
+
+SCRIPT = """
+import sys
+import toto_compile_patch
+
+apply_at, revert_at = int(sys.argv[1]), int(sys.argv[2])
+steps = {steps!r}
+state = {{}}
+
+def do(step):
+    if step == "import":
+        import toto.inference.forecaster
+        return
+    import torch
+    from toto_cases import PATCH, forecast, series, tiny_model, values
+    if step == "build":
+        from toto.inference.forecaster import TotoForecaster
+        state["model"] = tiny_model().model
+        state["forecaster"] = TotoForecaster(state["model"])
+    elif step == "compile":
+        state["model"].compile(backend="eager")
+    else:
+        torch.manual_seed(0)
+        state["result"] = state["forecaster"].forecast(
+            series(24), prediction_length=2 * PATCH, num_samples=2, samples_per_batch=2
+        ).samples
+
+for position in range(len(steps) + 1):
+    if position == apply_at:
+        toto_compile_patch.apply()
+        assert toto_compile_patch.is_applied()
+        toto_compile_patch.apply()
+    if position == revert_at:
+        toto_compile_patch.revert()
+        assert not toto_compile_patch.is_applied()
+        toto_compile_patch.revert()
+    if position < len(steps):
+        do(steps[position])
+
+from test_apply_revert import snapshot
+import toto_compile_patch.patches.kv_cache as kv_cache
+from toto_cases import PATCH, forecast, series, tiny_model, values
+from toto_compile_patch.tools.compile_health import CompileHealth
+import torch
+
+# Upstream's own objects stand: modules agree with each other and with the classes' sources.
+import toto.model.util, toto.model.backbone, toto.model.transformer, toto.model.toto
+from toto.model.attention import BaseMultiheadAttention
+from toto_compile_patch.upstream import untested
+assert toto.model.backbone.KVCache is toto.model.transformer.KVCache is toto.model.util.KVCache
+assert toto.model.util.KVCache is kv_cache.HostIndexedKVCache.__mro__[1]
+assert "compile" not in vars(toto.model.toto.Toto)
+for owner, names in (
+    (BaseMultiheadAttention, ("positional_embedding", "forward", "run_attention")),
+    (toto.model.transformer.Transformer, ("forward", "_get_mask")),
+    (toto.model.backbone.TotoBackbone, ("backbone", "forward", "allocate_kv_cache")),
+):
+    for name in names:
+        assert untested(owner, name) is None, name
+        assert not hasattr(vars(owner)[name], "__wrapped__"), name
+assert torch._dynamo.config.recompile_limit == 8
+assert torch._dynamo.config.assume_static_by_default
+
+# The compiled model gives upstream's forecast and upstream's behaviour.
+with CompileHealth() as health:
+    torch.manual_seed(0)
+    again = state["forecaster"].forecast(
+        series(24), prediction_length=2 * PATCH, num_samples=2, samples_per_batch=2
+    ).samples
+    state["forecaster"].forecast(series(40), prediction_length=2 * PATCH)
+eager = values(forecast(tiny_model().model, series(24), 2 * PATCH, 2, per_batch=2))
+assert torch.equal(state["result"], eager)
+assert torch.equal(again, eager)
+assert any("append" in r.frame or "positional" in r.frame for r in health.recompilations)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("apply_at", "revert_at"), ORDERS)
+def test_order(apply_at: int, revert_at: int, tmp_path: Path) -> None:
+    script = tmp_path / "order.py"
+    script.write_text(SCRIPT.format(steps=STEPS))
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(apply_at), str(revert_at)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip().endswith("fine")

@@ -1,0 +1,56 @@
+"""Threads that apply and revert while others forecast eagerly."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from toto_cases import PATCH, series, tiny_model
+
+import toto_compile_patch
+from toto_compile_patch.settings import PATCH_NAMES
+
+ROUNDS = 200
+
+
+def test_eight_threads_apply_and_revert_while_others_forecast() -> None:
+    import toto.inference.forecaster as upstream
+
+    forecaster = upstream.TotoForecaster(tiny_model().model)
+    inputs = series(24)
+    expected = forecaster.forecast(inputs, prediction_length=2 * PATCH).mean
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def change(seed: int) -> None:
+        try:
+            for i in range(ROUNDS):
+                wanted = PATCH_NAMES[(seed + i) % 4 :]
+                toto_compile_patch.apply(wanted) if (seed + i) % 2 else toto_compile_patch.revert()
+        except BaseException as error:
+            failures.append(error)
+
+    def predict() -> None:
+        try:
+            while not done.is_set():
+                found = forecaster.forecast(inputs, prediction_length=2 * PATCH).mean
+                assert torch.equal(found, expected)
+        except BaseException as error:
+            failures.append(error)
+
+    changers = [threading.Thread(target=change, args=(seed,)) for seed in range(8)]
+    forecasters = [threading.Thread(target=predict) for _ in range(2)]
+    for thread in changers + forecasters:
+        thread.start()
+    for thread in changers:
+        thread.join()
+    toto_compile_patch.apply(["kv_cache", "compile_method"])
+    done.set()
+    for thread in forecasters:
+        thread.join()
+    assert failures == []
+    states = {row.name: row.state for row in toto_compile_patch.status()}
+    assert [name for name in PATCH_NAMES if states[name] == "applied"] == [
+        "kv_cache",
+        "compile_method",
+    ]
