@@ -92,8 +92,8 @@ def assert_compiled_is_close(backend: str, use_kv_cache: bool, samples: int | No
     assert ((patched - upstream).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("use_kv_cache", [True, False])
-@pytest.mark.parametrize("samples", [None, 4])
+@pytest.mark.slow
+@pytest.mark.parametrize(("samples", "use_kv_cache"), [(None, True), (4, False)])
 def test_traced_forecasts_are_close_to_upstreams_eager_ones(
     samples: int | None, use_kv_cache: bool
 ) -> None:

@@ -21,6 +21,7 @@ Toto = toto.Toto
 TotoBackbone = backbone.TotoBackbone
 TotoForecaster = forecaster.TotoForecaster
 Transformer = transformer.Transformer
+TransformerLayer = transformer.TransformerLayer
 BaseMultiheadAttention = attention.BaseMultiheadAttention
 TimeWiseMultiheadAttention = attention.TimeWiseMultiheadAttention
 KVCache = util.KVCache
@@ -40,6 +41,7 @@ _FINGERPRINTS = {
     "toto.model.attention.BaseMultiheadAttention.positional_embedding": {"c7ad39cc0040ca25"},
     "toto.model.attention.BaseMultiheadAttention.run_attention": {"c4cb57bf0d7e594a"},
     "toto.model.attention.BaseMultiheadAttention.forward": {"39f1af3892f39c05"},
+    "toto.model.transformer.TransformerLayer.forward": {"2f5e036bac00e99e"},
     "toto.model.transformer.Transformer.forward": {"97b5e06ccf9ad500", "189db066c99218e5"},
     "toto.model.transformer.Transformer._get_mask": {"c48d430cc7d1292a"},
     "toto.model.backbone.TotoBackbone.allocate_kv_cache": {"ea7b67e40ac480d4"},

@@ -6,6 +6,8 @@ before the cache is read, and above it no frame may see a number that came from 
 
 - ``positional_embedding`` and the attention around it run uncompiled when there is a cache. Only
   matrix products, which a compiler does not improve, and the rotary embedding are lost to it.
+- A layer is compiled on both sides of its attention: the norm before it, and what follows it,
+  in frames that see neither the cache nor the layer's index or kind, and so serve all layers.
 - ``TotoBackbone.backbone`` and ``Transformer.forward`` ask the cache for its length, so their own
   frames are not compiled; the scaler, the patch embedding and the layers that they call are.
 - ``Transformer._get_mask`` is then called on its own: a few views, not worth a graph.
@@ -29,7 +31,12 @@ from toto_compile_patch.tracing import (
     traced_or_uncompiled,
     with_cache,
 )
-from toto_compile_patch.upstream import BaseMultiheadAttention, TotoBackbone, Transformer
+from toto_compile_patch.upstream import (
+    BaseMultiheadAttention,
+    TotoBackbone,
+    Transformer,
+    TransformerLayer,
+)
 
 
 @cache
@@ -47,6 +54,7 @@ def sites() -> tuple[AttributeSite, ...]:
             with_cache(3, run_uncompiled),
             needs=((attention, "run_attention"),),
         ),
+        AttributeSite(TransformerLayer, "forward", with_cache(3, _compile_around_attention)),
         AttributeSite(TotoBackbone, "backbone", with_cache(3, skip_own_frame)),
         AttributeSite(Transformer, "forward", with_cache(2, _skip_own_frame_of_stack)),
         AttributeSite(Transformer, "_get_mask", traced_or_uncompiled),
@@ -69,3 +77,27 @@ def _skip_own_frame_of_stack(original: Any) -> Any:
         return uncompiled_frame(self, inputs, *args, **kwargs)
 
     return forward
+
+
+def _compile_around_attention(_: Any) -> Any:
+    @skip_frame
+    def forward(
+        self: Any,
+        layer_idx: int,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        kv_cache: Any = None,
+    ) -> torch.Tensor:
+        attended = self.attention(layer_idx, self.norm1(inputs), attention_mask, kv_cache)
+        return _after_attention(inputs, attended, self.norm2, self.mlp)
+
+    return forward
+
+
+def _after_attention(
+    inputs: torch.Tensor, attended: torch.Tensor, norm: Any, mlp: Any
+) -> torch.Tensor:
+    """Both residual sums of a pre-norm layer, ``batch variate seq_len embed_dim``."""
+    hidden = inputs + attended.contiguous()
+    result: torch.Tensor = hidden + mlp(norm(hidden))
+    return result
