@@ -72,7 +72,7 @@ def guards_by_frame() -> dict[str, list[str]]:
     """The guards of everything that is compiled now."""
     from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 
-    found = defaultdict(list)
+    found: dict[str, list[str]] = defaultdict(list)
     tracker = torch._dynamo.convert_frame.input_codes
     for code in filter(None, (reference() for reference in tracker.seen)):
         for entry in _debug_get_cache_entry_list(code):

@@ -65,11 +65,12 @@ def test_unpatched_the_same_is_compiled_against_the_cache() -> None:
 def test_positional_embedding_in_compiled_code_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads the cache is not traced: dynamo would turn this probe into a constant."""
     traced = []
-    original = UPSTREAM_CACHE.seq_len
+    original: Any = UPSTREAM_CACHE.seq_len
 
     def probe(self: Any, layer_idx: int) -> int:
         traced.append(torch.compiler.is_dynamo_compiling())
-        return original(self, layer_idx)
+        length: int = original(self, layer_idx)
+        return length
 
     monkeypatch.setattr(UPSTREAM_CACHE, "seq_len", probe)
     toto_compile_patch.apply(["positional_embedding"])
@@ -88,8 +89,8 @@ def test_nothing_below_positional_embedding_is_compiled(patches: Any) -> None:
     model = tiny_model().model
     cache = model.allocate_kv_cache(1, 1, 8 * PATCH, torch.device("cpu"), torch.float32)
     attention = model.transformer.layers[0].attention
-    embed = torch.compile(attention.positional_embedding, backend="eager")
-    q, k, v = torch.randn(3, 1, 4, 2, 8).unbind(0)
+    embed: Any = torch.compile(attention.positional_embedding, backend="eager")
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
     with CompileHealth() as health:
         offsets = [embed(q, k, v, cache, 0)[3] for _ in range(4)]
     assert offsets == [0, 2, 4, 6]
@@ -239,7 +240,7 @@ class TestCompile:
             toto_compile_patch.compile(tiny_model(), mode="fastest")
 
     def test_leaves_a_wrapped_model_as_it_is(self) -> None:
-        wrapped = torch.compile(tiny_model().model, backend="eager")
+        wrapped: Any = torch.compile(tiny_model().model, backend="eager")
         assert toto_compile_patch.compile(wrapped) is wrapped
         assert wrapped._orig_mod._compiled_call_impl is None
 
@@ -298,7 +299,7 @@ def test_patches_do_not_change_while_compiled_code_runs(monkeypatch: pytest.Monk
 
     inside, leave = threading.Event(), threading.Event()
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def linger() -> None:
         inside.set()
         leave.wait(30)

@@ -10,7 +10,7 @@ from toto_cases import PATCH, SCALERS, forecast, series, small_model, tiny_model
 
 import toto_compile_patch
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "base": {},
     "spacewise first": {"spacewise_first": True},
     "no spacewise": {"spacewise_every_n_layers": -1},

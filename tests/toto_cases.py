@@ -76,4 +76,5 @@ def forecast(
 
 def values(result: Forecast) -> torch.Tensor:
     """The samples of a forecast, or its mean where there are none."""
-    return result.mean if result.samples is None else result.samples
+    found: torch.Tensor = result.mean if result.samples is None else result.samples
+    return found

@@ -1,0 +1,34 @@
+"""Where toto cannot be imported, everything says so, and nothing else breaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+sys.modules["toto"] = None  # what an import of it then raises is ModuleNotFoundError
+import toto_compile_patch as p
+try:
+    p.apply()
+except p.TotoNotFoundError as error:
+    assert isinstance(error, ImportError)
+    assert "pip install toto-ts" in str(error)
+else:
+    raise SystemExit("apply() went through")
+try:
+    p.compile(object())
+except p.TotoNotFoundError:
+    pass
+else:
+    raise SystemExit("compile() went through")
+assert not p.is_applied()
+p.revert()
+assert {row.state for row in p.status()} == {"unavailable"}
+assert "pip install toto-ts" in str(p.status())
+"""
+
+
+def test_without_toto() -> None:
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
