@@ -140,11 +140,27 @@ def test_one_info_line_per_apply_and_revert(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.usefixtures("untouched")
-def test_log_level_shows_the_log_until_the_next_apply(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_level_shows_the_log_as_long_as_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     toto_compile_patch.apply(log="info")
     assert "applied: kv_cache" in capsys.readouterr().err
     toto_compile_patch.apply()
     assert capsys.readouterr().err == ""
+    toto_compile_patch.apply(log="info")
+    toto_compile_patch.revert()
+    assert "reverted" in capsys.readouterr().err
+    toto_compile_patch.revert()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_applications_own_log_level_comes_back() -> None:
+    logger = logging.getLogger("toto_compile_patch")
+    logger.setLevel(logging.ERROR)
+    toto_compile_patch.apply(log="debug")
+    toto_compile_patch.revert()
+    assert logger.level == logging.ERROR
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.mark.usefixtures("untouched")

@@ -123,3 +123,14 @@ def test_forecasts_go_on_when_patches_change_between_steps() -> None:
         toto_compile_patch.revert()
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", ["kv_cache", "positional_embedding", "dynamo_config"])
+def test_each_patch_alone_leaves_a_compiled_forecast_as_it_is(alone: str) -> None:
+    torch._dynamo.reset()
+    inputs = series(24)
+    upstream = values(forecast(tiny_model().model, inputs, 3 * PATCH))
+    toto_compile_patch.apply(alone)
+    model = toto_compile_patch.compile(tiny_model().model, backend="eager")
+    assert torch.equal(values(forecast(model, inputs, 3 * PATCH)), upstream)

@@ -29,10 +29,13 @@ _logger.addHandler(logging.NullHandler())
 
 @dataclass
 class _Wish:
-    """The last apply(): None after a revert(), or before the first apply()."""
+    """The last apply(): no settings after a revert(), or before the first apply().
+
+    While the log is shown, what shows it, and the level that the logger had before.
+    """
 
     settings: Settings | None = None
-    stderr_handler: logging.Handler | None = None
+    shown: tuple[logging.Handler, int] | None = None
 
 
 _wish = _Wish()
@@ -127,6 +130,7 @@ def revert(*, force: bool = False) -> None:
     """
     _withdraw(force)
     _logger.info("reverted: upstream runs unpatched")
+    _show_log(None)
 
 
 class patched:
@@ -382,13 +386,14 @@ def _upstream() -> ModuleType:
 
 def _show_log(level: str | None) -> None:
     """Show the package's log on stderr from a level on, or no longer."""
-    if _wish.stderr_handler is not None:
-        _logger.removeHandler(_wish.stderr_handler)
-        _logger.setLevel(logging.NOTSET)
-        _wish.stderr_handler = None
+    if _wish.shown is not None:
+        handler, level_before = _wish.shown
+        _logger.removeHandler(handler)
+        _logger.setLevel(level_before)
+        _wish.shown = None
     if level is not None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        _wish.shown = handler, _logger.level
         _logger.addHandler(handler)
         _logger.setLevel(level.upper())
-        _wish.stderr_handler = handler
