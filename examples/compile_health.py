@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 SIDES = ("upstream", "patched")
 RECOMPILE_LIMIT = 64
 HORIZON = 336
+HEADINGS = {
+    "graphs": "graphs",
+    "graph_breaks": "breaks",
+    "recompilations": "recompiled",
+    "limit_hits": "limit hits",
+    "seconds": "seconds",
+}
 
 # Context length, horizon, samples and samples per batch of each call.
 CALLS: list[tuple[int, int, int | None, int]] = [
@@ -125,14 +132,13 @@ def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
     size = "small" if arguments.small else "base"
     torch_version = results["patched"]["torch"]
     table = Table(title=f"{size} model, backend {arguments.backend}, torch {torch_version}")
-    table.add_column("")
-    headings = ("graphs", "graph_breaks", "recompilations", "limit_hits", "seconds")
-    for heading in headings:
-        table.add_column(heading.replace("_", " "), justify="right")
+    table.add_column("calls", no_wrap=True)
+    for heading in HEADINGS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in ("first", "again", "unseen length"):
         for side in SIDES:
             row = results[side][stage]
-            table.add_row(f"{side}, {stage}", *(str(row[heading]) for heading in headings))
+            table.add_row(f"{side}, {stage}", *(str(row[count]) for count in HEADINGS))
     Console().print(table)
 
 

@@ -111,7 +111,7 @@ def _add_forecast_options(parser: Parser) -> None:
     for name, default, meaning in (
         ("--windows", 8, "forecasts of each way, one horizon apart"),
         ("--context", 512, "time steps that a forecast starts from"),
-        ("--horizon", 24, "time steps to forecast"),
+        ("--horizon", 96, "time steps to forecast"),
     ):
         meaning += " (default: %(default)s)"
         parser.add_argument(name, type=_positive, default=default, metavar="N", help=meaning)
