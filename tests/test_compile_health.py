@@ -70,7 +70,9 @@ def test_no_limit_is_hit_and_nothing_is_compiled_against_the_cache() -> None:
 
 def guards_by_frame() -> dict[str, list[str]]:
     """The guards of everything that is compiled now."""
-    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+    from torch._C._dynamo.eval_frame import (  # type: ignore[import-not-found]
+        _debug_get_cache_entry_list,
+    )
 
     found: dict[str, list[str]] = defaultdict(list)
     tracker = torch._dynamo.convert_frame.input_codes

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
-from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._C._dynamo.eval_frame import set_eval_frame  # type: ignore[import-not-found]
 from torch._dynamo.decorators import skip
 from torch._dynamo.eval_frame import skip_code
 
@@ -31,7 +31,7 @@ def skip_frame(function: F) -> F:
 
     The mark lies on the code object, so the function must own its code (see ``own_code``).
     """
-    skip(function)
+    skip(function)  # type: ignore[no-untyped-call]
     return function
 
 
