@@ -3,7 +3,7 @@
 The model is compiled the way that works unpatched (``toto.model = torch.compile(toto.model)``),
 and asked for means and samples of several context lengths, then for the same again, then for a
 context length that it has not seen. The recompile limit is raised to 64 for both sides, so that
-neither count is cut short.
+neither count is cut short, unless --own-limits is given.
 
     python examples/compile_health.py              # base architecture, inductor: many minutes
     python examples/compile_health.py --small --backend eager
@@ -67,6 +67,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--small", action="store_true", help="a small model, for a quick look")
     parser.add_argument("--backend", default="inductor", help="torch.compile backend")
+    parser.add_argument(
+        "--own-limits",
+        action="store_true",
+        help="leave each side its own recompile limit: torch's, and that of the patches",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -93,7 +98,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.side == "patched":
         toto_compile_patch.apply()
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    if not arguments.own_limits:
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch.manual_seed(0)
     fewer_layers = {"num_layers": 4, "spacewise_every_n_layers": 4}
     toto = Toto(**({**SMALL, **fewer_layers} if arguments.small else BASE)).eval()
