@@ -214,6 +214,27 @@ class TestPatched:
         assert countdown.__name__ == "countdown"
         assert applied() == set()
 
+    @pytest.mark.usefixtures("untouched")
+    def test_blocks_of_several_threads_may_overlap(self) -> None:
+        first, second = toto_compile_patch.patched("kv_cache"), toto_compile_patch.patched()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert applied() == set(PATCH_NAMES)
+        second.__exit__(None, None, None)
+        assert applied() == set()
+
+    @pytest.mark.usefixtures("untouched")
+    def test_restores_what_it_found_whatever_the_environment_says_then(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        toto_compile_patch.apply(["kv_cache"])
+        monkeypatch.setenv("TOTO_COMPILE_PATCH", "0")
+        with toto_compile_patch.patched():
+            assert applied() == set()
+            monkeypatch.setenv("TOTO_COMPILE_PATCH", "nonsense")
+        assert applied() == {"kv_cache"}
+
     def test_refuses_what_returns_before_its_body_has_run(self) -> None:
         async def coroutine() -> None:
             await asyncio.sleep(0)
@@ -261,6 +282,31 @@ class TestSomebodyElse:
         with pytest.raises(PatchConflictError, match=__name__):
             toto_compile_patch.revert()
         toto_compile_patch.revert(force=True)
+
+    @pytest.mark.usefixtures("untouched")
+    def test_one_who_puts_ours_back_after_we_were_taken_out(self) -> None:
+        toto_compile_patch.apply()
+        ours = Transformer.forward
+        Transformer.forward = lambda *args: ours(*args)
+        toto_compile_patch.revert(force=True)
+        Transformer.forward = ours
+        assert "Transformer.forward" in str(toto_compile_patch.status())
+        toto_compile_patch.revert()
+        assert Transformer.forward is not ours
+
+    @pytest.mark.usefixtures("untouched")
+    def test_a_lambda_before_us_is_refused_as_anything_else_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = Transformer.forward
+        with monkeypatch.context() as context:
+            context.setattr(Transformer, "forward",
+                            lambda *args: original(*args))  # fmt: skip
+            with pytest.raises(UnsupportedTotoError, match=r"Transformer\.forward"):
+                toto_compile_patch.apply()
+            toto_compile_patch.apply(strict=False)
+            assert applied() == set(PATCH_NAMES) - {"positional_embedding"}
+            toto_compile_patch.revert()
 
     @pytest.mark.usefixtures("untouched")
     @pytest.mark.parametrize("by_wrapt", [True, False])

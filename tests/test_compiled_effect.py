@@ -5,6 +5,7 @@ Every test here fails where dynamo looks through a patch at upstream's code.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_shapes_are_dynamic_for_toto_alone() -> None:
     assert len(health.recompilations) == 1
 
 
+def test_a_forecast_leaves_nothing_in_the_threads_context() -> None:
+    toto_compile_patch.apply()
+    toto = toto_compile_patch.compile(tiny_model(), backend="eager")
+    forecast(toto.model, series(24), 2 * PATCH)
+    before = len(contextvars.copy_context())
+    for _ in range(5):
+        forecast(toto.model, series(24), 2 * PATCH)
+    assert len(contextvars.copy_context()) == before
+
+
 def test_shapes_stay_static_for_who_asks_for_them() -> None:
     toto_compile_patch.apply()
     toto = tiny_model()
@@ -226,11 +237,15 @@ class TestCompile:
         toto_compile_patch.apply(mode="default")
         toto_compile_patch.compile(model)
         toto_compile_patch.compile(model, "max-autotune-no-cudagraphs")
+        monkeypatch.setenv("TOTO_COMPILE_PATCH", "0")  # A and B are compiled alike
+        toto_compile_patch.apply(mode="default")
+        toto_compile_patch.compile(model)
         assert modes == [
             "reduce-overhead",
             "max-autotune",
             "default",
             "max-autotune-no-cudagraphs",
+            "default",
         ]
 
     def test_refuses_what_is_not_toto(self) -> None:

@@ -1,4 +1,4 @@
-"""Patch Datadog's published Toto in place so that existing pipelines forecast faster.
+"""Patch Datadog's published Toto in place so that existing pipelines compile properly.
 
 >>> import toto_compile_patch
 >>> toto_compile_patch.apply()      # doctest: +SKIP

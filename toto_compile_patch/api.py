@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from toto_compile_patch.errors import TotoNotFoundError
+from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings
 from toto_compile_patch.table import TABLE
 
@@ -31,11 +33,21 @@ _logger.addHandler(logging.NullHandler())
 class _Wish:
     """The last apply(): no settings after a revert(), or before the first apply().
 
-    While the log is shown, what shows it, and the level that the logger had before.
+    While the log is shown, what shows it, and the level that the logger had before. The open
+    ``patched()`` blocks of all threads, oldest first, and the lock that guards their list.
     """
 
     settings: Settings | None = None
     shown: tuple[logging.Handler, int] | None = None
+    blocks: list[_Block] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+@dataclass(eq=False)
+class _Block:
+    """A ``patched()`` block that is open, and what it is to restore."""
+
+    found: Settings | None
 
 
 _wish = _Wish()
@@ -80,36 +92,31 @@ def apply(
     >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
     """
     settings = Settings.resolve(patches, strict, mode, log)
-    if settings.enabled:
-        applied = _change(settings)
-        _logger.info("applied: %s", ", ".join(applied) or "nothing")
-    else:
-        _show_log(settings.log)
-        _withdraw()
-        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
+    _bring_about(settings)
 
 
-def _change(settings: Settings) -> tuple[str, ...]:
-    registry = _registry()
-    with registry.lock:
-        shown = _wish.settings.log if _wish.settings else None
+def _bring_about(settings: Settings) -> None:
+    """Make settings hold; whatever fails, everything is as it was."""
+    if not settings.enabled and not _registry_loaded():
         _show_log(settings.log)
-        try:
-            applied: tuple[str, ...] = registry.change(settings.patches, strict=settings.strict)
-        except BaseException:
-            _show_log(shown)
-            raise
         _wish.settings = settings
-    return applied
-
-
-def _withdraw(force: bool = False) -> None:
-    if not _registry_loaded():
+        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
         return
     registry = _registry()
     with registry.lock:
-        registry.change((), strict=True, force=force)
-        _wish.settings = None
+        before = _wish.settings
+        _show_log(settings.log)
+        wanted = settings.patches if settings.enabled else ()
+        try:
+            applied = registry.change(wanted, strict=settings.strict)
+        except BaseException:
+            _show_log(before.log if before else None)
+            raise
+        _wish.settings = settings
+    if settings.enabled:
+        _logger.info("applied: %s", ", ".join(applied) or "nothing")
+    else:
+        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
 
 
 def revert(*, force: bool = False) -> None:
@@ -128,7 +135,11 @@ def revert(*, force: bool = False) -> None:
     >>> import toto_compile_patch
     >>> toto_compile_patch.revert()                                     # doctest: +SKIP
     """
-    _withdraw(force)
+    if _registry_loaded():
+        registry = _registry()
+        with registry.lock:
+            registry.change((), strict=True, force=force)
+    _wish.settings = None
     _logger.info("reverted: upstream runs unpatched")
     _show_log(None)
 
@@ -136,7 +147,8 @@ def revert(*, force: bool = False) -> None:
 class patched:
     """Patch for the length of a ``with`` block or of a call, then restore what was found.
 
-    Takes what ``apply()`` takes.
+    Takes what ``apply()`` takes. Patches are the process's, not a thread's: where blocks of
+    several threads overlap, the last one opened decides, and the last one closed restores.
 
     >>> import toto_compile_patch
     >>> with toto_compile_patch.patched():                              # doctest: +SKIP
@@ -161,12 +173,14 @@ class patched:
             "mode": mode,
             "log": log,
         }
-        self._found: list[Settings | None] = []
+        self._blocks: list[_Block] = []
 
     def __enter__(self) -> None:
-        found = _wish.settings
-        apply(**self._arguments)
-        self._found.append(found)
+        with _wish.lock:
+            block = _Block(_wish.settings)
+            apply(**self._arguments)
+            _wish.blocks.append(block)
+            self._blocks.append(block)
 
     def __exit__(
         self,
@@ -174,11 +188,18 @@ class patched:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        found = self._found.pop()
-        if found is None:
-            revert()
-        else:
-            apply(found.patches, strict=found.strict, mode=found.mode, log=found.log)
+        with _wish.lock:
+            block = self._blocks.pop()
+            position = _wish.blocks.index(block)
+            del _wish.blocks[position]
+            if position < len(_wish.blocks):
+                # A block that was opened later is still open: what this one found is for that
+                # one to restore.
+                _wish.blocks[position].found = block.found
+            elif block.found is None:
+                revert()
+            else:
+                _bring_about(block.found)
 
     def __call__(self, function: F) -> F:
         if (
@@ -240,7 +261,7 @@ def status() -> Status:
     """
     try:
         registry = _registry()
-    except TotoNotFoundError as error:
+    except (TotoNotFoundError, UnsupportedTotoError) as error:
         return Status(PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES)
     rows = []
     with registry.lock:
@@ -261,7 +282,8 @@ def is_applied(name: str | None = None) -> bool:
         raise ValueError(f"unknown patch {name!r}; known patches: {', '.join(PATCH_NAMES)}")
     if not _registry_loaded():
         return False
-    wanted = (name,) if name else _wish.settings.patches if _wish.settings else ()
+    wish = _wish.settings
+    wanted = (name,) if name else wish.patches if wish and wish.enabled else ()
     applied = {row.name for row in status() if row.state == "applied"}
     return bool(wanted) and applied.issuperset(wanted)
 
@@ -287,13 +309,14 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
 
     >>> forecaster = toto_compile_patch.compile(TotoForecaster(toto.model))  # doctest: +SKIP
     """
-    applied = _wish.settings.mode if _wish.settings else None
-    chosen = Settings.resolve(mode=mode if mode is not None else applied).mode
+    wish = _wish.settings
+    chosen = Settings.resolve(mode=mode or (wish.mode if wish else None)).mode
     backbone = _backbone_of(model)
     if hasattr(backbone, "_orig_mod"):
         _logger.info("the model is wrapped by torch.compile already; left as it is")
         return model
-    if mode is not None or not kwargs.keys() & {"options", "backend"}:
+    by_inductor = kwargs.get("backend", "inductor") == "inductor" and "options" not in kwargs
+    if mode is not None or by_inductor:
         kwargs["mode"] = chosen
     backbone.compile(**kwargs)
     return model
@@ -368,8 +391,12 @@ def _registry_loaded() -> bool:
 def _registry() -> ModuleType:
     """The registry, whose import imports toto and torch."""
     _upstream()
-    import toto_compile_patch.registry as registry
+    try:
+        import toto_compile_patch.registry as registry
 
+        importlib.import_module("toto_compile_patch.tracing")
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedTotoError(f"this torch is not one that was tested ({error})") from error
     return registry
 
 
@@ -381,6 +408,8 @@ def _upstream() -> ModuleType:
             f"toto cannot be imported ({error}): pip install toto-ts; on a torch other than the "
             "one that it pins, pip install --no-deps toto-ts and what it imports"
         ) from error
+    except AttributeError as error:
+        raise UnsupportedTotoError(f"this toto is not one that was tested ({error})") from error
     return upstream
 
 

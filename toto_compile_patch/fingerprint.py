@@ -35,10 +35,10 @@ def fingerprint(code: Any) -> str | None:
 @lru_cache(maxsize=256)
 def _fingerprint_of(code: CodeType | type) -> str | None:
     try:
-        source = inspect.getsource(code)
-    except (OSError, TypeError):
+        return fingerprint_source(inspect.getsource(code))
+    except (OSError, TypeError, SyntaxError):
+        # No source, or that of a lambda, which is a fragment of the statement around it.
         return None
-    return fingerprint_source(source)
 
 
 def fingerprint_source(source: str) -> str:

@@ -60,6 +60,7 @@ class AttributeSite:
     needs: tuple[tuple[Any, str], ...] = ()
     _original: Any = field(default=MISSING, init=False, repr=False)
     _replacement: Any = field(default=MISSING, init=False, repr=False)
+    _installed: bool = field(default=False, init=False, repr=False)
 
     @property
     def symbol(self) -> str:
@@ -67,11 +68,11 @@ class AttributeSite:
 
     def state(self) -> tuple[State, str]:
         current = vars(self.owner).get(self.attribute, MISSING)
-        if self._replacement is not MISSING:
-            if current is self._replacement:
-                return State.APPLIED, ""
-            if current is not self._original:
-                return State.REPLACED, f"{self.symbol} is now {_occupant(current)}"
+        # Somebody who patched over us may put ours back after we were taken out.
+        if self._replacement is not MISSING and current is self._replacement:
+            return State.APPLIED, ""
+        if self._installed and current is not self._original:
+            return State.REPLACED, f"{self.symbol} is now {_occupant(current)}"
         if reason := untested(self.owner, self.attribute):
             return State.UNAVAILABLE, f"{self.symbol}: {reason}"
         for owner, attribute in self.needs:
@@ -83,6 +84,7 @@ class AttributeSite:
         original = vars(self.owner).get(self.attribute, MISSING)
         replacement = wrapt.wrap_object(self.owner, self.attribute, self.build)  # type: ignore[arg-type]
         self._original, self._replacement = original, replacement
+        self._installed = True
 
     def restore(self) -> None:
         if self._original is MISSING:
@@ -90,7 +92,7 @@ class AttributeSite:
                 delattr(self.owner, self.attribute)
         else:
             setattr(self.owner, self.attribute, self._original)
-        self._original = self._replacement = MISSING
+        self._installed = False
 
 
 def _occupant(current: Any) -> str:
@@ -104,7 +106,8 @@ class DynamoSettingSite:
     Newer torch keeps a setting's value in a ContextVar: an assignment reaches the calling thread
     alone, and no other thread can take it back. The setting's whole entry is therefore replaced
     by a copy whose default is our value; the old entry, with the values that threads gave it,
-    comes back as it was.
+    comes back as it was. A value that the user sets meanwhile wins; the thread that restores
+    keeps it.
 
     Attributes:
         name: the setting's name.
@@ -143,7 +146,7 @@ class DynamoSettingSite:
         self._original, self._replacement, self._ours = original, replacement, ours
 
     def restore(self) -> None:
-        """Put the old entry back; a value that the user gave since is theirs and stays."""
+        """Put the old entry back; a value that this thread's user gave since stays."""
         live = getattr(dynamo_config, self.name)
         # An assignment also tells torch that its hash of the settings is stale.
         setattr(dynamo_config, self.name, live)

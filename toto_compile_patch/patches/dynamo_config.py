@@ -2,8 +2,9 @@
 
 Scalars are captured, and the recompile limit has room for layers of two kinds and a few shape
 classes; both hold in every thread. Shapes are dynamic from the first compilation on, so that a
-new context length needs no new code: that holds only during a forecast with a cache, in the
-thread that makes it, so that other compiled models of the process are compiled as before.
+new context length needs no new code: that holds only inside a compiled forecast with a cache, so
+that other models are compiled as before (on torch 2.7, where settings are the process's, unless
+another thread compiles one at that moment).
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from typing import Any
 import torch._dynamo.config as config
 
 from toto_compile_patch.sites import AttributeSite, DynamoSettingSite, Site, setting_is_per_thread
-from toto_compile_patch.tracing import skip_frame, skip_own_frame, with_cache
+from toto_compile_patch.tracing import (
+    inside_compiled_call,
+    skip_frame,
+    skip_own_frame,
+    with_cache,
+)
 from toto_compile_patch.upstream import TotoBackbone
 
 RECOMPILE_LIMIT = 64
@@ -40,11 +46,16 @@ def _with_dynamic_shapes(original: Any) -> Any:
     @skip_frame
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if not inside_compiled_call():
+            return uncompiled_frame(*args, **kwargs)
         with _dynamic_shapes():
             return uncompiled_frame(*args, **kwargs)
 
     return forward
 
+
+# Made once: on torch 2.13 each such object leaves a variable in the thread's context for good.
+_dynamic = config.patch(assume_static_by_default=False)
 
 # Where settings are per thread, so is the depth of nested calls; else threads share both, and
 # the last one out restores the setting.
@@ -59,14 +70,14 @@ def _dynamic_shapes() -> Iterator[None]:
         depth = getattr(_scope, "depth", 0)
         if depth == 0:
             # A user who compiles with dynamic=False has asked for static shapes.
-            static = config.assume_static_by_default and not config.automatic_dynamic_shapes
-            _scope.patch = config.patch(assume_static_by_default=static)
-            _scope.patch.__enter__()
+            _scope.wanted = config.automatic_dynamic_shapes
+            if _scope.wanted:
+                _dynamic.__enter__()
         _scope.depth = depth + 1
     try:
         yield
     finally:
         with _scope_lock:
             _scope.depth -= 1
-            if _scope.depth == 0:
-                _scope.patch.__exit__(None, None, None)
+            if _scope.depth == 0 and _scope.wanted:
+                _dynamic.__exit__(None, None, None)

@@ -10,6 +10,7 @@ from copy import copy, deepcopy
 from functools import cache
 from typing import Any
 
+from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import skip_frame
 from toto_compile_patch.upstream import (
@@ -110,5 +111,7 @@ def sites() -> tuple[AttributeSite, ...]:
     )
 
 
-def _replacement(_: type) -> type:
+def _replacement(original: type) -> type:
+    if original is not KVCache:
+        raise UnsupportedTotoError(f"{original!r} is not the KVCache that toto was imported with")
     return HostIndexedKVCache
