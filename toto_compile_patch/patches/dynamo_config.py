@@ -5,13 +5,16 @@ classes; both hold in every thread. Shapes are dynamic from the first compilatio
 new context length needs no new code: that holds only inside a compiled forecast with a cache, so
 that other models are compiled as before (on torch 2.7, where settings are the process's, unless
 another thread compiles one at that moment).
+
+Upstream's own cache, where ``kv_cache`` is not applied, is traced without capturing scalars: torch
+2.13 cannot index a list with one, and raises.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +28,7 @@ from toto_compile_patch.tracing import (
     skip_own_frame,
     with_cache,
 )
-from toto_compile_patch.upstream import TotoBackbone
+from toto_compile_patch.upstream import KVCache, TotoBackbone, backbone
 
 RECOMPILE_LIMIT = 64
 """Room for twelve layers of two kinds in a handful of shape classes."""
@@ -48,14 +51,20 @@ def _with_dynamic_shapes(original: Any) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not inside_compiled_call():
             return uncompiled_frame(*args, **kwargs)
-        with _dynamic_shapes():
+        with _cached_forecast():
             return uncompiled_frame(*args, **kwargs)
 
     return forward
 
 
-# Made once: on torch 2.13 each such object leaves a variable in the thread's context for good.
-_dynamic = config.patch(assume_static_by_default=False)
+# Made once: on torch 2.13 each such object leaves a variable in the thread's context for good. By
+# (dynamic shapes, no scalars).
+_scoped = {
+    (True, False): config.patch(assume_static_by_default=False),
+    (False, True): config.patch(capture_scalar_outputs=False),
+    (True, True): config.patch(assume_static_by_default=False, capture_scalar_outputs=False),
+    (False, False): nullcontext(),
+}
 
 # Where settings are per thread, so is the depth of nested calls; else threads share both, and
 # the last one out restores the setting.
@@ -65,19 +74,19 @@ _scope_lock = threading.Lock()
 
 
 @contextmanager
-def _dynamic_shapes() -> Iterator[None]:
+def _cached_forecast() -> Iterator[None]:
     with _scope_lock:
         depth = getattr(_scope, "depth", 0)
         if depth == 0:
             # A user who compiles with dynamic=False has asked for static shapes.
-            _scope.wanted = config.automatic_dynamic_shapes
-            if _scope.wanted:
-                _dynamic.__enter__()
+            dynamic = config.automatic_dynamic_shapes
+            _scope.settings = _scoped[dynamic, backbone.KVCache is KVCache]
+            _scope.settings.__enter__()
         _scope.depth = depth + 1
     try:
         yield
     finally:
         with _scope_lock:
             _scope.depth -= 1
-            if _scope.depth == 0 and _scope.wanted:
-                _dynamic.__exit__(None, None, None)
+            if _scope.depth == 0:
+                _scope.settings.__exit__(None, None, None)
