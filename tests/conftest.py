@@ -10,6 +10,17 @@ import pytest
 import toto_compile_patch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cases", type=int, default=320, help="random models to compare")
+
+
+@pytest.fixture
+def cases(request: pytest.FixtureRequest) -> int:
+    """How many random cases to try."""
+    count: int = request.config.getoption("--cases")
+    return count
+
+
 @pytest.fixture(autouse=True)
 def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in [name for name in os.environ if name.startswith("TOTO_COMPILE_PATCH")]:

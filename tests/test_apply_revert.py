@@ -15,6 +15,7 @@ import toto.model.backbone
 import toto.model.toto
 import toto.model.util
 import wrapt
+from toto.inference.forecaster import TotoForecaster
 from toto.model.attention import BaseMultiheadAttention
 from toto.model.transformer import Transformer
 
@@ -30,6 +31,7 @@ OWNERS = (
     toto.model.backbone.TotoBackbone,
     Transformer,
     BaseMultiheadAttention,
+    TotoForecaster,
 )
 SETTINGS = ("capture_scalar_outputs", "recompile_limit", "assume_static_by_default")
 
@@ -305,7 +307,7 @@ class TestSomebodyElse:
             with pytest.raises(UnsupportedTotoError, match=r"Transformer\.forward"):
                 toto_compile_patch.apply()
             toto_compile_patch.apply(strict=False)
-            assert applied() == set(PATCH_NAMES) - {"positional_embedding"}
+            assert applied() == set(PATCH_NAMES) - {"positional_embedding", "fast_decode"}
             toto_compile_patch.revert()
 
     @pytest.mark.usefixtures("untouched")
@@ -327,7 +329,7 @@ class TestSomebodyElse:
                 toto_compile_patch.apply()
             assert applied() == set()
             toto_compile_patch.apply(strict=False)
-            assert applied() == set(PATCH_NAMES) - {"positional_embedding"}
+            assert applied() == set(PATCH_NAMES) - {"positional_embedding", "fast_decode"}
             assert not toto_compile_patch.is_applied()
             rows = {row.name: row for row in toto_compile_patch.status()}
             assert rows["positional_embedding"].state == "unavailable"

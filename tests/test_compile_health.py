@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from toto_cases import PATCH, forecast, series, small_model
+from toto_cases import COMPILE_PATCHES, PATCH, forecast, series, small_model
 
 import toto_compile_patch
 from toto_compile_patch.tools.compile_health import CompileHealth
@@ -47,7 +47,7 @@ def forecasts_of_several_shapes(model: Any) -> None:
 @pytest.mark.slow
 def test_no_limit_is_hit_and_nothing_is_compiled_against_the_cache() -> None:
     torch._dynamo.reset()
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     model = torch.compile(
         small_model(num_layers=6, spacewise_every_n_layers=3).model, backend="eager"
     )
@@ -85,7 +85,7 @@ def guards_by_frame() -> dict[str, list[str]]:
 @pytest.mark.slow
 def test_health_is_the_same_in_a_worker_thread() -> None:
     torch._dynamo.reset()
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     counts = []
 
     def run() -> None:

@@ -14,7 +14,7 @@ import torch
 import toto.model.util
 from toto.inference.forecaster import TotoForecaster
 from toto.model.backbone import TotoBackbone
-from toto_cases import PATCH, forecast, series, tiny_model, values
+from toto_cases import COMPILE_PATCHES, PATCH, forecast, series, tiny_model, values
 
 import toto_compile_patch
 from toto_compile_patch.tools.compile_health import CompileHealth
@@ -106,7 +106,7 @@ def test_without_a_cache_upstream_is_compiled_whole_as_before() -> None:
     for apply in (False, True):
         torch._dynamo.reset()
         if apply:
-            toto_compile_patch.apply()
+            toto_compile_patch.apply(COMPILE_PATCHES)
         toto = tiny_model()
         toto.model.compile(backend="eager")
         with CompileHealth() as health:
@@ -130,7 +130,7 @@ def recompilations_of_a_frame(n: int) -> int:
 
 
 def test_dynamo_config_holds_in_a_worker_thread() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     found = []
     thread = threading.Thread(target=lambda: found.append(recompilations_of_a_frame(14)))
     thread.start()
@@ -142,7 +142,7 @@ def test_dynamo_config_holds_in_a_worker_thread() -> None:
 
 
 def test_shapes_are_dynamic_for_toto_alone() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = tiny_model()
     toto.model.compile(backend="eager")
     forecast(toto.model, series(40), 2 * PATCH)
@@ -155,7 +155,7 @@ def test_shapes_are_dynamic_for_toto_alone() -> None:
 
 
 def test_a_forecast_leaves_nothing_in_the_threads_context() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = toto_compile_patch.compile(tiny_model(), backend="eager")
     forecast(toto.model, series(24), 2 * PATCH)
     before = len(contextvars.copy_context())
@@ -165,7 +165,7 @@ def test_a_forecast_leaves_nothing_in_the_threads_context() -> None:
 
 
 def test_shapes_stay_static_for_who_asks_for_them() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = tiny_model()
     toto.model.compile(backend="eager", dynamic=False)
     forecast(toto.model, series(40), PATCH)
@@ -175,7 +175,7 @@ def test_shapes_stay_static_for_who_asks_for_them() -> None:
 
 
 def test_a_second_context_length_needs_no_new_code() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = tiny_model()
     toto.model.compile(backend="eager")
     forecast(toto.model, series(40), 2 * PATCH)
@@ -189,7 +189,7 @@ def test_a_second_context_length_needs_no_new_code() -> None:
 def test_toto_compile_compiles_the_backbone(applied_first: bool) -> None:
     toto = tiny_model()
     if applied_first:
-        toto_compile_patch.apply()
+        toto_compile_patch.apply(COMPILE_PATCHES)
         toto.compile(backend="eager")
     else:
         toto.compile(backend="eager")  # upstream: nothing that a forecast calls
@@ -204,7 +204,7 @@ def test_toto_compile_compiles_the_backbone(applied_first: bool) -> None:
 
 
 def test_a_model_compiled_by_toto_compile_stays_so_after_revert() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = tiny_model()
     toto.compile(backend="eager")
     forecast(toto.model, series(24), PATCH)
@@ -261,7 +261,7 @@ class TestCompile:
 
 
 def test_warmup_compiles_and_leaves_the_generator_alone() -> None:
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     toto = toto_compile_patch.compile(tiny_model(), backend="eager")
     forecaster = TotoForecaster(toto.model)
     torch.manual_seed(3)
@@ -301,10 +301,10 @@ def test_compiled_models_follow_apply_and_revert(wrapping: str) -> None:
 
 def test_nothing_is_dropped_where_nothing_changes() -> None:
     other = torch.compile(lambda x: x + 1, backend="eager")
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     other(torch.ones(2))
     with CompileHealth() as health:
-        toto_compile_patch.apply()
+        toto_compile_patch.apply(COMPILE_PATCHES)
         other(torch.ones(2))
     assert health.graphs == 0
 
@@ -335,11 +335,11 @@ def test_patches_do_not_change_while_compiled_code_runs(monkeypatch: pytest.Monk
     inside.wait(30)
     monkeypatch.setattr(registry, "BUSY_TIMEOUT_S", 0.1)
     with pytest.raises(CompiledCodeBusyError, match="1 thread"):
-        toto_compile_patch.apply()
+        toto_compile_patch.apply(COMPILE_PATCHES)
     assert all(row.state == "not applied" for row in toto_compile_patch.status())
     monkeypatch.setattr(registry, "BUSY_TIMEOUT_S", 30.0)
     threading.Timer(0.2, leave.set).start()
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     thread.join()
     assert toto_compile_patch.is_applied()
     assert torch.equal(results[0], torch.full((2,), 4.0))

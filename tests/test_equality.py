@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from toto_cases import PATCH, SCALERS, forecast, series, small_model, tiny_model, values
+from toto_cases import (
+    COMPILE_PATCHES,
+    PATCH,
+    SCALERS,
+    forecast,
+    series,
+    small_model,
+    tiny_model,
+    values,
+)
 
 import toto_compile_patch
 
@@ -25,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 def both(make: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What a function returns unpatched and patched."""
     upstream = make()
-    with toto_compile_patch.patched():
+    with toto_compile_patch.patched(COMPILE_PATCHES):
         return upstream, make()
 
 
@@ -85,7 +94,7 @@ def assert_compiled_is_close(backend: str, use_kv_cache: bool, samples: int | No
     inputs = series(40, variates=2)
     options: dict[str, Any] = {"samples": samples, "per_batch": 2, "use_kv_cache": use_kv_cache}
     upstream = values(forecast(tiny_model().model, inputs, 3 * PATCH, **options))
-    toto_compile_patch.apply()
+    toto_compile_patch.apply(COMPILE_PATCHES)
     model = toto_compile_patch.compile(tiny_model().model, backend=backend)
     patched = values(forecast(model, inputs, 3 * PATCH, **options))
     allowed = 1e-5 * (upstream.abs() + inputs.series.std())
@@ -113,7 +122,7 @@ def test_forecasts_go_on_when_patches_change_between_steps() -> None:
     results = []
     for patched_first in (None, True, False):
         if patched_first:
-            toto_compile_patch.apply()
+            toto_compile_patch.apply(COMPILE_PATCHES)
         cache = model.allocate_kv_cache(1, 1, 64, torch.device("cpu"), torch.float32)
         with torch.no_grad():
             model.transformer(embedded[:, :, :4], id_mask[..., :4], cache)

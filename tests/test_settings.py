@@ -22,7 +22,15 @@ def test_importing_the_package_imports_neither_torch_nor_toto() -> None:
 
 def test_defaults() -> None:
     settings = Settings.resolve(environ={})
-    assert settings == Settings(True, PATCH_NAMES, True, "reduce-overhead", None)
+    assert settings == Settings(
+        enabled=True,
+        patches=PATCH_NAMES,
+        strict=True,
+        mode="reduce-overhead",
+        rng="fast",
+        fallback="upstream",
+        log=None,
+    )
 
 
 @pytest.mark.parametrize("text", ["1", "true", "YES", " on ", ""])

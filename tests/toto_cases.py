@@ -10,6 +10,9 @@ from toto.inference.forecaster import Forecast, TotoForecaster
 from toto.model.toto import Toto
 
 PATCH = 8
+COMPILE_PATCHES = ("kv_cache", "positional_embedding", "dynamo_config", "compile_method")
+"""The patches for models that are compiled: all but the one that forecasts without the model."""
+
 SCALERS = ("StdMeanScaler", "CausalStdMeanScaler", "CausalPatchStdMeanScaler")
 
 

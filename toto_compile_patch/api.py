@@ -15,12 +15,14 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
-from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings
+from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force
 from toto_compile_patch.table import TABLE
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
     from toto.inference.forecaster import TotoForecaster
+
+    from toto_compile_patch.decode.last_path import Path
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -58,6 +60,8 @@ def apply(
     *,
     strict: bool | None = None,
     mode: str | None = None,
+    rng: str | None = None,
+    fallback: str | None = None,
     log: str | None = None,
 ) -> None:
     """Patch ``toto`` in place, importing it if need be.
@@ -77,6 +81,11 @@ def apply(
             leaving that patch out with a warning in the log. Default: True.
         mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``. Default:
             ``reduce-overhead``.
+        rng: ``fast``: samples of the same distribution as upstream's, from other random numbers
+            (default). ``upstream``: upstream's draws in upstream's order, so that a seed gives
+            upstream's samples; slow and large, a proof tool.
+        fallback: what happens to a forecast that the fast path does not know: ``upstream``'s code
+            makes it (default), or ``error``: FallbackError.
         log: show the package's log on stderr from this level on (``debug``, ``info``, ...).
             Default: leave logging to the application.
 
@@ -91,7 +100,7 @@ def apply(
     >>> toto_compile_patch.apply()                                      # doctest: +SKIP
     >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
     """
-    settings = Settings.resolve(patches, strict, mode, log)
+    settings = Settings.resolve(patches, strict, mode, rng, fallback, log)
     _bring_about(settings)
 
 
@@ -113,6 +122,7 @@ def _bring_about(settings: Settings) -> None:
             _show_log(before.log if before else None)
             raise
         _wish.settings = settings
+        put_in_force(settings)
     if settings.enabled:
         _logger.info("applied: %s", ", ".join(applied) or "nothing")
     else:
@@ -163,6 +173,8 @@ class patched:
         *,
         strict: bool | None = None,
         mode: str | None = None,
+        rng: str | None = None,
+        fallback: str | None = None,
         log: str | None = None,
     ) -> None:
         if patches is not None and not isinstance(patches, str):
@@ -171,6 +183,8 @@ class patched:
             "patches": patches,
             "strict": strict,
             "mode": mode,
+            "rng": rng,
+            "fallback": fallback,
             "log": log,
         }
         self._blocks: list[_Block] = []
@@ -322,12 +336,45 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
     return model
 
 
+def last_path() -> Path | None:
+    """Which code made this thread's last forecast: the fast path, or upstream's and why.
+
+    None before the first forecast with ``fast_decode`` applied.
+
+    >>> toto_compile_patch.last_path()                                  # doctest: +SKIP
+    Path(taken='fast', reason='')
+    """
+    if "toto_compile_patch.decode.last_path" not in sys.modules:
+        return None
+    from toto_compile_patch.decode import last_path as module
+
+    return module.last_path()
+
+
+def refresh(model: Any) -> None:
+    """Tell the fast path that weights changed in a way that it could not see.
+
+    It sees weights that were loaded, moved, converted, trained, or multiplied in place; call this
+    after an edit of a few single elements through ``weight.data`` or numpy.
+
+    Args:
+        model: a ``Toto``, a ``TotoBackbone`` or a ``TotoForecaster``.
+
+    Raises:
+        TypeError: something else was given.
+    """
+    backbone = _backbone_of(model)
+    from toto_compile_patch.decode.weights import forget
+
+    forget(getattr(backbone, "_orig_mod", backbone))
+
+
 def _backbone_of(model: Any) -> Any:
     upstream = _upstream()
     backbone = model.model if isinstance(model, (upstream.Toto, upstream.TotoForecaster)) else model
     if not isinstance(getattr(backbone, "_orig_mod", backbone), upstream.TotoBackbone):
         raise TypeError(
-            f"give compile() a Toto, a TotoBackbone or a TotoForecaster, not {type(model).__name__}"
+            f"give a Toto, a TotoBackbone or a TotoForecaster, not {type(model).__name__}"
         )
     return backbone
 

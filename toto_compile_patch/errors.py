@@ -21,3 +21,7 @@ class PatchConflictError(TotoCompilePatchError, RuntimeError):
 
 class CompiledCodeBusyError(TotoCompilePatchError, RuntimeError):
     """A thread stayed inside compiled code, where patches cannot be changed without a crash."""
+
+
+class FallbackError(TotoCompilePatchError, RuntimeError):
+    """A forecast that the fast path does not know, where ``apply(fallback="error")`` holds."""

@@ -12,11 +12,15 @@ PATCH_NAMES = tuple(patch.name for patch in TABLE)
 """Names of the patches, in the order in which they are applied."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+FALLBACKS = ("upstream", "error")
+RNGS = ("fast", "upstream")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
 ENV_MODE = "TOTO_COMPILE_PATCH_MODE"
 ENV_STRICT = "TOTO_COMPILE_PATCH_STRICT"
+ENV_RNG = "TOTO_COMPILE_PATCH_RNG"
+ENV_FALLBACK = "TOTO_COMPILE_PATCH_FALLBACK"
 ENV_LOG = "TOTO_COMPILE_PATCH_LOG"
 
 _TRUE = ("1", "true", "yes", "on")
@@ -32,14 +36,18 @@ class Settings:
         patches: names of the patches wanted, in the table's order.
         strict: raise on code that was not tested, instead of skipping that patch.
         mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``.
+        rng: ``fast`` or ``upstream``: which random numbers the fast path draws.
+        fallback: ``upstream`` or ``error``: what happens to a forecast that it does not know.
         log: level at which the package's log is shown on stderr; None leaves logging alone.
     """
 
-    enabled: bool
-    patches: tuple[str, ...]
-    strict: bool
-    mode: str
-    log: str | None
+    enabled: bool = True
+    patches: tuple[str, ...] = PATCH_NAMES
+    strict: bool = True
+    mode: str = "reduce-overhead"
+    rng: str = "fast"
+    fallback: str = "upstream"
+    log: str | None = None
 
     @classmethod
     def resolve(
@@ -47,6 +55,8 @@ class Settings:
         patches: str | Iterable[str] | None = None,
         strict: bool | None = None,
         mode: str | None = None,
+        rng: str | None = None,
+        fallback: str | None = None,
         log: str | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
@@ -67,9 +77,26 @@ class Settings:
             enabled=enabled,
             patches=wanted,
             strict=strict,
-            mode=_read_choice(mode, "mode", environ, ENV_MODE, COMPILE_MODES) or "reduce-overhead",
+            mode=_read_choice(mode, "mode", environ, ENV_MODE, COMPILE_MODES) or cls.mode,
+            rng=_read_choice(rng, "rng", environ, ENV_RNG, RNGS) or cls.rng,
+            fallback=_read_choice(fallback, "fallback", environ, ENV_FALLBACK, FALLBACKS)
+            or cls.fallback,
             log=_read_choice(log, "log", environ, ENV_LOG, LOG_LEVELS),
         )
+
+
+_in_force = Settings()
+
+
+def in_force() -> Settings:
+    """The settings of the last apply(), for what reads them at each forecast."""
+    return _in_force
+
+
+def put_in_force(settings: Settings) -> None:
+    """Make settings those that forecasts read from now on."""
+    global _in_force
+    _in_force = settings
 
 
 def _read_toggle(environ: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:

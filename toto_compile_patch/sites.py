@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch._dynamo.config as dynamo_config
 import wrapt
 
-from toto_compile_patch.upstream import MISSING, describe, symbol, untested
+from toto_compile_patch.upstream import MISSING, describe, know_own, symbol, unknown, untested
 
 
 class State(str, Enum):
@@ -76,13 +76,14 @@ class AttributeSite:
         if reason := untested(self.owner, self.attribute):
             return State.UNAVAILABLE, f"{self.symbol}: {reason}"
         for owner, attribute in self.needs:
-            if reason := untested(owner, attribute):
+            if reason := unknown(owner, attribute):
                 return State.UNAVAILABLE, f"{symbol(owner, attribute)}: {reason}"
         return State.NOT_APPLIED, ""
 
     def install(self) -> None:
         original = vars(self.owner).get(self.attribute, MISSING)
         replacement = wrapt.wrap_object(self.owner, self.attribute, self.build)  # type: ignore[arg-type]
+        know_own(replacement)
         self._original, self._replacement = original, replacement
         self._installed = True
 

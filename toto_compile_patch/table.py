@@ -34,4 +34,5 @@ TABLE = (
     Patch("positional_embedding", "what reads the cache runs outside compiled code, after a break"),
     Patch("dynamo_config", "scalars captured, room for recompilations, dynamic shapes at once"),
     Patch("compile_method", "`toto.compile()` compiles the backbone instead of nothing"),
+    Patch("fast_decode", "the context once for all samples, each patch's waste left out"),
 )

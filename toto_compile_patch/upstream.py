@@ -6,11 +6,19 @@ Importing this module imports ``toto`` (and with it torch).
 from __future__ import annotations
 
 import importlib.metadata
+from types import FunctionType
 from typing import Any
 
+import torch
+import toto.data.util.dataset as dataset
 import toto.inference.forecaster as forecaster
 import toto.model.attention as attention
 import toto.model.backbone as backbone
+import toto.model.distribution as distribution_module
+import toto.model.embedding as embedding
+import toto.model.feed_forward as feed_forward
+import toto.model.rope as rope
+import toto.model.scaler as scaler
 import toto.model.toto as toto
 import toto.model.transformer as transformer
 import toto.model.util as util
@@ -24,13 +32,73 @@ Transformer = transformer.Transformer
 TransformerLayer = transformer.TransformerLayer
 BaseMultiheadAttention = attention.BaseMultiheadAttention
 TimeWiseMultiheadAttention = attention.TimeWiseMultiheadAttention
+SpaceWiseMultiheadAttention = attention.SpaceWiseMultiheadAttention
 KVCache = util.KVCache
+RMSNorm = util.RMSNorm
+SwiGLU = feed_forward.SwiGLU
+PatchEmbedding = embedding.PatchEmbedding
+TimeAwareRotaryEmbedding = rope.TimeAwareRotaryEmbedding
+StdMeanScaler = scaler.StdMeanScaler
+CausalStdMeanScaler = scaler.CausalStdMeanScaler
+CausalPatchStdMeanScaler = scaler.CausalPatchStdMeanScaler
+StudentTOutput = distribution_module.StudentTOutput
+MixtureOfStudentTsOutput = distribution_module.MixtureOfStudentTsOutput
+is_extreme_value = dataset.is_extreme_value
+
+try:
+    from toto.model.fusion import Fusion
+except ImportError:
+    # Variate labels came with toto-ts 0.2.0.
+    ONLY_IN_SOME_VERSIONS: tuple[type, ...] = ()
+else:
+    ONLY_IN_SOME_VERSIONS = (Fusion,)
+
+BYPASSED = (
+    (TotoBackbone, "forward"),
+    (TotoBackbone, "backbone"),
+    (TotoBackbone, "allocate_kv_cache"),
+    (Transformer, "forward"),
+    (Transformer, "_get_mask"),
+    (TransformerLayer, "forward"),
+    (BaseMultiheadAttention, "forward"),
+    (BaseMultiheadAttention, "get_qkv"),
+    (BaseMultiheadAttention, "positional_embedding"),
+    (BaseMultiheadAttention, "run_attention"),
+    (BaseMultiheadAttention, "rearrange_inputs"),
+    (BaseMultiheadAttention, "rearrange_output"),
+    (TimeWiseMultiheadAttention, "forward"),
+    (SpaceWiseMultiheadAttention, "forward"),
+    (TimeAwareRotaryEmbedding, "rotate_queries_and_keys"),
+    (TimeAwareRotaryEmbedding, "get_scale"),
+    (PatchEmbedding, "forward"),
+    (PatchEmbedding, "_patchify"),
+    (MixtureOfStudentTsOutput, "forward"),
+    (StudentTOutput, "forward"),
+    (StdMeanScaler, "__call__"),
+    (CausalStdMeanScaler, "__call__"),
+    (CausalPatchStdMeanScaler, "__call__"),
+    (scaler, "compute_causal_statistics"),
+    (forecaster, "replace_extreme_values"),
+    (backbone, "KVCache"),
+    (TotoForecaster, "create_affine_transformed"),
+)
+"""What ``decode`` does in its own way; it stands aside where somebody has replaced any of it."""
+
+BYPASSED_METHODS_OF_FORECASTER = (
+    "create_affine_transformed",
+    "assert_ev_compatibility",
+    "round_ft_ev",
+)
+"""What a subclass of ``TotoForecaster`` may override. The last two came with toto-ts 0.2.0."""
 
 MISSING: Any = object()
 """Stands for an attribute that its owner inherits or lacks."""
 
 KV_CACHE_MODULES = (util, backbone, transformer)
 """The modules that bind the name ``KVCache``: where it is defined, constructed and annotated."""
+
+_NO_GRAD = torch.no_grad()(lambda: None)
+"""Stands for any function so decorated: they share their code."""
 
 TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0"
 
@@ -49,6 +117,29 @@ _FINGERPRINTS = {
     "toto.model.backbone.TotoBackbone.forward": {"ea73bf8e813b1607", "9ecb333a09919f1f"},
     "toto.model.toto.Toto.__init__": {"724c5bd8cada4483"},
     "toto.inference.forecaster.TotoForecaster.__init__": {"4b027d045a5dccbf", "24378c8af12acd6c"},
+    "toto.model.attention.BaseMultiheadAttention.get_qkv": {"c1f082e7b9bf0b21"},
+    "toto.model.attention.BaseMultiheadAttention.rearrange_inputs": {"51b59cfed9256d97"},
+    "toto.model.attention.BaseMultiheadAttention.rearrange_output": {"b8910f9e3d548a25"},
+    "toto.model.rope.TimeAwareRotaryEmbedding.rotate_queries_and_keys": {"496fe92c6b3b27dc"},
+    "toto.model.rope.TimeAwareRotaryEmbedding.get_scale": {"adc27a60e56d43e5"},
+    "toto.model.embedding.PatchEmbedding.forward": {"d28d75b1b9be91dc"},
+    "toto.model.embedding.PatchEmbedding._patchify": {"fcc26e68690c581a"},
+    "toto.model.distribution.MixtureOfStudentTsOutput.forward": {"30828cf3e60ff941"},
+    "toto.model.distribution.StudentTOutput.forward": {"8b2d01a5b392dcc2"},
+    "toto.model.scaler.StdMeanScaler.__call__": {"98e82f61045027cf"},
+    "toto.model.scaler.CausalStdMeanScaler.__call__": {"8bbed413d70ba822"},
+    "toto.model.scaler.CausalPatchStdMeanScaler.__call__": {"1dad1f8bdbc00317"},
+    "toto.model.scaler.compute_causal_statistics": {"171db326463fcd8d"},
+    "toto.inference.forecaster.replace_extreme_values": {"ece579a6cb7a8e17"},
+    "toto.inference.forecaster.TotoForecaster.generate_mean": {
+        "f92b9399a127aad3",
+        "a8d740441d8cf4e1",
+    },
+    "toto.inference.forecaster.TotoForecaster.generate_samples": {
+        "c5bd1146f2c22afa",
+        "cd1849d8ceaf30f5",
+    },
+    "toto.inference.forecaster.TotoForecaster.create_affine_transformed": {"f746236dbc0a9674"},
 }
 
 
@@ -69,9 +160,38 @@ def untested(owner: Any, attribute: str) -> str | None:
         return None if hasattr(owner, attribute) else "it does not exist"
     name = f"{current.__module__}.{current.__qualname__}" if isinstance(current, type) else None
     known = _FINGERPRINTS.get(name or symbol(owner, attribute), set())
-    if fingerprint(current) in known:
+    if fingerprint(_undecorated(current)) in known:
         return None
     return f"it is {describe(current)}, whose source is not that of {TESTED_VERSIONS}"
+
+
+_own: list[Any] = []
+
+
+def know_own(replacement: Any) -> None:
+    """Remember a replacement as one of this package's."""
+    if not any(replacement is known for known in _own):
+        _own.append(replacement)
+
+
+def unknown(owner: Any, attribute: str) -> str | None:
+    """Say why the code at an attribute is neither tested code nor this package's, else None.
+
+    Ours is known by identity: a wrapper that somebody put around it is not ours.
+    """
+    current = vars(owner).get(attribute, MISSING)
+    if any(current is known for known in _own):
+        return None
+    return untested(owner, attribute)
+
+
+def _undecorated(current: Any) -> Any:
+    """The function in a static method, or that ``torch.no_grad()`` decorates."""
+    if type(current) is staticmethod:
+        return current.__func__
+    if type(current) is FunctionType and current.__code__ is _NO_GRAD.__code__:
+        return current.__wrapped__
+    return current
 
 
 def describe(occupant: Any) -> str:

@@ -1,0 +1,143 @@
+"""``rng="fast"`` draws from upstream's distribution, in the first patch and in later ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+from toto_compile_patch.decode.sampling import draw, mixture_mean
+
+DRAWS = 200_000
+SIGNIFICANCE = 1e-4
+"""Chance that a test here fails for nothing, were its seed not fixed."""
+
+DF, LOC, SCALE, LOGIT = range(4)
+
+
+def raw_mixture(components: int = 3) -> torch.Tensor:
+    """Raw parameters of one mixture, ``1 kinds components``, whose every part shows."""
+    raw = torch.zeros(1, 4, components)
+    raw[0, DF] = torch.linspace(-2.0, 1.0, components)
+    raw[0, LOC] = torch.linspace(-3.0, 2.0, components)
+    raw[0, SCALE] = torch.linspace(-1.0, 0.5, components)
+    raw[0, LOGIT] = torch.linspace(0.5, -0.5, components)
+    return raw
+
+
+def exact_cdf(raw: torch.Tensor, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mixture's cumulative distribution, from scipy's Student-T."""
+    df, loc, scale, logit = raw[0].double().unbind(0)
+    softplus = torch.nn.functional.softplus
+    parts = zip(
+        (2 + softplus(df)).tolist(),
+        loc.tolist(),
+        softplus(scale).tolist(),
+        logit.softmax(-1).tolist(),
+        strict=True,
+    )
+    total: np.ndarray[Any, Any] = sum(w * stats.t.cdf(x, d, m, s) for d, m, s, w in parts)
+    return total
+
+
+def p_value(drawn: torch.Tensor, raw: torch.Tensor) -> float:
+    return float(stats.kstest(drawn.flatten().numpy(), lambda x: exact_cdf(raw, x)).pvalue)
+
+
+@pytest.mark.parametrize("many_each", [True, False], ids=["shared", "one each"])
+@pytest.mark.parametrize("components", [1, 3, 24])
+def test_draws_follow_the_exact_mixture(components: int, many_each: bool) -> None:
+    torch.manual_seed(0)
+    raw = raw_mixture(components)
+    drawn = draw(raw, DRAWS) if many_each else draw(raw.expand(DRAWS, -1, -1), 1)
+    assert p_value(drawn, raw) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("part", ["df", "loc", "scale", "weight"])
+def test_a_wrong_parameter_would_be_caught(part: str) -> None:
+    torch.manual_seed(0)
+    raw = raw_mixture()
+    wrong = raw.clone()
+    wrong[0, ("df", "loc", "scale", "weight").index(part), 0] += 0.15 if part != "df" else 4.0
+    assert p_value(draw(wrong, DRAWS), raw) < SIGNIFICANCE
+
+
+def test_the_mean_is_that_of_the_draws() -> None:
+    torch.manual_seed(0)
+    raw = raw_mixture()
+    drawn = draw(raw, DRAWS)
+    assert abs(drawn.mean() - mixture_mean(raw)) < 5 * drawn.std() / DRAWS**0.5
+
+
+@pytest.mark.parametrize("distribution", ["MixtureOfStudentTsOutput", "StudentTOutput"])
+@pytest.mark.parametrize("use_kv_cache", [True, False])
+def test_samples_are_distributed_as_upstreams(distribution: str, use_kv_cache: bool) -> None:
+    """Both samples of each time step, over three patches; and their spread from step to step."""
+    kwargs = {"k_components": 3} if distribution == "MixtureOfStudentTsOutput" else None
+    model = small_model(
+        output_distribution_classes=[f"<class 'model.distribution.{distribution}'>"],
+        output_distribution_kwargs=kwargs,
+    ).model
+    count = 4000
+
+    def samples() -> np.ndarray[Any, Any]:
+        found = values(
+            forecast(
+                model, series(24, variates=2), 3 * PATCH, count, 1000, use_kv_cache=use_kv_cache
+            )
+        )
+        array: np.ndarray[Any, Any] = found[0].double().numpy()
+        return array
+
+    upstream = samples()
+    with toto_compile_patch.patched("fast_decode", fallback="error"):
+        fast = samples()
+    assert fast.shape == upstream.shape
+    tests = [
+        stats.ks_2samp(fast[variate, step], upstream[variate, step]).pvalue
+        for variate in range(2)
+        for step in range(3 * PATCH)
+    ]
+    # A path's later patches depend on its own earlier ones, and variates on one another.
+    for lag in (1, PATCH, 2 * PATCH):
+        pairs = [paths[0, lag:] - paths[0, :-lag] for paths in (fast, upstream)]
+        tests += [
+            stats.ks_2samp(a, b).pvalue for a, b in zip(pairs[0][::5], pairs[1][::5], strict=True)
+        ]
+    tests.append(
+        stats.ks_2samp(*(paths[0, -1] - paths[1, -1] for paths in (fast, upstream))).pvalue
+    )
+    assert min(tests) > SIGNIFICANCE
+
+
+def run(seed: int, samples: int = 6, per_batch: int = 3, horizon: int = 3 * PATCH) -> torch.Tensor:
+    torch.manual_seed(seed)
+    model = small_model().model
+    torch.manual_seed(seed)
+    from toto.inference.forecaster import TotoForecaster
+
+    result = TotoForecaster(model).forecast(
+        series(40), horizon, num_samples=samples, samples_per_batch=per_batch
+    )
+    found: torch.Tensor = result.samples
+    return found
+
+
+def test_a_seed_gives_the_same_forecast_again() -> None:
+    with toto_compile_patch.patched("fast_decode", fallback="error"):
+        assert torch.equal(run(1), run(1))
+        assert not torch.equal(run(1), run(2))
+        state = torch.random.get_rng_state()
+        run(3)
+        assert not torch.equal(state, torch.random.get_rng_state())
+
+
+def test_samples_differ_from_one_another() -> None:
+    with toto_compile_patch.patched("fast_decode", fallback="error"):
+        samples = run(1, samples=50, per_batch=1)
+    assert samples[0, 0].unique(dim=-1).shape[-1] == 50

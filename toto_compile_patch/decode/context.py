@@ -1,0 +1,89 @@
+"""The context of a forecast, computed once for all its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.scaling import Scaled, ScaleState, scale_context
+from toto_compile_patch.decode.transformer import ContextCache, prefill
+from toto_compile_patch.decode.weights import Layer
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the next patches depend on.
+
+    Attributes:
+        hidden: the transformer's output at the last patch, ``batch variate 1 embed_dim``, or at
+            every position where all were wanted.
+        scaled: location and scale of the last patch.
+        state: what scaling further patches needs.
+        cache: keys and values of the context.
+        groups: which variates see one another from now on, ``batch 1 variate variate``.
+        prepended: positions before the series' own (a fused label).
+    """
+
+    hidden: torch.Tensor
+    scaled: Scaled
+    state: ScaleState
+    cache: ContextCache
+    groups: torch.Tensor | None
+    prepended: int
+
+
+def encode(
+    backbone: Any, layers: tuple[Layer, ...], request: Request, *, every_position: bool = False
+) -> Context:
+    """Scale, embed and run the transformer over the context of a request."""
+    patch_size = backbone.patch_embed.patch_size
+    series = request.inputs.to(at_least_float32(request.inputs.dtype))
+    scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
+    hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
+    groups = variate_groups(request, patch_size)
+    prepended = 0
+    if getattr(backbone, "fusion", None) is not None:
+        # toto-ts 0.2.0 can prepend a label to each variate, which belongs to the first group.
+        labels = backbone.build_variate_label_embeds(request.num_exogenous, hidden)
+        prepended = -hidden.shape[2]
+        hidden = backbone.fusion(hidden, variate_label_embeds=labels)
+        prepended += hidden.shape[2]
+        if groups is not None:
+            groups = torch.cat([groups[:, :1].expand(-1, prepended, -1, -1), groups], dim=1)
+    rotary = backbone.transformer.rotary_emb
+    hidden, cache = prefill(layers, rotary, hidden, groups, every_position=every_position)
+    last_groups = None if groups is None else groups[:, -1:]
+    return Context(hidden, scaled, state, cache, last_groups, prepended)
+
+
+def embed(backbone: Any, patches: torch.Tensor) -> torch.Tensor:
+    """``... patch_size`` to ``... embed_dim``."""
+    projection = backbone.patch_embed.projection
+    if not torch.is_autocast_enabled(patches.device.type):
+        patches = patches.to(projection.weight.dtype)
+    embedded: torch.Tensor = projection(patches)
+    return embedded
+
+
+def variate_groups(request: Request, patch_size: int) -> torch.Tensor | None:
+    """True where one variate may see another, ``batch seq_len variate variate``.
+
+    None where all may see all: the mask need not be applied.
+
+    Raises:
+        AssertionError: a patch spans two groups, as upstream raises.
+    """
+    if request.id_mask is None:
+        return None
+    ids = request.id_mask.unflatten(-1, (-1, patch_size))
+    if not (ids == ids[..., :1]).all():
+        raise AssertionError("Patches cannot span multiple datasets")
+    ids = ids[..., 0].transpose(1, 2)
+    groups = ids.unsqueeze(-1) == ids.unsqueeze(-2)
+    if groups.shape[-1] < request.inputs.shape[1] or groups.all():
+        return None
+    return groups

@@ -1,0 +1,70 @@
+"""The head: from a hidden state to the parameters of the distribution of its patch.
+
+Upstream unembeds a hidden state to ``patch_size`` vectors of ``embed_dim``, then projects each to
+the parameters: two linear maps, one after the other, which are one. For the published model that is
+4.7 million weights in place of 37.8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from toto_compile_patch.decode.precision import at_least_float32, without_autocast
+from toto_compile_patch.upstream import MixtureOfStudentTsOutput
+
+
+@dataclass(frozen=True)
+class FoldedHead:
+    """Unembedding and projections in one matrix.
+
+    Attributes:
+        weight: ``patch_size·kinds·components embed_dim``.
+        bias: ``patch_size·kinds·components``.
+        kinds: parameters of a component: degrees of freedom, location, scale, and in a mixture
+            the logit of its weight.
+        components: components of the mixture; 1 without one.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    kinds: int
+    components: int
+
+    def __call__(self, hidden: torch.Tensor, time_steps: int) -> torch.Tensor:
+        """Raw parameters of the patch's first time steps.
+
+        Args:
+            hidden: ``... embed_dim``.
+            time_steps: how many of the patch's steps are wanted.
+
+        Returns:
+            ``... time_steps kinds components``, at least float32.
+        """
+        rows = time_steps * self.kinds * self.components
+        with without_autocast(hidden.device):
+            raw = linear(hidden.to(self.weight.dtype), self.weight[:rows], self.bias[:rows])
+        return raw.unflatten(-1, (time_steps, self.kinds, self.components))
+
+
+def fold(backbone: Any) -> FoldedHead:
+    """Fold the present weights of a backbone's unembedding and output distribution."""
+    output = backbone.output_distribution
+    projections = [output.df, output.loc_proj, output.scale_proj]
+    if isinstance(output, MixtureOfStudentTsOutput):
+        projections.append(output.mixture_weights)
+    unembed = backbone.unembed
+    dtype = torch.float32 if unembed.weight.device.type == "mps" else torch.float64
+    projection = torch.cat([p.weight for p in projections]).to(dtype)
+    offset = torch.cat([p.bias for p in projections]).to(dtype)
+    # One time step of the patch after the other, since all of it in double precision is large.
+    shape = (backbone.patch_embed.patch_size, backbone.embed_dim)
+    kept = at_least_float32(unembed.weight.dtype)
+    weight = torch.cat(
+        [(projection @ step.to(dtype)).to(kept) for step in unembed.weight.unflatten(0, shape)]
+    )
+    bias = unembed.bias.to(dtype).unflatten(0, shape) @ projection.T + offset
+    return FoldedHead(weight, bias.flatten().to(kept), len(projections), output.df.out_features)

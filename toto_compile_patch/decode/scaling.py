@@ -1,0 +1,168 @@
+"""Scaling: upstream's own scaler on the context, running statistics for what is generated.
+
+The causal scalers need, at each new time step, the mean and variance of all steps before it.
+Both follow from three sums over the past: of the weights, of the weighted values, and of
+``(x_t - mean_{t-1}) (x_t - mean_t)``, which is the sum of squared deviations (B. P. Welford,
+"Note on a method for calculating corrected sums of squares and products", Technometrics 4, 1962).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from toto_compile_patch.upstream import CausalPatchStdMeanScaler, StdMeanScaler
+
+
+class Scaled(NamedTuple):
+    """A patch or a context, scaled, and the last patch's location and scale.
+
+    ``values`` is ``... time_steps``; ``loc`` and ``scale`` are ``... patch_size``, or ``... 1``
+    where they are the same for the whole patch.
+    """
+
+    values: torch.Tensor
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over everything seen so far, ``batch variate samples``, and bounds of the scale.
+
+    Attributes:
+        weight: sum of the weights.
+        total: sum of the weighted values.
+        squares: Welford's sum of squared deviations.
+        bounds: smallest and greatest scale allowed, ``batch variate 1 1``.
+    """
+
+    weight: torch.Tensor
+    total: torch.Tensor
+    squares: torch.Tensor
+    bounds: tuple[torch.Tensor, torch.Tensor] | None
+
+
+class FixedScale(NamedTuple):
+    """Location and scale of the context, for everything that follows, ``batch variate 1 1``."""
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+
+ScaleState = Statistics | FixedScale
+
+
+def scale_context(
+    scaler: Any, series: torch.Tensor, padding_mask: torch.Tensor, patch_size: int
+) -> tuple[Scaled, ScaleState]:
+    """Scale the context, ``batch variate time_steps``, with upstream's scaler."""
+    values, loc, scale = scaler(
+        series,
+        weights=torch.ones_like(series),
+        padding_mask=padding_mask,
+        prefix_length=series.shape[-1],
+    )
+    loc, scale = loc.unsqueeze(2), scale.unsqueeze(2)
+    if type(scaler) is StdMeanScaler:
+        return Scaled(values, loc, scale), FixedScale(loc, scale)
+    of_last_patch = 1 if type(scaler) is CausalPatchStdMeanScaler else patch_size
+    last = Scaled(values, loc[..., -of_last_patch:], scale[..., -of_last_patch:])
+    return last, _statistics(scaler, series, padding_mask)
+
+
+def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Scaled, ScaleState]:
+    """Scale a generated patch, ``batch variate samples patch_size``, and take it into account."""
+    if isinstance(state, FixedScale):
+        return Scaled((patch - state.loc) / state.scale, state.loc, state.scale), state
+    values = patch.to(state.total.dtype)
+    count = torch.arange(1, patch.shape[-1] + 1, device=patch.device, dtype=values.dtype)
+    weights = state.weight.unsqueeze(-1) + count
+    totals = state.total.unsqueeze(-1) + prefix_sums(values)
+    means, increments = _welford(values, weights, totals, state.weight, state.total)
+    squares = state.squares.unsqueeze(-1) + prefix_sums(increments)
+    after = Statistics(
+        weights[..., -1].expand_as(totals[..., -1]), totals[..., -1], squares[..., -1], state.bounds
+    )
+    if type(scaler) is CausalPatchStdMeanScaler:
+        means, weights, squares = means[..., -1:], weights[..., -1:], squares[..., -1:]
+    loc = means.to(patch.dtype)
+    scale = _scale(scaler, weights, squares, state.bounds).to(patch.dtype)
+    return Scaled((patch - loc) / scale, loc, scale), after
+
+
+def prefix_sums(values: torch.Tensor) -> torch.Tensor:
+    """``torch.cumsum`` along the last axis, also where CUDA must be deterministic.
+
+    CUDA has no deterministic ``cumsum`` of floats; a product with a triangle of ones is one.
+    """
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum(-1)
+    length = values.shape[-1]
+    triangle = torch.ones(length, length, device=values.device, dtype=values.dtype).triu()
+    return values @ triangle
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Float64, or what upstream takes where a device lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _statistics(scaler: Any, series: torch.Tensor, padding_mask: torch.Tensor) -> Statistics:
+    dtype = accumulation_dtype(series.device)
+    values = series.to(dtype)
+    weights = torch.ones_like(values) * padding_mask
+    weighted = weights * values
+    zero = values.new_zeros(values.shape[:-1])
+    cumulated, totals = prefix_sums(weights), prefix_sums(weighted)
+    _, increments = _welford(values, cumulated, totals, zero, zero)
+    squares = (increments * weights).sum(-1)
+    bounds = _bounds(scaler, values, weights) if scaler.stabilize_with_global else None
+    return Statistics(
+        cumulated[..., -1].unsqueeze(-1),
+        totals[..., -1].unsqueeze(-1),
+        squares.unsqueeze(-1),
+        bounds,
+    )
+
+
+def _welford(
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    totals: torch.Tensor,
+    weight_before: torch.Tensor,
+    total_before: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal means, and by how much each value adds to the sum of squared deviations."""
+    means = totals / weights.clamp_min(1.0)
+    first = (total_before / weight_before.clamp_min(1.0)).unsqueeze(-1)
+    before = torch.cat([first.expand_as(means[..., :1]), means[..., :-1]], dim=-1)
+    return means, (values - before) * (values - means)
+
+
+def _scale(
+    scaler: Any,
+    weights: torch.Tensor,
+    squares: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    denominator = weights.clamp_min(1.0)
+    if scaler.use_bessel_correction:
+        denominator = (denominator - 1.0).clamp_min(1.0)
+    scale = torch.sqrt(squares / denominator + scaler.minimum_scale)
+    return scale if bounds is None else torch.clamp(scale, *bounds)
+
+
+def _bounds(
+    scaler: Any, values: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The context's own scale, and how far from it a causal scale may go."""
+    count = (weights * weights).sum(-1, keepdim=True).clamp_min(1.0)
+    mean = torch.nan_to_num((weights * values).sum(-1, keepdim=True) / count)
+    deviations = (values - mean) * weights * weights
+    variance = (deviations**2).sum(-1, keepdim=True) / count
+    scale = torch.sqrt(variance + scaler.minimum_scale).unsqueeze(-1)
+    factor = 10.0**scaler.scale_factor_exponent
+    return (scale / factor).clamp_min(scaler.minimum_scale), scale * factor
