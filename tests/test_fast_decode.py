@@ -20,6 +20,7 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import forecast as decode_forecast
+from toto_compile_patch.decode import transformer
 from toto_compile_patch.decode.request import Request
 
 HORIZON = 3 * PATCH
@@ -202,11 +203,9 @@ class TestChangedWeights:
             weights = [p for p in model.parameters() if p.requires_grad]
         for weight in weights:
             weight.grad = torch.ones_like(weight)
-        made = {
-            "sgd": lambda: torch.optim.SGD(weights, lr=0.02),
-            "adamw": lambda: torch.optim.AdamW(weights, lr=0.02),
-            "fused adamw": lambda: torch.optim.AdamW(weights, lr=0.02, fused=True),
-        }[optimizer]()
+        made: torch.optim.Optimizer = torch.optim.SGD(weights, lr=0.02)
+        if optimizer != "sgd":
+            made = torch.optim.AdamW(weights, lr=0.02, fused=optimizer == "fused adamw")
         made.step()
         assert not torch.allclose(before, mean(model))
         self.assert_follows(model)
@@ -363,7 +362,7 @@ class TestSamplesAtOnce:
 
     def test_out_of_memory_is_tried_again_with_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = small_model().model
-        real, tried = decode_forecast.decode_step, []
+        real, tried = transformer.decode_step, []
 
         def short_of_memory(*args: Any, **kwargs: Any) -> Any:
             samples = args[2].shape[2]

@@ -100,6 +100,9 @@ KV_CACHE_MODULES = (util, backbone, transformer)
 _NO_GRAD = torch.no_grad()(lambda: None)
 """Stands for any function so decorated: they share their code."""
 
+CONSTRUCTOR_MODULE = backbone
+"""The module whose binding of ``KVCache`` is called."""
+
 TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0"
 
 # Fingerprints of the code that was tested. Where there are two, the first is that of toto-ts
@@ -190,7 +193,7 @@ def _undecorated(current: Any) -> Any:
     if type(current) is staticmethod:
         return current.__func__
     if type(current) is FunctionType and current.__code__ is _NO_GRAD.__code__:
-        return current.__wrapped__
+        return vars(current)["__wrapped__"]
     return current
 
 

@@ -75,8 +75,8 @@ def attend_causally(
 
     Takes a query for every key, or for the last one alone.
     """
-    flat = [heads.flatten(0, 1).contiguous() for heads in (queries, keys, values)]
-    attended = scaled_dot_product_attention(*flat, is_causal=queries.shape[-2] > 1)
+    q, k, v = (heads.flatten(0, 1).contiguous() for heads in (queries, keys, values))
+    attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
     return attended.unflatten(0, queries.shape[:2])
 
 
@@ -127,10 +127,10 @@ def attend_over_variates(
         ``batch variate n embed_dim``.
     """
     batch, variates, count, _, _ = values.shape
-    flat = [heads.permute(0, 2, 4, 1, 3).flatten(0, 1) for heads in (queries, keys, values)]
+    q, k, v = (heads.permute(0, 2, 4, 1, 3).flatten(0, 1) for heads in (queries, keys, values))
     mask = None
     if groups is not None:
         mask = groups.expand(batch, count, variates, variates).flatten(0, 1).unsqueeze(1)
-    attended = scaled_dot_product_attention(*flat, attn_mask=mask)
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     attended = attended.unflatten(0, (batch, count))
     return attended.permute(0, 3, 1, 2, 4).flatten(-2)

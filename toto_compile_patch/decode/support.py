@@ -96,7 +96,7 @@ def _other_modules(backbone: Any) -> str | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "there are global forward hooks"
     for name, module in backbone.named_modules():
-        kind = type(module)
+        kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
             return f"{name} is a {kind.__module__}.{kind.__qualname__}"
         if module.training:

@@ -28,7 +28,7 @@ from toto_compile_patch.tracing import (
     skip_own_frame,
     with_cache,
 )
-from toto_compile_patch.upstream import KVCache, TotoBackbone, backbone
+from toto_compile_patch.upstream import CONSTRUCTOR_MODULE, KVCache, TotoBackbone
 
 RECOMPILE_LIMIT = 64
 """Room for twelve layers of two kinds in a handful of shape classes."""
@@ -80,7 +80,7 @@ def _cached_forecast() -> Iterator[None]:
         if depth == 0:
             # A user who compiles with dynamic=False has asked for static shapes.
             dynamic = config.automatic_dynamic_shapes
-            _scope.settings = _scoped[dynamic, backbone.KVCache is KVCache]
+            _scope.settings = _scoped[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
             _scope.settings.__enter__()
         _scope.depth = depth + 1
     try:

@@ -1,0 +1,404 @@
+"""``bench``: the same forecasts by upstream's code and patched, in turn, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from toto.data.util.dataset import MaskedTimeseries
+from toto.inference.forecaster import TotoForecaster
+from toto.model.toto import Toto
+
+import toto_compile_patch
+from toto_compile_patch.tools import machine
+from toto_compile_patch.tools.workloads import WORKLOADS, Workload
+
+BASE: dict[str, Any] = {
+    "patch_size": 64,
+    "stride": 64,
+    "embed_dim": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "mlp_hidden_dim": 3072,
+    "dropout": 0.1,
+    "spacewise_every_n_layers": 12,
+    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
+    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
+    "spacewise_first": False,
+    "output_distribution_kwargs": {"k_components": 24},
+    "use_memory_efficient_attention": False,
+}
+"""The shape of Toto-Open-Base-1.0."""
+
+WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
+"""What a patch has to be multiplied by; embedding and head are small beside it."""
+
+UPSTREAM, PATCHED, COMPILED = "upstream", "patched", "upstream compiled"
+TABLE_WIDTH = 120
+DISTURBED_STOLEN, DISTURBED_SPREAD = 0.05, 1.5
+
+
+class UpstreamForecaster(TotoForecaster):  # type: ignore[misc]
+    """Upstream's own code, whatever is applied."""
+
+    generate_mean = TotoForecaster.generate_mean
+    generate_samples = TotoForecaster.generate_samples
+
+
+@dataclasses.dataclass
+class Timing:
+    """Measurements of one side of one workload.
+
+    Attributes:
+        wall: seconds of each measurement, scaled to the whole forecast.
+        cpu: processor seconds, likewise.
+        batches: how many of upstream's batches of samples were measured, of how many.
+        per_batch: samples per batch; fewer than the workload's where memory is short.
+        compiling: seconds of the first forecast beyond the others', where it was compiled.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+    batches: tuple[int, int]
+    per_batch: int
+    compiling: float | None = None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    warnings.filterwarnings("ignore")
+    console = Console()
+    if console.width < TABLE_WIDTH:
+        console = Console(width=TABLE_WIDTH)
+    errors = Console(stderr=True)
+    if toto_compile_patch.is_applied():
+        toto_compile_patch.revert()
+    try:
+        device = torch.device(options.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        errors.print(f"--device {options.device}: {str(error).splitlines()[0]}", markup=False)
+        return 2
+    if options.json and not options.json.parent.is_dir():
+        errors.print(f"--json {options.json}: there is no such folder", markup=False)
+        return 2
+    if options.memory_of:
+        print(_peak_of(options, device))
+        return 0
+    # Only what forecasts is applied, so that the compiled side is upstream as users compile it.
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    if not toto_compile_patch.is_applied("fast_decode"):
+        errors.print("TOTO_COMPILE_PATCH=0: nothing to compare upstream with", markup=False)
+        return 2
+    dtype = getattr(torch, options.dtype)
+    rates = machine.measure_rates(device, dtype)
+    results: dict[str, Any] = {}
+    with _progress(errors) as progress:
+        sides = _sides(options, device, dtype)
+        for name in options.workload:
+            results[name] = _measure(WORKLOADS[name], sides, rates, options, device, progress, name)
+    figures = {
+        "machine": machine.name(device),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "dtype": options.dtype,
+        "matrix_gflops": round(rates.flops / 1e9),
+        "memory_gb_per_s": round(rates.bytes / 1e9, 1),
+        "workloads": results,
+    }
+    _report(figures, console)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _sides(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> dict[str, TotoForecaster]:
+    sides = {UPSTREAM: UpstreamForecaster(base_model(device, dtype))}
+    sides[PATCHED] = TotoForecaster(sides[UPSTREAM].model)
+    if options.compile:
+        compiled = base_model(device, dtype)
+        compiled.compile(mode=options.compile)
+        sides[COMPILED] = UpstreamForecaster(compiled)
+    return sides
+
+
+def base_model(device: torch.device, dtype: torch.dtype) -> Any:
+    """Toto-Open-Base-1.0's shape, with seeded random weights."""
+    torch.manual_seed(0)
+    return Toto(**BASE).eval().model.to(device=device, dtype=dtype)
+
+
+def _measure(
+    load: Workload,
+    sides: dict[str, TotoForecaster],
+    rates: machine.Rates,
+    options: argparse.Namespace,
+    device: torch.device,
+    progress: Progress,
+    name: str,
+) -> dict[str, Any]:
+    task = progress.add_task(f"{name} {load.describe()}", total=None)
+    inputs = series(load, device, getattr(torch, options.dtype))
+    stolen = machine.read_stolen()
+    timings: dict[str, Timing] = {}
+    runs: dict[str, Callable[[], tuple[float, float]]] = {}
+    pairs = options.pairs
+    for side, forecaster in sides.items():
+        samples, per_batch = load.samples, load.per_batch
+        if side != PATCHED and samples is not None:
+            per_batch = _that_fits(load, device)
+            samples = per_batch
+        timed = _timed(forecaster, load, inputs, samples, per_batch, device)
+        first = timed()[0]
+        whole = 1 if load.samples is None or samples is None else load.samples // per_batch
+        measured = 1
+        if side != PATCHED and whole > 1 and first * whole * (pairs + 1) <= options.budget:
+            timed = _timed(forecaster, load, inputs, load.samples, per_batch, device)
+            first, measured = timed()[0], whole
+        if side != PATCHED:
+            pairs = max(1, min(pairs, int(options.budget // first) - 1))
+        timings[side] = Timing([], [], (measured, whole), per_batch, first)
+        runs[side] = timed
+    for pair in range(pairs):
+        progress.update(task, description=f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
+        for side, timed in runs.items():
+            wall, cpu = timed()
+            timing = timings[side]
+            measured, whole = timing.batches if side != PATCHED else (1, 1)
+            timing.wall.append(wall * whole / measured)
+            timing.cpu.append(cpu * whole / measured)
+    steal = machine.stolen_share(stolen, machine.read_stolen())
+    memory = {} if options.no_memory else {s: _peak_in_a_process(s, name, options) for s in sides}
+    progress.remove_task(task)
+    return _figures(load, timings, memory, steal, rates)
+
+
+def _figures(
+    load: Workload,
+    timings: dict[str, Timing],
+    memory: dict[str, float | None],
+    steal: float,
+    rates: machine.Rates,
+) -> dict[str, Any]:
+    patched = timings[PATCHED]
+    figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
+    for side, timing in timings.items():
+        measured, whole = timing.batches
+        figures[side] = {
+            "seconds": round(median(timing.wall), 4),
+            "cpu_seconds": round(median(timing.cpu), 4),
+            "spread": round(machine.spread(timing.wall), 2),
+            "peak_gb": memory.get(side),
+        }
+        if side == PATCHED:
+            continue
+        ratios = [theirs / ours for theirs, ours in zip(timing.wall, patched.wall, strict=True)]
+        figures[side] |= {
+            "ratio": round(median(ratios), 2),
+            "ratios": [round(ratio, 2) for ratio in ratios],
+            "measured": f"{measured} of {whole} batches of {timing.per_batch}",
+        }
+        if side == COMPILED and timing.compiling is not None:
+            figures[side]["compile_seconds"] = round(
+                timing.compiling - median(timing.wall) * measured / whole, 1
+            )
+    floor = _least_seconds(load, rates)
+    figures["share_of_limit"] = round(floor / figures[PATCHED]["seconds"], 3)
+    figures["disturbed"] = steal > DISTURBED_STOLEN or any(
+        machine.spread(timing.wall) > DISTURBED_SPREAD for timing in timings.values()
+    )
+    return figures
+
+
+def _least_seconds(load: Workload, rates: machine.Rates) -> float:
+    """Time for the products of the layers alone, at the rates measured, each weight read once
+    for the context and once for each further patch."""
+    rows = load.batch * load.variates
+    context = rows * -(-load.length // 64)
+    decoded = rows * (load.samples or 1)
+    itemsize = 4
+    seconds = 0.0
+    for tokens in [context] + [decoded] * (-(-load.horizon // 64) - 1):
+        compute = 2 * tokens * WEIGHTS_OF_LAYERS / rates.flops
+        seconds += max(compute, WEIGHTS_OF_LAYERS * itemsize / rates.bytes)
+    return seconds
+
+
+def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTimeseries:
+    """Seeded random walks near 100, as the workload wants them."""
+    shape = (load.batch, load.variates, load.length)
+    generator = torch.Generator().manual_seed(0)
+    values = 100 + torch.randn(shape, generator=generator).cumsum(-1)
+    groups = torch.zeros(shape)
+    if load.own_groups:
+        groups += torch.arange(load.batch).view(-1, 1, 1)
+    ones = torch.ones(shape)
+    return MaskedTimeseries(
+        series=values.to(device, dtype),
+        padding_mask=(ones if load.float_padding else ones.bool()).to(device),
+        id_mask=groups.to(device),
+        timestamp_seconds=torch.zeros(shape, dtype=torch.int, device=device),
+        time_interval_seconds=torch.full(shape[:-1], 60, dtype=torch.int, device=device),
+    )
+
+
+def _timed(
+    forecaster: TotoForecaster,
+    load: Workload,
+    inputs: MaskedTimeseries,
+    samples: int | None,
+    per_batch: int,
+    device: torch.device,
+) -> Callable[[], tuple[float, float]]:
+    """A forecast that returns its wall and processor seconds."""
+
+    def timed() -> tuple[float, float]:
+        with _surroundings(load, device):
+            machine.wait_for(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            forecaster.forecast(
+                inputs,
+                prediction_length=load.horizon,
+                num_samples=samples,
+                samples_per_batch=per_batch,
+                use_kv_cache=load.use_kv_cache,
+            )
+            machine.wait_for(device)
+            return time.perf_counter() - wall, time.process_time() - cpu
+
+    return timed
+
+
+@contextmanager
+def _surroundings(load: Workload, device: torch.device) -> Iterator[None]:
+    """The modes of torch that the workload is run in."""
+    with ExitStack() as stack:
+        if load.inference_mode:
+            stack.enter_context(torch.inference_mode())
+        if load.autocast:
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if load.deterministic:
+            torch.use_deterministic_algorithms(True)
+            stack.callback(torch.use_deterministic_algorithms, False)
+        yield
+
+
+def _that_fits(load: Workload, device: torch.device) -> int:
+    """The most samples per batch, up to the workload's, that upstream has memory for.
+
+    It unembeds every time step of every copy of the context, then holds the parameters of all
+    components for each, and what is drawn from them: some three times the unembedded context.
+    """
+    per_batch = load.per_batch
+    one = load.batch * load.variates * load.length * 768 * 4
+    while per_batch > 1 and 3 * one * per_batch > 0.8 * machine.free_bytes(device):
+        per_batch //= 2
+    return per_batch
+
+
+def _peak_in_a_process(side: str, name: str, options: argparse.Namespace) -> float | None:
+    """Peak gigabytes of one forecast in a process of its own; None where it failed."""
+    command = [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "bench"]
+    command += ["--workload", name, "--device", options.device, "--dtype", options.dtype]
+    command += ["--memory-of", side]
+    if options.compile:
+        command += ["--compile", options.compile]
+    process = subprocess.run(command, capture_output=True, text=True)
+    return round(float(process.stdout.split()[-1]), 2) if process.returncode == 0 else None
+
+
+def _peak_of(options: argparse.Namespace, device: torch.device) -> float:
+    load = WORKLOADS[options.workload[0]]
+    dtype = getattr(torch, options.dtype)
+    model = base_model(device, dtype)
+    inputs = series(load, device, dtype)
+    samples, per_batch = load.samples, load.per_batch
+    if options.memory_of == PATCHED:
+        toto_compile_patch.apply("fast_decode", fallback="error")
+    elif samples is not None:
+        # One batch of samples holds as much as the others.
+        samples = per_batch = _that_fits(load, device)
+    if options.memory_of == COMPILED:
+        model.compile(mode=options.compile)
+    _timed(TotoForecaster(model), load, inputs, samples, per_batch, device)()
+    return machine.peak_bytes(device) / 1e9
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _report(figures: dict[str, Any], console: Console) -> None:
+    compiled = any(COMPILED in row for row in figures["workloads"].values())
+    table = Table(
+        title=f"{figures['machine']}, torch {figures['torch']}, {figures['dtype']}",
+        caption=f"matrix products {figures['matrix_gflops']} GFLOP/s, "
+        f"memory {figures['memory_gb_per_s']} GB/s, measured in this run",
+    )
+    table.add_column("", no_wrap=True)
+    headings = ["upstream", "patched", "times", "spread", "peak GB", "CPU s", "of limit"]
+    for heading in headings + (["compiled", "times", "compiling"] if compiled else []):
+        table.add_column(heading, justify="right", no_wrap=True)
+    notes = []
+    for name, row in figures["workloads"].items():
+        upstream, patched = row[UPSTREAM], row[PATCHED]
+        cells = [
+            _seconds(upstream),
+            _seconds(patched),
+            f"[bold]{upstream['ratio']:.3g}[/]",
+            f"{min(upstream['ratios']):.3g}-{max(upstream['ratios']):.3g}",
+            f"{_gigabytes(upstream)} > {_gigabytes(patched)}",
+            f"{upstream['cpu_seconds']:.3g} > {patched['cpu_seconds']:.3g}",
+            f"{row['share_of_limit']:.0%}",
+        ]
+        if COMPILED in row:
+            side = row[COMPILED]
+            cells += [_seconds(side), f"{side['ratio']:.3g}", f"{side['compile_seconds']:.0f} s"]
+        table.add_row(name, *cells)
+        if not upstream["measured"].startswith(_all_of(upstream["measured"])):
+            notes.append(f"{name}: upstream measured on {upstream['measured']}, times the rest")
+        elif (pairs := len(upstream["ratios"])) < 5:
+            notes.append(f"{name}: {pairs} pairs")
+        if row["disturbed"]:
+            notes.append(
+                f"{name}: the machine was disturbed ({row['stolen']:.0%} of its time stolen, "
+                f"spread {upstream['spread']} and {patched['spread']}): measure again"
+            )
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _all_of(measured: str) -> str:
+    whole = measured.split()[2]
+    return f"{whole} of {whole} "
+
+
+def _seconds(side: dict[str, Any]) -> str:
+    return f"{side['seconds']:.3g} s"
+
+
+def _gigabytes(side: dict[str, Any]) -> str:
+    return "?" if side["peak_gb"] is None else f"{side['peak_gb']:.3g}"
