@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import logging
@@ -341,17 +342,22 @@ class TestSamplesAtOnce:
         request = self.request_for(32, 1, 40, HORIZON)
         assert decode_forecast.samples_at_once(model, request) == 32
 
-    def test_never_fewer_than_upstream_and_no_more_than_its_memory(self) -> None:
+    def test_memory_bounds_them_on_a_gpu_and_use_on_a_cpu(self) -> None:
         model = small_model(embed_dim=256, mlp_hidden_dim=1024).model
+        horizon = 100 * PATCH
+        requests = [self.request_for(10**6, each, 8000, horizon) for each in (1, 1000, 10**5)]
+        few, more, most = (decode_forecast.samples_at_once(model, r) for r in requests)
+        assert 1 <= few <= more == most == 10**6 // -(-(10**6) // decode_forecast.ROWS_ON_A_CPU) + 1
+        # Shapes alone decide, so a tensor without memory does for a GPU's.
         few, more, most = (
             decode_forecast.samples_at_once(
-                model, self.request_for(10**6, per_batch, 8000, 100 * PATCH)
+                model, dataclasses.replace(r, inputs=torch.zeros(1, 1, 8000, device="meta"))
             )
-            for per_batch in (1, 1000, 10**5)
+            for r in requests
         )
         assert 1 <= few < more < most
-        assert more >= 1000
-        assert most >= 10**5
+        assert more >= 1000 - 1
+        assert most >= 10**5 - 1
 
     def test_chunks_of_samples_make_up_the_forecast(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = small_model().model

@@ -23,6 +23,9 @@ NextPatch = Callable[[torch.Tensor, int], torch.Tensor]
 """From ``batch variate n embed_dim`` and the time steps wanted, unscaled values
 ``batch variate samples time_steps``; ``n`` is 1 for the context, shared by all samples."""
 
+ROWS_ON_A_CPU = 1024
+"""Series times variates times samples that a CPU decodes at once: more are no faster."""
+
 FREE_BYTES = 64 * 2**20
 """Samples are decoded at once up to this size, however few the user lets upstream decode."""
 
@@ -96,7 +99,8 @@ def samples_at_once(backbone: Any, request: Request) -> int:
     """How many samples to decode at once, in chunks of equal size; from shapes alone.
 
     As many as fit in the memory that upstream's largest tensor, the unembedded context, takes
-    at the user's ``samples_per_batch``, and never fewer than those.
+    at the user's ``samples_per_batch``, and no fewer than those; on a CPU no more than it takes to
+    keep it busy.
     """
     batch, variates, length = request.inputs.shape
     layer = backbone.transformer.layers[0]
@@ -111,6 +115,8 @@ def samples_at_once(backbone: Any, request: Request) -> int:
     upstreams = request.samples_per_batch * batch * variates * length * embed_dim * itemsize
     wanted = request.num_samples or 1
     most = max(request.samples_per_batch, max(upstreams, FREE_BYTES) // sample)
+    if request.inputs.is_cpu and steps > 1:
+        most = min(most, max(1, ROWS_ON_A_CPU // (batch * variates)))
     chunks = -(-wanted // most)
     return -(-wanted // chunks)
 
