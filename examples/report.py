@@ -92,11 +92,13 @@ class Record:
     warmup_seconds: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     points: list[Floats] = field(default_factory=list)
+    noises: list[Floats] = field(default_factory=list)
     health: dict[str, int] = field(default_factory=dict)
 
     def add(self, answer: Answer) -> None:
         self.seconds.append(answer.seconds)
         self.points.append(answer.point)
+        self.noises.append(answer.noise)
 
     @property
     def spread(self) -> float:
@@ -119,6 +121,8 @@ class Summary:
         max_difference: of a point forecast from eager's, in standard deviations of the series.
         warmup_seconds: of each warm-up forecast.
         seconds: of each forecast.
+        sampling_noise: what chance alone makes of a difference between two forecasts with other
+            random numbers, in standard deviations of the series: on average, and at its greatest.
         health: counts of dynamo, over all forecasts.
     """
 
@@ -130,6 +134,7 @@ class Summary:
     compile_seconds: float | None
     mean_absolute_error: float
     max_difference: float
+    sampling_noise: tuple[float, float]
     warmup_seconds: list[float]
     seconds: list[float]
     health: dict[str, int]
@@ -140,6 +145,7 @@ def summarize(record: Record, eager: Record, windows: list[Window], std: float) 
     median = float(np.median(record.seconds))
     compile_seconds = sum(record.warmup_seconds) - len(record.warmup_seconds) * median
     points = np.stack(record.points)
+    noise = 2**0.5 * np.stack(record.noises) / std
     return Summary(
         way=record.way.name,
         median_seconds=median,
@@ -149,6 +155,7 @@ def summarize(record: Record, eager: Record, windows: list[Window], std: float) 
         compile_seconds=compile_seconds if record.way.compiled else None,
         mean_absolute_error=_mean_absolute_error(points, windows),
         max_difference=float(np.abs(points - np.stack(eager.points)).max()) / std,
+        sampling_noise=(float(noise.mean()), float(noise.max())),
         warmup_seconds=record.warmup_seconds,
         seconds=record.seconds,
         health=record.health,
@@ -180,6 +187,14 @@ def print_result(console: Console, summaries: list[Summary], remarks: list[str])
     console.print("", _table(summaries), "", sep="\n")
     for label, text in _LEGEND.items():
         _print_line(console, label, text)
+    average, greatest = summaries[0].sampling_noise
+    if greatest > 0:
+        _print_line(
+            console,
+            "noise",
+            "upstream's own forecasts with two seeds differ by about "
+            f"{_short(average)} on average and {_short(greatest)} where they are least certain",
+        )
     for remark in remarks:
         _print_line(console, "warning", remark)
 

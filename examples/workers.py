@@ -7,6 +7,7 @@ shows its help and reports a wrong argument without waiting for torch.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -67,7 +68,7 @@ class Way:
 
 EAGER = Way("upstream, eager", compiled=False, patched=False)
 COMPILED = Way("upstream, compiled", compiled=True, patched=False)
-PATCHED = Way("patched, compiled", compiled=True, patched=True)
+PATCHED = Way("patched", compiled=True, patched=True)
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds that a forecast took, and its point forecast (``horizon``)."""
+    """Seconds that a forecast took, its point forecast (``horizon``), and that one's own noise.
+
+    The noise is the standard error of the median of the samples; 0 for a mean forecast.
+    """
 
     seconds: float
     point: Floats
+    noise: Floats
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,9 @@ def _prepare(way: Way, job: Job) -> TotoForecaster:
         toto_compile_patch.apply()
     forecaster = TotoForecaster(_load_model(job).to(job.device).model)
     if way.patched:
-        toto_compile_patch.compile(forecaster, mode=job.mode)
+        # fast_decode makes the forecast itself; without it, the patches are for a compiled model.
+        if not toto_compile_patch.is_applied("fast_decode"):
+            toto_compile_patch.compile(forecaster, mode=job.mode)
     elif way.compiled:
         forecaster.model.compile(mode=job.mode)
     return forecaster
@@ -303,7 +310,11 @@ def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answe
     _wait_for(job.device)
     seconds = time.perf_counter() - start
     point = forecast.median if job.samples else forecast.mean
-    return Answer(seconds, point[0, 0].cpu().numpy().astype(np.float64))
+    noise = torch.zeros_like(point)
+    if job.samples > 1:
+        # The median's standard error, were the samples normal.
+        noise = (math.pi / 2 / job.samples) ** 0.5 * forecast.std
+    return Answer(seconds, *(t[0, 0].cpu().numpy().astype(np.float64) for t in (point, noise)))
 
 
 def _inputs(window: Window, device: str) -> MaskedTimeseries:

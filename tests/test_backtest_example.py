@@ -36,11 +36,10 @@ def test_three_ways_are_compared(tmp_path: Path) -> None:
         for way in json.loads((tmp_path / "result.json").read_text())["ways"]
     }
     eager, compiled, patched = ways.values()
-    assert list(ways) == ["upstream, eager", "upstream, compiled", "patched, compiled"]
+    assert list(ways) == ["upstream, eager", "upstream, compiled", "patched"]
     assert eager["graphs"] == 0
-    assert 0 < patched["graphs"] < compiled["graphs"]
-    assert patched["graph_breaks"] < compiled["graph_breaks"]
-    assert patched["limit_hits"] == 0
+    assert compiled["graphs"] > 0
+    assert set(patched.values()) == {0}
 
 
 @pytest.mark.slow
@@ -49,7 +48,7 @@ def test_the_toggle_runs_upstream_untouched_and_says_so() -> None:
     assert run.returncode == 0, run.stderr
     assert "TOTO_COMPILE_PATCH=0" in run.stdout
     assert "untouched" in run.stdout
-    assert "patched, compiled" not in run.stdout
+    assert "nothing is patched" in run.stdout
 
 
 def rows(path: Path, *cells: object) -> Path:
