@@ -21,7 +21,7 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import forecast as decode_forecast
-from toto_compile_patch.decode import transformer
+from toto_compile_patch.decode import transformer, weights
 from toto_compile_patch.decode.request import Request
 
 HORIZON = 3 * PATCH
@@ -200,13 +200,12 @@ class TestChangedWeights:
     def test_training(self, optimizer: str) -> None:
         model = small_model().model
         before = mean(model)
-        with torch.no_grad():
-            weights = [p for p in model.parameters() if p.requires_grad]
-        for weight in weights:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for weight in trained:
             weight.grad = torch.ones_like(weight)
-        made: torch.optim.Optimizer = torch.optim.SGD(weights, lr=0.02)
+        made: torch.optim.Optimizer = torch.optim.SGD(trained, lr=0.02)
         if optimizer != "sgd":
-            made = torch.optim.AdamW(weights, lr=0.02, fused=optimizer == "fused adamw")
+            made = torch.optim.AdamW(trained, lr=0.02, fused=optimizer == "fused adamw")
         made.step()
         assert not torch.allclose(before, mean(model))
         self.assert_follows(model)
@@ -277,6 +276,15 @@ class TestChangedWeights:
         del model
         gc.collect()
         assert reference() is None
+
+    def test_what_is_prepared_goes_with_the_patch(self) -> None:
+        model = small_model().model
+        mean(model)
+        assert weights.prepared_weights(model) is weights.prepared_weights(model)
+        held = weakref.ref(weights.prepared_weights(model).head.weight)
+        toto_compile_patch.revert()
+        gc.collect()
+        assert held() is None
 
 
 @pytest.mark.usefixtures("applied")

@@ -123,6 +123,8 @@ def _bring_about(settings: Settings) -> None:
             raise
         _wish.settings = settings
         put_in_force(settings)
+        if "fast_decode" not in applied:
+            _free_prepared_weights()
     if settings.enabled:
         _logger.info("applied: %s", ", ".join(applied) or "nothing")
     else:
@@ -149,6 +151,7 @@ def revert(*, force: bool = False) -> None:
         registry = _registry()
         with registry.lock:
             registry.change((), strict=True, force=force)
+            _free_prepared_weights()
     _wish.settings = None
     _logger.info("reverted: upstream runs unpatched")
     _show_log(None)
@@ -428,6 +431,14 @@ def warmup(
     if on_gpu:
         torch.cuda.synchronize(inputs.series.device)
     return time.perf_counter() - start
+
+
+def _free_prepared_weights() -> None:
+    """Give back the memory that the fast path holds beside the models."""
+    if "toto_compile_patch.decode.weights" in sys.modules:
+        from toto_compile_patch.decode.weights import forget
+
+        forget()
 
 
 def _registry_loaded() -> bool:
