@@ -288,8 +288,10 @@ def test_compiled_models_follow_apply_and_revert(wrapping: str) -> None:
         model.compile(backend="eager")
     expected = values(forecast(model, series(24), 2 * PATCH))
     for step in range(2):
-        change = toto_compile_patch.apply if step % 2 == 0 else toto_compile_patch.revert
-        change()
+        if step % 2 == 0:
+            toto_compile_patch.apply(COMPILE_PATCHES)
+        else:
+            toto_compile_patch.revert()
         with CompileHealth() as health:
             found = values(forecast(model, series(24), 2 * PATCH))
         assert torch.equal(found, expected)

@@ -154,9 +154,10 @@ def test_a_broken_series_raises_what_upstream_raises() -> None:
     inputs.series[0, 3] = float("nan")
 
     def complaint() -> Any:
-        with pytest.raises(ValueError, match=r"\w") as caught:
+        # Which one depends on whether torch validates distributions.
+        with pytest.raises((ValueError, RuntimeError)) as caught:
             forecast(model, inputs, PATCH, 4, 2)
-        return str(caught.value)[:60]
+        return caught.type, str(caught.value)[:60]
 
     upstream = complaint()
     with toto_compile_patch.patched("fast_decode"):
