@@ -11,7 +11,8 @@ from scipy import stats
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode.sampling import draw, mixture_mean
+from toto_compile_patch.decode import sampling
+from toto_compile_patch.decode.sampling import mixture_mean
 
 DRAWS = 200_000
 SIGNIFICANCE = 1e-4
@@ -28,6 +29,12 @@ def raw_mixture(components: int = 3) -> torch.Tensor:
     raw[0, SCALE] = torch.linspace(-1.0, 0.5, components)
     raw[0, LOGIT] = torch.linspace(0.5, -0.5, components)
     return raw
+
+
+def draw(raw: torch.Tensor, count: int) -> torch.Tensor:
+    """Draws from each mixture, ``... count``."""
+    uniform = torch.rand(*raw.shape[:-2], count, dtype=raw.dtype)
+    return sampling.draw(sampling.chosen_components(raw, uniform))
 
 
 def exact_cdf(raw: torch.Tensor, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -62,6 +62,8 @@ def apply(
     mode: str | None = None,
     rng: str | None = None,
     fallback: str | None = None,
+    runtime: str | None = None,
+    precision: str | None = None,
     log: str | None = None,
 ) -> None:
     """Patch ``toto`` in place, importing it if need be.
@@ -86,6 +88,11 @@ def apply(
             upstream's samples; slow and large, a proof tool.
         fallback: what happens to a forecast that the fast path does not know: ``upstream``'s code
             makes it (default), or ``error``: FallbackError.
+        runtime: how the fast path runs: ``eager``, ``compile``, ``cudagraph``,
+            ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was;
+            else by CUDA graphs on CUDA, eagerly elsewhere.
+        precision: of the fast path's matrix products in a float32 model: ``model``: as torch is
+            set (default); ``tf32`` (on CUDA); ``bf16``: weights in 16 bits, sums in 32.
         log: show the package's log on stderr from this level on (``debug``, ``info``, ...).
             Default: leave logging to the application.
 
@@ -100,7 +107,7 @@ def apply(
     >>> toto_compile_patch.apply()                                      # doctest: +SKIP
     >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
     """
-    settings = Settings.resolve(patches, strict, mode, rng, fallback, log)
+    settings = Settings.resolve(patches, strict, mode, rng, fallback, runtime, precision, log)
     _bring_about(settings)
 
 
@@ -124,7 +131,7 @@ def _bring_about(settings: Settings) -> None:
         _wish.settings = settings
         put_in_force(settings)
         if "fast_decode" not in applied:
-            _free_prepared_weights()
+            _free_prepared()
     if settings.enabled:
         _logger.info("applied: %s", ", ".join(applied) or "nothing")
     else:
@@ -151,7 +158,7 @@ def revert(*, force: bool = False) -> None:
         registry = _registry()
         with registry.lock:
             registry.change((), strict=True, force=force)
-            _free_prepared_weights()
+            _free_prepared()
     _wish.settings = None
     _logger.info("reverted: upstream runs unpatched")
     _show_log(None)
@@ -178,6 +185,8 @@ class patched:
         mode: str | None = None,
         rng: str | None = None,
         fallback: str | None = None,
+        runtime: str | None = None,
+        precision: str | None = None,
         log: str | None = None,
     ) -> None:
         if patches is not None and not isinstance(patches, str):
@@ -188,6 +197,8 @@ class patched:
             "mode": mode,
             "rng": rng,
             "fallback": fallback,
+            "runtime": runtime,
+            "precision": precision,
             "log": log,
         }
         self._blocks: list[_Block] = []
@@ -345,7 +356,7 @@ def last_path() -> Path | None:
     None before the first forecast with ``fast_decode`` applied.
 
     >>> toto_compile_patch.last_path()                                  # doctest: +SKIP
-    Path(taken='fast', reason='')
+    Path(taken='fast', reason='', runtime='eager', graphs=0, graph_bytes=0)
     """
     if "toto_compile_patch.decode.last_path" not in sys.modules:
         return None
@@ -367,9 +378,9 @@ def refresh(model: Any) -> None:
         TypeError: something else was given.
     """
     backbone = _backbone_of(model)
-    from toto_compile_patch.decode.weights import forget
+    from toto_compile_patch.decode.forecast import forget_prepared
 
-    forget(getattr(backbone, "_orig_mod", backbone))
+    forget_prepared(getattr(backbone, "_orig_mod", backbone))
 
 
 def _backbone_of(model: Any) -> Any:
@@ -433,12 +444,12 @@ def warmup(
     return time.perf_counter() - start
 
 
-def _free_prepared_weights() -> None:
+def _free_prepared() -> None:
     """Give back the memory that the fast path holds beside the models."""
-    if "toto_compile_patch.decode.weights" in sys.modules:
-        from toto_compile_patch.decode.weights import forget
+    if "toto_compile_patch.decode.forecast" in sys.modules:
+        from toto_compile_patch.decode.forecast import forget_prepared
 
-        forget()
+        forget_prepared()
 
 
 def _registry_loaded() -> bool:

@@ -14,6 +14,8 @@ PATCH_NAMES = tuple(patch.name for patch in TABLE)
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FALLBACKS = ("upstream", "error")
 RNGS = ("fast", "upstream")
+RUNTIMES = ("auto", "eager", "compile", "cudagraph", "compile+cudagraph")
+PRECISIONS = ("model", "tf32", "bf16")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
@@ -21,6 +23,8 @@ ENV_MODE = "TOTO_COMPILE_PATCH_MODE"
 ENV_STRICT = "TOTO_COMPILE_PATCH_STRICT"
 ENV_RNG = "TOTO_COMPILE_PATCH_RNG"
 ENV_FALLBACK = "TOTO_COMPILE_PATCH_FALLBACK"
+ENV_RUNTIME = "TOTO_COMPILE_PATCH_RUNTIME"
+ENV_PRECISION = "TOTO_COMPILE_PATCH_PRECISION"
 ENV_LOG = "TOTO_COMPILE_PATCH_LOG"
 
 _TRUE = ("1", "true", "yes", "on")
@@ -38,6 +42,8 @@ class Settings:
         mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``.
         rng: ``fast`` or ``upstream``: which random numbers the fast path draws.
         fallback: ``upstream`` or ``error``: what happens to a forecast that it does not know.
+        runtime: one of RUNTIMES: how the fast path runs.
+        precision: one of PRECISIONS: of the fast path's matrix products.
         log: level at which the package's log is shown on stderr; None leaves logging alone.
     """
 
@@ -47,6 +53,8 @@ class Settings:
     mode: str = "reduce-overhead"
     rng: str = "fast"
     fallback: str = "upstream"
+    runtime: str = "auto"
+    precision: str = "model"
     log: str | None = None
 
     @classmethod
@@ -57,6 +65,8 @@ class Settings:
         mode: str | None = None,
         rng: str | None = None,
         fallback: str | None = None,
+        runtime: str | None = None,
+        precision: str | None = None,
         log: str | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
@@ -81,6 +91,9 @@ class Settings:
             rng=_read_choice(rng, "rng", environ, ENV_RNG, RNGS) or cls.rng,
             fallback=_read_choice(fallback, "fallback", environ, ENV_FALLBACK, FALLBACKS)
             or cls.fallback,
+            runtime=_read_choice(runtime, "runtime", environ, ENV_RUNTIME, RUNTIMES) or cls.runtime,
+            precision=_read_choice(precision, "precision", environ, ENV_PRECISION, PRECISIONS)
+            or cls.precision,
             log=_read_choice(log, "log", environ, ENV_LOG, LOG_LEVELS),
         )
 

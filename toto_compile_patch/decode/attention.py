@@ -1,7 +1,7 @@
 """Attention over time and over variates.
 
-Queries, keys and values come with the heads as their innermost axis (see ``weights``); ``wO`` takes
-them as the outermost of its features.
+Queries, keys and values come as rows with the heads as their innermost axis (see ``layer``); ``wO``
+takes them as the outermost of its features.
 """
 
 from __future__ import annotations
@@ -12,60 +12,156 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.layer import Rotation
+from toto_compile_patch.decode.precision import at_least_float32, without_autocast
+from toto_compile_patch.decode.rows import Rows
+
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Rotary tables for some positions, ``seq_len head_dim 1``.
+def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rotation:
+    """Rotary tables for rows whose ``i``-th position is ``first + step * i``.
 
     Queries are rotated by ``position · frequency`` and multiplied by the xPos scale to the power
     ``(position - centre) / scale_base``, keys by its inverse (Y. Sun et al., "A
     Length-Extrapolatable Transformer", 2022). The centre cancels where it is the same for both.
     Upstream takes half the last position of each call, so that in a cached decode each new
     token has a centre of its own, which does not cancel against the context's.
+
+    Args:
+        rotary: upstream's rotary embedding.
+        rows: the rows to rotate.
+        first: position of the first.
+        step: 1 where ``rows.count`` counts positions, 0 where it counts samples of one position.
+        centre: of the xPos scale.
+    """
+    dtype = at_least_float32(rotary.freqs.dtype)
+    count = rows.count if step else 1
+    position = torch.arange(first, first + count, device=rotary.freqs.device, dtype=dtype)
+    angles = torch.outer(position, rotary.freqs.to(dtype)).repeat_interleave(2, dim=-1)
+    power = (position - centre) / rotary.scale_base
+    scale = rotary.scale.to(dtype) ** power.unsqueeze(-1)
+    # The frequencies belong to neighbouring pairs, the scales to two halves.
+    scale = torch.cat([scale, scale], dim=-1)
+    cosines, sines = angles.cos(), angles.sin()
+    sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
+    tables = torch.stack([cosines * scale, sines * scale, cosines / scale, sines / scale])
+    tables = tables.unsqueeze(1).expand(-1, rows.series, -1, -1)
+    tables = tables.expand(-1, -1, rows.count, -1).flatten(1, 2)
+    # Always laid out alike, for compiled code.
+    return Rotation(rows.pad(tables, dim=1).contiguous())
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Between rows, and heads apart.
+
+    Attributes:
+        rows: how the rows are laid out.
+        num_heads: heads.
     """
 
-    cosines: torch.Tensor
-    sines: torch.Tensor
-    scale: torch.Tensor
+    rows: Rows
+    num_heads: int
 
-    @classmethod
-    def of(cls, rotary: Any, first: int, length: int, centre: int) -> Positions:
-        """Tables for ``length`` positions from ``first`` on."""
-        dtype = at_least_float32(rotary.freqs.dtype)
-        position = torch.arange(first, first + length, device=rotary.freqs.device, dtype=dtype)
-        angles = torch.outer(position, rotary.freqs.to(dtype)).repeat_interleave(2, dim=-1)
-        power = (position - centre) / rotary.scale_base
-        scale = rotary.scale.to(dtype) ** power.unsqueeze(-1)
-        # The frequencies belong to neighbouring pairs, the scales to two halves.
-        scale = torch.cat([scale, scale], dim=-1)
-        sign = angles.new_tensor([-1.0, 1.0]).repeat(angles.shape[-1] // 2)
-        return cls(*(t.unsqueeze(-1) for t in (angles.cos(), angles.sin() * sign, scale)))
+    def split(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to ``batch variate head n head_dim``."""
+        heads = self.rows.unflatten(rows).unflatten(-1, (-1, self.num_heads))
+        return heads.permute(0, 1, 4, 2, 3)
 
-    def rotate_queries(self, queries: torch.Tensor) -> torch.Tensor:
-        """Rotate ``... seq_len head_dim head``."""
-        return _rotate(queries, self.cosines * self.scale, self.sines * self.scale)
-
-    def rotate_keys(self, keys: torch.Tensor) -> torch.Tensor:
-        """Rotate ``... seq_len head_dim head``."""
-        return _rotate(keys, self.cosines / self.scale, self.sines / self.scale)
+    def join(self, heads: torch.Tensor) -> torch.Tensor:
+        """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
+        return self.rows.flatten(heads.transpose(2, 3).flatten(-2))
 
 
-def _rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    heads = heads.to(cosines.dtype)
-    swapped = heads.unflatten(-2, (-1, 2)).flip(-2).flatten(-3, -2)
-    return torch.addcmul(heads * cosines, swapped, sines)
+@dataclass(frozen=True)
+class CausalAttention:
+    """Attention over time within a context.
+
+    Attributes:
+        heads: of the rows, whose ``n`` are the positions.
+        cache: where to put keys and values, ``batch variate head seq_len head_dim``.
+        idx: under which key.
+    """
+
+    heads: Heads
+    cache: dict[int, KeysAndValues]
+    idx: int
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        dtype = values.dtype
+        queries, keys, values = (self.heads.split(part) for part in (queries, keys, values))
+        self.cache[self.idx] = keys.contiguous(), values.to(keys.dtype).contiguous()
+        return self.heads.join(attend_causally(queries.to(dtype), keys.to(dtype), values))
 
 
-def heads_first(heads: torch.Tensor) -> torch.Tensor:
-    """``batch variate n head_dim head`` to ``batch variate head n head_dim``."""
-    return heads.permute(0, 1, 4, 2, 3)
+@dataclass(frozen=True)
+class LastPositionAttention:
+    """Attention of a context's last position, whose keys and values are cached already.
+
+    Attributes:
+        heads: of the rows; ``n`` is 1.
+        cache: keys and values of all positions, ``batch variate head seq_len head_dim``.
+    """
+
+    heads: Heads
+    cache: KeysAndValues
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        queries = self.heads.split(queries)
+        all_keys, all_values = (part.to(values.dtype) for part in self.cache)
+        return self.heads.join(attend_causally(queries.to(values.dtype), all_keys, all_values))
 
 
-def join_heads(heads: torch.Tensor) -> torch.Tensor:
-    """``batch variate head n head_dim`` to ``batch variate n embed_dim``, as ``wO`` takes it."""
-    return heads.transpose(2, 3).flatten(-2)
+@dataclass(frozen=True)
+class SharedContextAttention:
+    """Attention of each sample's newest patch.
+
+    Attributes:
+        heads: of the rows, whose ``n`` are the samples.
+        context: keys and values, ``batch variate head context_len head_dim``.
+        suffix: keys and values, ``batch variate head samples max_patches head_dim``.
+        step: how many patches the suffix holds; this one is added.
+    """
+
+    heads: Heads
+    context: KeysAndValues
+    suffix: KeysAndValues
+    step: int
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        with without_autocast(queries.device):
+            all_keys, all_values = self.suffix
+            all_keys[..., self.step, :] = self.heads.split(keys)
+            all_values[..., self.step, :] = self.heads.split(values)
+            own = all_keys[..., : self.step + 1, :], all_values[..., : self.step + 1, :]
+            attended = attend_over_shared_context(self.heads.split(queries), self.context, own)
+            return self.heads.join(attended).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class VariateAttention:
+    """Attention over variates, at each position or in each sample apart.
+
+    Attributes:
+        heads: of the rows.
+        groups: True where one variate may see another, ``batch #n variate variate``; None: all.
+    """
+
+    heads: Heads
+    groups: torch.Tensor | None
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        q, k, v = (self.heads.split(part) for part in (queries, keys, values))
+        return self.heads.join(attend_over_variates(q, k, v, self.groups))
 
 
 def attend_causally(
@@ -117,20 +213,16 @@ def attend_over_shared_context(
 def attend_over_variates(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, groups: torch.Tensor | None
 ) -> torch.Tensor:
-    """All variates of a group over one another, at each position or in each sample apart.
+    """All variates of a group over one another, ``batch variate head n head_dim``.
 
     Args:
-        queries: ``batch variate n head_dim head``; likewise keys and values.
+        queries: as above; likewise keys and values.
         groups: True where one variate may see another, ``batch #n variate variate``; None: all.
-
-    Returns:
-        ``batch variate n embed_dim``.
     """
-    batch, variates, count, _, _ = values.shape
-    q, k, v = (heads.permute(0, 2, 4, 1, 3).flatten(0, 1) for heads in (queries, keys, values))
+    batch, variates, _, count, _ = values.shape
+    q, k, v = (heads.permute(0, 3, 2, 1, 4).flatten(0, 1) for heads in (queries, keys, values))
     mask = None
     if groups is not None:
         mask = groups.expand(batch, count, variates, variates).flatten(0, 1).unsqueeze(1)
     attended = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    attended = attended.unflatten(0, (batch, count))
-    return attended.permute(0, 3, 1, 2, 4).flatten(-2)
+    return attended.unflatten(0, (batch, count)).permute(0, 3, 2, 1, 4)

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.doubts import Doubts
+from toto_compile_patch.decode.precision import Precision, at_least_float32
+from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.rows import Rows
 from toto_compile_patch.decode.scaling import Scaled, ScaleState, scale_context
 from toto_compile_patch.decode.transformer import ContextCache, prefill
-from toto_compile_patch.decode.weights import Layer
+from toto_compile_patch.decode.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class Context:
     """What the next patches depend on.
 
     Attributes:
-        hidden: the transformer's output at the last patch, ``batch variate 1 embed_dim``, or at
-            every position where all were wanted.
+        hidden: the transformer's output at the last patch, or at every position where all were
+            wanted, ``row embed_dim``.
+        rows: their layout.
         scaled: location and scale of the last patch.
         state: what scaling further patches needs.
         cache: keys and values of the context.
@@ -29,6 +33,7 @@ class Context:
     """
 
     hidden: torch.Tensor
+    rows: Rows
     scaled: Scaled
     state: ScaleState
     cache: ContextCache
@@ -37,14 +42,21 @@ class Context:
 
 
 def encode(
-    backbone: Any, layers: tuple[Layer, ...], request: Request, *, every_position: bool = False
+    backbone: Any,
+    weights: Weights,
+    regions: Regions,
+    precision: Precision,
+    request: Request,
+    doubts: Doubts,
+    *,
+    every_position: bool = False,
 ) -> Context:
     """Scale, embed and run the transformer over the context of a request."""
     patch_size = backbone.patch_embed.patch_size
     series = request.inputs.to(at_least_float32(request.inputs.dtype))
     scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
     hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
-    groups = variate_groups(request, patch_size)
+    groups = variate_groups(request, patch_size, doubts)
     prepended = 0
     if getattr(backbone, "fusion", None) is not None:
         # toto-ts 0.2.0 can prepend a label to each variate, which belongs to the first group.
@@ -54,10 +66,20 @@ def encode(
         prepended += hidden.shape[2]
         if groups is not None:
             groups = torch.cat([groups[:, :1].expand(-1, prepended, -1, -1), groups], dim=1)
-    rotary = backbone.transformer.rotary_emb
-    hidden, cache = prefill(layers, rotary, hidden, groups, every_position=every_position)
+    batch, variates, positions, _ = hidden.shape
+    rows = Rows(batch, variates, positions, regions.least_rows(weights.packed))
+    with precision.of_products(hidden.device):
+        last, rows, cache = prefill(
+            weights.layers,
+            regions,
+            backbone.transformer.rotary_emb,
+            rows.flatten(hidden),
+            rows,
+            groups,
+            every_position=every_position,
+        )
     last_groups = None if groups is None else groups[:, -1:]
-    return Context(hidden, scaled, state, cache, last_groups, prepended)
+    return Context(last, rows, scaled, state, cache, last_groups, prepended)
 
 
 def embed(backbone: Any, patches: torch.Tensor) -> torch.Tensor:
@@ -69,21 +91,19 @@ def embed(backbone: Any, patches: torch.Tensor) -> torch.Tensor:
     return embedded
 
 
-def variate_groups(request: Request, patch_size: int) -> torch.Tensor | None:
+def variate_groups(request: Request, patch_size: int, doubts: Doubts) -> torch.Tensor | None:
     """True where one variate may see another, ``batch seq_len variate variate``.
 
-    None where all may see all: the mask need not be applied.
-
-    Raises:
-        AssertionError: a patch spans two groups, as upstream raises.
+    None where all may see all, as far as that can be told without asking a device: the mask need
+    not be applied. A patch that spans two groups is noted as a doubt.
     """
     if request.id_mask is None:
         return None
     ids = request.id_mask.unflatten(-1, (-1, patch_size))
-    if not (ids == ids[..., :1]).all():
-        raise AssertionError("Patches cannot span multiple datasets")
+    doubts.note(AssertionError, (ids != ids[..., :1]).any())
+    variates = request.inputs.shape[1]
+    if variates == 1 or ids.shape[1] < variates:
+        return None
     ids = ids[..., 0].transpose(1, 2)
     groups = ids.unsqueeze(-1) == ids.unsqueeze(-2)
-    if groups.shape[-1] < request.inputs.shape[1] or groups.all():
-        return None
-    return groups
+    return None if groups.is_cpu and groups.all() else groups

@@ -7,23 +7,23 @@ the parameters: two linear maps, one after the other, which are one. For the pub
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
 
+from toto_compile_patch.decode.linear import Linear, PackedLinear
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
 from toto_compile_patch.upstream import MixtureOfStudentTsOutput
 
 
-@dataclass(frozen=True)
-class FoldedHead:
+class FoldedHead(NamedTuple):
     """Unembedding and projections in one matrix.
 
     Attributes:
         weight: ``patch_size·kinds·components embed_dim``.
         bias: ``patch_size·kinds·components``.
+        packed: the same in a CPU's layout, where it has one.
         kinds: parameters of a component: degrees of freedom, location, scale, and in a mixture
             the logit of its weight.
         components: components of the mixture; 1 without one.
@@ -31,26 +31,36 @@ class FoldedHead:
 
     weight: torch.Tensor
     bias: torch.Tensor
+    packed: Linear | None
     kinds: int
     components: int
 
-    def __call__(self, hidden: torch.Tensor, time_steps: int) -> torch.Tensor:
-        """Raw parameters of the patch's first time steps.
+    def apply(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Raw parameters of a whole patch.
 
         Args:
-            hidden: ``... embed_dim``.
-            time_steps: how many of the patch's steps are wanted.
+            hidden: ``row embed_dim``.
 
         Returns:
-            ``... time_steps kinds components``, at least float32.
+            ``row time_steps kinds components``, at least float32.
         """
-        rows = time_steps * self.kinds * self.components
         with without_autocast(hidden.device):
-            raw = linear(hidden.to(self.weight.dtype), self.weight[:rows], self.bias[:rows])
-        return raw.unflatten(-1, (time_steps, self.kinds, self.components))
+            hidden = hidden.to(self.weight.dtype)
+            if self.packed is None:
+                raw = linear(hidden, self.weight, self.bias)
+            else:
+                raw = self.packed.apply(hidden)
+        return raw.unflatten(-1, (-1, self.kinds, self.components))
+
+    def first(self, time_steps: int) -> FoldedHead:
+        """The head of the patch's first time steps alone."""
+        rows = time_steps * self.kinds * self.components
+        if rows == self.weight.shape[0]:
+            return self
+        return self._replace(weight=self.weight[:rows], bias=self.bias[:rows], packed=None)
 
 
-def fold(backbone: Any) -> FoldedHead:
+def fold(backbone: Any, packed: bool) -> FoldedHead:
     """Fold the present weights of a backbone's unembedding and output distribution."""
     output = backbone.output_distribution
     projections = [output.df, output.loc_proj, output.scale_proj]
@@ -67,4 +77,6 @@ def fold(backbone: Any) -> FoldedHead:
         [(projection @ step.to(dtype)).to(kept) for step in unembed.weight.unflatten(0, shape)]
     )
     bias = unembed.bias.to(dtype).unflatten(0, shape) @ projection.T + offset
-    return FoldedHead(weight, bias.flatten().to(kept), len(projections), output.df.out_features)
+    bias = bias.flatten().to(kept)
+    packed_layer = PackedLinear.of(weight, bias) if packed and kept is torch.float32 else None
+    return FoldedHead(weight, bias, packed_layer, len(projections), output.df.out_features)

@@ -12,11 +12,18 @@ class Path:
 
     Attributes:
         taken: ``fast`` or ``upstream``.
-        reason: why it was not the fast one; else empty.
+        reason: why it was not the fast one, or not in the runtime asked for; else empty.
+        runtime: how the fast one ran: ``eager``, ``compile``, ``cudagraph`` or
+            ``compile+cudagraph``.
+        graphs: CUDA graphs that are kept for the model.
+        graph_bytes: memory that they hold.
     """
 
     taken: str
     reason: str = ""
+    runtime: str = ""
+    graphs: int = 0
+    graph_bytes: int = 0
 
 
 class _PerThread(threading.local):

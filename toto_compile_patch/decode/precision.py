@@ -1,10 +1,16 @@
-"""Where 16 bits are too few: computing in 32, within autocast too."""
+"""Where 16 bits are too few: computing in 32, within autocast too; and where they are enough."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
+
+MODEL, TF32, BF16 = "model", "tf32", "bf16"
+PRECISIONS = (MODEL, TF32, BF16)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -17,3 +23,45 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Of the matrix products in the layers of a float32 model.
+
+    Attributes:
+        name: ``model``: the user's own settings; ``tf32``, on CUDA; ``bf16``: weights in 16 bits
+            (see ``weights``), sums in 32.
+    """
+
+    name: str
+
+    def of_products(self, device: torch.device) -> AbstractContextManager[object]:
+        """Surrounds the layers of the transformer."""
+        if self.name == TF32 and device.type == "cuda":
+            return _tf32()
+        return nullcontext()
+
+
+_lock = threading.Lock()
+_users = 0
+_before = False
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let CUDA multiply in TF32. The setting is the process's: the last thread out restores it."""
+    global _users, _before
+    matmul = torch.backends.cuda.matmul
+    with _lock:
+        if _users == 0:
+            _before = matmul.allow_tf32
+            matmul.allow_tf32 = True
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                matmul.allow_tf32 = _before

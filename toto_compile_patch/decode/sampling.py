@@ -6,9 +6,18 @@ import torch
 from torch.distributions import Gamma
 from torch.nn.functional import softplus
 
+from toto_compile_patch.decode.head import FoldedHead
 from toto_compile_patch.decode.scaling import prefix_sums
 
 DF, LOC, SCALE, LOGIT = range(4)
+
+StudentT = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Half the degrees of freedom, location and scale, of one shape."""
+
+
+def mean(head: FoldedHead, hidden: torch.Tensor) -> torch.Tensor:
+    """The mean of each time step of a patch, ``row embed_dim`` to ``row time_steps``."""
+    return mixture_mean(head.apply(hidden))
 
 
 def mixture_mean(raw: torch.Tensor) -> torch.Tensor:
@@ -26,33 +35,46 @@ def mixture_mean(raw: torch.Tensor) -> torch.Tensor:
     return (raw[..., LOGIT, :].softmax(-1) * locs).sum(-1)
 
 
-def draw(raw: torch.Tensor, count: int) -> torch.Tensor:
-    """Independent draws from each mixture of Student-Ts: pick a component, then draw once.
+def choose(head: FoldedHead, hidden: torch.Tensor, uniform: torch.Tensor) -> StudentT:
+    """The components that uniform random numbers choose.
+
+    Args:
+        head: the head.
+        hidden: ``row embed_dim``.
+        uniform: ``row time_steps draws``, in [0, 1).
+
+    Returns:
+        Parameters ``row time_steps draws``.
+    """
+    return chosen_components(head.apply(hidden), uniform)
+
+
+def chosen_components(raw: torch.Tensor, uniform: torch.Tensor) -> StudentT:
+    """Choose a component of each mixture for each draw.
 
     Args:
         raw: the head's output, ``... kinds components``.
-        count: draws from each.
+        uniform: ``... draws``, in [0, 1).
 
     Returns:
-        ``... count``
+        Parameters ``... draws``.
     """
-    shape = (*raw.shape[:-2], count)
     if raw.shape[-2] > LOGIT:
-        chosen = _choose(raw[..., LOGIT, :], count)
-        df, loc, scale = (raw[..., kind, :].gather(-1, chosen) for kind in (DF, LOC, SCALE))
+        cumulative = prefix_sums(raw[..., LOGIT, :].softmax(-1))
+        found = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
+        found = found.clamp_max(cumulative.shape[-1] - 1)
+        df, loc, scale = (raw[..., kind, :].gather(-1, found) for kind in (DF, LOC, SCALE))
     else:
-        df, loc, scale = (raw[..., kind, :].expand(shape) for kind in (DF, LOC, SCALE))
+        df, loc, scale = (raw[..., kind, :].expand_as(uniform) for kind in (DF, LOC, SCALE))
     eps = torch.finfo(raw.dtype).eps
     half_df = (2.0 + softplus(df).clamp_min(eps)) / 2
-    normal = torch.randn(shape, dtype=raw.dtype, device=raw.device)
-    # A Student-T is a normal over the root of a chi-square over its degrees of freedom.
+    return half_df, loc, softplus(scale).clamp_min(eps)
+
+
+def draw(student_t: StudentT) -> torch.Tensor:
+    """One draw from each Student-T: a normal over the root of a chi-square over its degrees of
+    freedom."""
+    half_df, loc, scale = student_t
+    normal = torch.randn(half_df.shape, dtype=half_df.dtype, device=half_df.device)
     gamma = Gamma(half_df, torch.ones_like(half_df), validate_args=False).sample()
-    return loc + softplus(scale).clamp_min(eps) * normal * torch.rsqrt(gamma / half_df)
-
-
-def _choose(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """Components by inversion of their cumulative weights, ``... count``."""
-    cumulative = prefix_sums(logits.softmax(-1))
-    uniform = torch.rand(*logits.shape[:-1], count, dtype=logits.dtype, device=logits.device)
-    chosen = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
-    return chosen.clamp_max(logits.shape[-1] - 1)
+    return loc + scale * normal * torch.rsqrt(gamma / half_df)

@@ -1,6 +1,6 @@
-"""Scaling: upstream's own scaler on the context, running statistics for what is generated.
+"""Scaling: causal statistics of the context, carried on over what is generated.
 
-The causal scalers need, at each new time step, the mean and variance of all steps before it.
+The causal scalers need, at each time step, the mean and variance of all steps before it.
 Both follow from three sums over the past: of the weights, of the weighted values, and of
 ``(x_t - mean_{t-1}) (x_t - mean_t)``, which is the sum of squared deviations (B. P. Welford,
 "Note on a method for calculating corrected sums of squares and products", Technometrics 4, 1962).
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from toto_compile_patch.upstream import CausalPatchStdMeanScaler, StdMeanScaler
+
+_BLOCK = 128
 
 
 class Scaled(NamedTuple):
@@ -58,19 +60,32 @@ ScaleState = Statistics | FixedScale
 def scale_context(
     scaler: Any, series: torch.Tensor, padding_mask: torch.Tensor, patch_size: int
 ) -> tuple[Scaled, ScaleState]:
-    """Scale the context, ``batch variate time_steps``, with upstream's scaler."""
-    values, loc, scale = scaler(
-        series,
-        weights=torch.ones_like(series),
-        padding_mask=padding_mask,
-        prefix_length=series.shape[-1],
-    )
-    loc, scale = loc.unsqueeze(2), scale.unsqueeze(2)
+    """Scale the context, ``batch variate time_steps``."""
     if type(scaler) is StdMeanScaler:
+        values, loc, scale = scaler(
+            series, padding_mask=padding_mask, weights=torch.ones_like(series)
+        )
+        loc, scale = loc.unsqueeze(2), scale.unsqueeze(2)
         return Scaled(values, loc, scale), FixedScale(loc, scale)
-    of_last_patch = 1 if type(scaler) is CausalPatchStdMeanScaler else patch_size
-    last = Scaled(values, loc[..., -of_last_patch:], scale[..., -of_last_patch:])
-    return last, _statistics(scaler, series, padding_mask)
+    dtype = accumulation_dtype(series.device)
+    values = series.to(dtype)
+    weights = torch.ones_like(values) * padding_mask
+    zero = values.new_zeros(values.shape[:-1])
+    cumulated, totals = prefix_sums(weights), prefix_sums(weights * values)
+    means, increments = _welford(values, cumulated, totals, zero, zero)
+    squares = prefix_sums(increments * weights)
+    bounds = _bounds(scaler, values, weights) if scaler.stabilize_with_global else None
+    state = Statistics(cumulated[..., -1:], totals[..., -1:], squares[..., -1:], bounds)
+    patches, means, cumulated, squares = (
+        part.unflatten(-1, (-1, patch_size)) for part in (series, means, cumulated, squares)
+    )
+    if type(scaler) is CausalPatchStdMeanScaler:
+        # All of a patch is scaled by the statistics at its end.
+        means, cumulated, squares = (part[..., -1:] for part in (means, cumulated, squares))
+    loc = means.to(series.dtype)
+    scale = _scale(scaler, cumulated, squares, bounds).to(series.dtype)
+    scaled = ((patches - loc) / scale).flatten(-2)
+    return Scaled(scaled, loc[:, :, -1:], scale[:, :, -1:]), state
 
 
 def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Scaled, ScaleState]:
@@ -96,36 +111,30 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
 def prefix_sums(values: torch.Tensor) -> torch.Tensor:
     """``torch.cumsum`` along the last axis, also where CUDA must be deterministic.
 
-    CUDA has no deterministic ``cumsum`` of floats; a product with a triangle of ones is one.
+    CUDA has no deterministic ``cumsum`` of floats; products with triangles of ones make one.
     """
     if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
         return values.cumsum(-1)
+    return sums_by_products(values)
+
+
+def sums_by_products(values: torch.Tensor) -> torch.Tensor:
+    """Prefix sums along the last axis: within blocks, then of the blocks before."""
     length = values.shape[-1]
-    triangle = torch.ones(length, length, device=values.device, dtype=values.dtype).triu()
-    return values @ triangle
+    size = min(length, _BLOCK)
+    blocks = torch.nn.functional.pad(values, (0, -length % size)).unflatten(-1, (-1, size))
+    within = blocks @ _triangle(values, size).triu()
+    before = within[..., -1] @ _triangle(values, blocks.shape[-2]).triu(1)
+    return (within + before.unsqueeze(-1)).flatten(-2)[..., :length]
+
+
+def _triangle(like: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.ones(size, size, device=like.device, dtype=like.dtype)
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """Float64, or what upstream takes where a device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _statistics(scaler: Any, series: torch.Tensor, padding_mask: torch.Tensor) -> Statistics:
-    dtype = accumulation_dtype(series.device)
-    values = series.to(dtype)
-    weights = torch.ones_like(values) * padding_mask
-    weighted = weights * values
-    zero = values.new_zeros(values.shape[:-1])
-    cumulated, totals = prefix_sums(weights), prefix_sums(weighted)
-    _, increments = _welford(values, cumulated, totals, zero, zero)
-    squares = (increments * weights).sum(-1)
-    bounds = _bounds(scaler, values, weights) if scaler.stabilize_with_global else None
-    return Statistics(
-        cumulated[..., -1].unsqueeze(-1),
-        totals[..., -1].unsqueeze(-1),
-        squares.unsqueeze(-1),
-        bounds,
-    )
 
 
 def _welford(

@@ -1,8 +1,7 @@
 """The transformer over a context, and over one new patch of each sample.
 
-The third axis of a hidden state, ``batch variate n embed_dim``, holds the positions of a context
-(prefill) or the samples of one new position (decode step). Norms, feed-forward and attention over
-variates treat both alike; only attention over time tells them apart.
+Hidden states are rows (see ``rows``): the positions of a context (prefill), or the samples of one
+new position (decode step).
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from typing import Any
 import torch
 
 from toto_compile_patch.decode.attention import (
-    Positions,
-    attend_causally,
-    attend_over_shared_context,
-    attend_over_variates,
-    heads_first,
-    join_heads,
+    CausalAttention,
+    Heads,
+    KeysAndValues,
+    LastPositionAttention,
+    SharedContextAttention,
+    VariateAttention,
+    rotation,
 )
-from toto_compile_patch.decode.precision import without_autocast
-from toto_compile_patch.decode.weights import KEY, QUERY, VALUE, Layer
-
-KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+from toto_compile_patch.decode.layer import Layer, Traceable, keys_and_values
+from toto_compile_patch.decode.regions import Regions
+from toto_compile_patch.decode.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,15 @@ class SuffixCache:
 
 
 def prefill(
-    layers: tuple[Layer, ...],
+    layers: tuple[Traceable, ...],
+    regions: Regions,
     rotary: Any,
     hidden: torch.Tensor,
+    rows: Rows,
     groups: torch.Tensor | None,
     *,
     every_position: bool,
-) -> tuple[torch.Tensor, ContextCache]:
+) -> tuple[torch.Tensor, Rows, ContextCache]:
     """Run the transformer over a context, and keep what later patches attend to.
 
     Past the last layer that reads other positions, only the last one is computed, unless every
@@ -74,49 +75,53 @@ def prefill(
 
     Args:
         layers: the transformer's.
+        regions: how to run them.
         rotary: upstream's rotary embedding.
-        hidden: embedded patches, ``batch variate seq_len embed_dim``.
+        hidden: embedded patches, ``row embed_dim``.
+        rows: their layout.
         groups: True where one variate may see another, ``batch seq_len variate variate``.
         every_position: return the last hidden state of all positions, not of the last one.
 
     Returns:
-        ``batch variate seq_len embed_dim`` (or ``batch variate 1 embed_dim``), and the cache.
+        Hidden states with their layout, and the cache.
     """
-    length = hidden.shape[2]
+    length = rows.count
     centre = (length - 1) // 2
-    positions = Positions.of(rotary, 0, length, centre)
-    last_position = Positions.of(rotary, length - 1, 1, centre)
-    last_reader = max((i for i, layer in enumerate(layers) if layer.over_time), default=-1)
+    positions = rotation(rotary, rows, 0, 1, centre)
+    over_time = [idx for idx, layer in enumerate(layers) if layer.real.over_time]
+    last_reader = -1 if every_position else max(over_time, default=0)
     cache: dict[int, KeysAndValues] = {}
     for idx, layer in enumerate(layers):
-        normed = layer.norm1(hidden)
-        seen = normed
-        here = positions
-        if idx >= last_reader and not every_position:
-            here = last_position
-            hidden, normed = hidden[:, :, -1:], normed[:, :, -1:]
-            groups = None if groups is None else groups[:, -1:]
-        if not layer.over_time:
-            attended = _over_variates(layer, normed, groups)
-        else:
-            if normed is seen:
-                queries, keys, values = layer.project(normed, QUERY, KEY, VALUE)
+        if idx != last_reader:
+            if layer.real.over_time:
+                attention = CausalAttention(_heads(layer, rows), cache, idx)
+                hidden = regions.over_time(layer, hidden, positions, attention)
             else:
-                (queries,) = layer.project(normed, QUERY)
-                keys, values = layer.project(seen, KEY, VALUE)
-            queries = heads_first(here.rotate_queries(queries)).to(values.dtype)
-            keys = heads_first(positions.rotate_keys(keys))
-            values = heads_first(values)
+                hidden = over_variates(regions, layer, hidden, rows, groups)
+            continue
+        everywhere, rows_everywhere = hidden, rows
+        rows = rows.with_count(1)
+        hidden = rows.flatten(rows_everywhere.unflatten(hidden)[:, :, -1:])
+        groups = None if groups is None else groups[:, -1:]
+        if layer.real.over_time:
+            kept = keys_and_values(layer.real, everywhere, positions)
+            heads = _heads(layer, rows_everywhere)
+            keys, values = (heads.split(part) for part in kept)
             cache[idx] = keys.contiguous(), values.to(keys.dtype).contiguous()
-            attended = join_heads(attend_causally(queries, keys.to(values.dtype), values))
-        hidden = _after_attention(layer, hidden, attended)
-    return hidden, ContextCache(cache, length)
+            last = LastPositionAttention(_heads(layer, rows), cache[idx])
+            here = rotation(rotary, rows, length - 1, 0, centre)
+            hidden = regions.over_time(layer, hidden, here, last)
+        else:
+            hidden = over_variates(regions, layer, hidden, rows, groups)
+    return hidden, rows, ContextCache(cache, length)
 
 
 def decode_step(
-    layers: tuple[Layer, ...],
+    layers: tuple[Traceable, ...],
+    regions: Regions,
     rotary: Any,
     hidden: torch.Tensor,
+    rows: Rows,
     groups: torch.Tensor | None,
     context: ContextCache,
     suffix: SuffixCache,
@@ -128,8 +133,10 @@ def decode_step(
 
     Args:
         layers: the transformer's.
+        regions: how to run them.
         rotary: upstream's rotary embedding.
-        hidden: embedded patches, ``batch variate samples embed_dim``.
+        hidden: embedded patches, ``row embed_dim``.
+        rows: their layout, by samples.
         groups: True where one variate may see another, ``batch 1 variate variate``.
         context: the context's keys and values; shared by the samples.
         suffix: the samples' own, of ``step`` patches so far; this patch's are added.
@@ -138,39 +145,35 @@ def decode_step(
             does, and not with the context.
 
     Returns:
-        ``batch variate samples embed_dim``.
+        ``row embed_dim``.
     """
     position = context.length + step
     centre = position // 2 if centred_alone else (context.length - 1) // 2
-    here = Positions.of(rotary, position, 1, centre)
+    here = rotation(rotary, rows, position, 0, centre)
     for idx, layer in enumerate(layers):
-        normed = layer.norm1(hidden)
-        if layer.over_time:
-            queries, keys, values = layer.project(normed, QUERY, KEY, VALUE)
-            with without_autocast(hidden.device):
-                all_keys, all_values = suffix.layers[idx]
-                all_keys[..., step, :] = heads_first(here.rotate_keys(keys))
-                all_values[..., step, :] = heads_first(values)
-                own = all_keys[..., : step + 1, :], all_values[..., : step + 1, :]
-                queries = heads_first(here.rotate_queries(queries))
-                attended = attend_over_shared_context(queries, context.layers[idx], own)
-            attended = join_heads(attended).to(values.dtype)
+        if layer.real.over_time:
+            attention = SharedContextAttention(
+                _heads(layer, rows), context.layers[idx], suffix.layers[idx], step
+            )
+            hidden = regions.over_time(layer, hidden, here, attention)
         else:
-            attended = _over_variates(layer, normed, groups)
-        hidden = _after_attention(layer, hidden, attended)
+            hidden = over_variates(regions, layer, hidden, rows, groups)
     return hidden
 
 
-def _over_variates(layer: Layer, normed: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
-    if normed.shape[1] == 1:
-        # A variate that sees itself alone takes its own value, whatever the scores.
-        (values,) = layer.project(normed, VALUE)
-        return join_heads(heads_first(values))
-    queries, keys, values = layer.project(normed, QUERY, KEY, VALUE)
-    return attend_over_variates(queries, keys, values, groups)
+def over_variates(
+    regions: Regions,
+    layer: Traceable,
+    hidden: torch.Tensor,
+    rows: Rows,
+    groups: torch.Tensor | None,
+) -> torch.Tensor:
+    """A layer over variates, of which there may be one."""
+    if rows.variates == 1:
+        return regions.over_one_variate(layer, hidden)
+    return regions.over_variates(layer, hidden, VariateAttention(_heads(layer, rows), groups))
 
 
-def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Both residual sums of a pre-norm layer."""
-    hidden = hidden + layer.out(attended)
-    return hidden + layer.feed_forward(layer.norm2(hidden))
+def _heads(layer: Traceable, rows: Rows) -> Heads:
+    real: Layer = layer.real
+    return Heads(rows, real.project.num_heads)

@@ -2,153 +2,89 @@
 
 Two things are prepared. The head is folded (see ``head``). On a CPU the linear layers are kept in
 oneDNN's packed layout as well, in which a product with few rows is three times as fast as with the
-plain weight, and one with many rows a quarter faster.
+plain weight, and one with many rows a quarter faster. With ``precision="bf16"`` they are kept in
+16 bits, wherever they are.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn.functional import linear, silu
 
-from toto_compile_patch.decode.head import FoldedHead, fold
-from toto_compile_patch.upstream import SwiGLU, TimeWiseMultiheadAttention
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""From ``... features`` to ``... features``."""
-
-QUERY, KEY, VALUE = range(3)
-
-ROWS_AT_ONCE = 512
-"""Rows that go through a feed-forward together on a CPU, so that they stay in its cache."""
+from toto_compile_patch.decode.head import fold
+from toto_compile_patch.decode.layer import (
+    FeedForward,
+    FeedForwardInBlocks,
+    HeadsProjection,
+    Layer,
+    Norm,
+    OtherModule,
+    RootMeanSquare,
+    Traceable,
+)
+from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
+from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttention
 
 _SAMPLED = 512
 """Elements of each weight that are compared to see whether it has changed."""
 
-
-@dataclass(frozen=True)
-class PlainLinear:
-    """Upstream's own weight and bias."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return linear(inputs, self.weight, self.bias)
+MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
 
 @dataclass(frozen=True)
-class PackedLinear:
-    """A copy of the weight in oneDNN's layout, and upstream's own bias."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear:
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, self.weight, self.bias, "none", [], ""
-        )
-        return result
-
-
-@dataclass(frozen=True)
-class HeadsProjection:
-    """Queries, keys and values of an attention, in upstream's layout of heads.
-
-    Upstream's ``wQKV`` gives ``(qkv head_dim n_heads)``: the heads are the innermost axis.
+class Layout:
+    """How weights are kept.
 
     Attributes:
-        parts: a linear layer each for query, key and value.
-        fused: one for all three, where that is faster than one after the other.
-        head_dim: features of a head.
-        num_heads: heads.
+        packed: in oneDNN's layout.
+        bf16: in 16 bits, though the model has 32.
     """
 
-    parts: tuple[Linear, Linear, Linear]
-    fused: Linear | None
-    head_dim: int
-    num_heads: int
+    packed: bool
+    bf16: bool
 
     @classmethod
-    def of(cls, attention: Any, packed: bool) -> HeadsProjection:
-        weights = attention.wQKV.weight.chunk(3)
-        biases = attention.wQKV.bias.chunk(3)
-        make = PackedLinear.of if packed else PlainLinear
-        query, key, value = (make(w, b) for w, b in zip(weights, biases, strict=True))
-        fused = None if packed else PlainLinear(attention.wQKV.weight, attention.wQKV.bias)
-        return cls((query, key, value), fused, attention.head_dim, attention.num_heads)
+    def for_model(cls, backbone: Any, precision: str) -> Layout:
+        weight = backbone.unembed.weight
+        bf16 = precision == "bf16" and weight.dtype is torch.float32
+        return cls(_can_be_packed(weight), bf16)
 
-    def __call__(self, hidden: torch.Tensor, *wanted: int) -> list[torch.Tensor]:
-        """The parts wanted, each ``batch variate n head_dim head``."""
-        if self.fused is not None and wanted == (QUERY, KEY, VALUE):
-            projected: Sequence[torch.Tensor] = self.fused(hidden).chunk(3, dim=-1)
-        else:
-            projected = [self.parts[part](hidden) for part in wanted]
-        return [part.unflatten(-1, (self.head_dim, self.num_heads)) for part in projected]
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """Upstream's feed-forward: up, a gated linear unit, down."""
-
-    up: Linear
-    down: Linear
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not hidden.is_cpu or hidden.numel() <= ROWS_AT_ONCE * hidden.shape[-1]:
-            return self._rows(hidden)
-        rows = hidden.flatten(0, -2).split(ROWS_AT_ONCE)
-        return torch.cat([self._rows(block) for block in rows]).view(hidden.shape)
-
-    def _rows(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate, value = self.up(hidden).chunk(2, dim=-1)
-        return self.down(silu(gate).mul_(value))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of the transformer."""
-
-    over_time: bool
-    norm1: Linear
-    norm2: Linear
-    project: HeadsProjection
-    out: Linear
-    feed_forward: Linear
-
-    @classmethod
-    def of(cls, layer: Any, packed: bool) -> Layer:
-        make = PackedLinear.of if packed else PlainLinear
-        attention = layer.attention
-        feed_forward = layer.mlp
-        if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
-            up, down = (make(part.weight, part.bias) for part in up_and_down)
-            feed_forward = FeedForward(up, down)
-        return cls(
-            over_time=isinstance(attention, TimeWiseMultiheadAttention),
-            norm1=layer.norm1,
-            norm2=layer.norm2,
-            project=HeadsProjection.of(attention, packed),
-            out=make(attention.wO.weight, attention.wO.bias),
-            feed_forward=feed_forward,
-        )
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+        """A linear layer in this layout."""
+        if self.bf16:
+            weight, bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
+        return PackedLinear.of(weight, bias) if self.packed else PlainLinear(weight, bias)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What decoding takes of a model."""
+    """What decoding takes of a model.
 
-    layers: tuple[Layer, ...]
-    head: FoldedHead
+    Attributes:
+        layers: the transformer's.
+        head: unembedding and projections.
+        packed: whether they are in oneDNN's layout.
+        fingerprint: of the weights that were copied, when they were.
+        copied: those weights.
+    """
+
+    layers: tuple[Traceable, ...]
+    head: Traceable
+    packed: bool
+    fingerprint: _Fingerprint = field(repr=False)
+    copied: list[torch.Tensor] = field(repr=False)
+
+    def changed(self) -> torch.Tensor:
+        """Whether a value has changed since, on the model's device."""
+        now = _Fingerprint.sample(self.copied)
+        # A NaN is equal to itself here, else the weights would be prepared for ever.
+        before, now = self.fingerprint.sampled.nan_to_num(), now.nan_to_num()
+        return (now != before).any()
 
 
 @dataclass(frozen=True)
@@ -159,21 +95,20 @@ class _Fingerprint:
     sampled: torch.Tensor
 
     @classmethod
-    def of(cls, copied: list[torch.Tensor], used: list[torch.Tensor]) -> _Fingerprint:
+    def places_of(cls, copied: list[torch.Tensor], used: list[torch.Tensor]) -> tuple[Any, ...]:
         """Of weights that were copied, and of those that are used as they stand."""
+        return (
+            *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape) for w in copied),
+            *((w.data_ptr(), w.dtype, w.device) for w in used),
+        )
 
+    @classmethod
+    def sample(cls, copied: list[torch.Tensor]) -> torch.Tensor:
         def some(weight: torch.Tensor) -> torch.Tensor:
             flat = weight.detach().flatten()
             return flat[:: max(1, flat.numel() // _SAMPLED)]
 
-        places = (
-            *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape) for w in copied),
-            *((w.data_ptr(), w.dtype, w.device) for w in used),
-        )
-        return cls(places, torch.cat([some(weight) for weight in copied]))
-
-    def matches(self, other: _Fingerprint) -> bool:
-        return self.places == other.places and torch.equal(self.sampled, other.sampled)
+        return torch.cat([some(weight) for weight in copied])
 
 
 def _version(weight: torch.Tensor) -> int | None:
@@ -181,30 +116,40 @@ def _version(weight: torch.Tensor) -> int | None:
     return None if weight.is_inference() else weight._version
 
 
-_prepared: WeakKeyDictionary[Any, dict[bool, tuple[_Fingerprint, Weights]]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Any, dict[Layout, Weights]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def prepared_weights(backbone: Any) -> Weights:
-    """A backbone's present weights, ready for decoding; freed with the backbone."""
-    packed = _can_be_packed(backbone)
+def prepared_weights(backbone: Any, precision: str = "model") -> Weights:
+    """A backbone's present weights, ready for decoding; freed with the backbone.
+
+    Elsewhere than on a CPU, to look at their values is to wait for the device: the caller then asks
+    ``changed()``.
+    """
+    layout = Layout.for_model(backbone, precision)
     copied = [*backbone.unembed.parameters(), *backbone.output_distribution.parameters()]
-    layers = list(backbone.transformer.layers.parameters())
-    if packed:
-        copied += [weight for weight in layers if weight.ndim == 2]
-        layers = [weight for weight in layers if weight.ndim != 2]
+    used = list(backbone.transformer.layers.parameters())
+    if layout.packed or layout.bf16:
+        copied += [weight for weight in used if weight.ndim == 2 or layout.bf16]
+        used = [weight for weight in used if weight.ndim != 2]
     # Made outside inference mode, whose tensors other threads could not use freely.
     with torch.inference_mode(False), torch.no_grad(), _lock:
-        now = _Fingerprint.of(copied, layers)
+        places = _Fingerprint.places_of(copied, used)
         of_this_backbone = _prepared.setdefault(backbone, {})
-        found = of_this_backbone.get(packed)
-        if found is None or not found[0].matches(now):
-            transformer = backbone.transformer
-            ready = Weights(
-                tuple(Layer.of(layer, packed) for layer in transformer.layers), fold(backbone)
-            )
-            found = of_this_backbone[packed] = now, ready
-        return found[1]
+        found = of_this_backbone.get(layout)
+        if found is None or found.fingerprint.places != places:
+            found = None
+        elif not copied[0].is_cpu or not found.changed():
+            return found
+        fingerprint = _Fingerprint(places, _Fingerprint.sample(copied))
+        of_this_backbone[layout] = Weights(
+            tuple(Traceable.of(_layer(layer, layout)) for layer in backbone.transformer.layers),
+            Traceable.of(fold(backbone, layout.packed)),
+            layout.packed,
+            fingerprint,
+            copied,
+        )
+        return of_this_backbone[layout]
 
 
 def forget(backbone: Any = None) -> None:
@@ -216,8 +161,7 @@ def forget(backbone: Any = None) -> None:
             _prepared.pop(backbone, None)
 
 
-def _can_be_packed(backbone: Any) -> bool:
-    weight = backbone.unembed.weight
+def _can_be_packed(weight: torch.Tensor) -> bool:
     return bool(
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
@@ -226,6 +170,34 @@ def _can_be_packed(backbone: Any) -> bool:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _layer(layer: Any, layout: Layout) -> Layer:
+    feed_forward: FeedForward | FeedForwardInBlocks | OtherModule = OtherModule(layer.mlp)
+    if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
+        up, down = (layout.linear(part.weight, part.bias) for part in up_and_down)
+        in_blocks = layer.norm2.parameters().__next__().is_cpu
+        feed_forward = FeedForwardInBlocks(up, down) if in_blocks else FeedForward(up, down)
+    attention = layer.attention
+    return Layer(
+        over_time=isinstance(attention, TimeWiseMultiheadAttention),
+        norm1=_norm(layer.norm1),
+        project=_projection(attention, layout),
+        out=layout.linear(attention.wO.weight, attention.wO.bias),
+        norm2=_norm(layer.norm2),
+        feed_forward=feed_forward,
+    )
+
+
+def _norm(norm: Any) -> Norm:
+    return RootMeanSquare(norm.scale, norm.eps) if type(norm) is RMSNorm else OtherModule(norm)
+
+
+def _projection(attention: Any, layout: Layout) -> HeadsProjection:
+    weights, biases = attention.wQKV.weight.chunk(3), attention.wQKV.bias.chunk(3)
+    query, key, value = (layout.linear(w, b) for w, b in zip(weights, biases, strict=True))
+    fused = None if layout.packed else layout.linear(attention.wQKV.weight, attention.wQKV.bias)
+    return HeadsProjection(query, key, value, fused, attention.head_dim, attention.num_heads)
 
 
 def _native_feed_forward(mlp: Any) -> tuple[Any, Any] | None:

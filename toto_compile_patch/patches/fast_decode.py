@@ -13,12 +13,8 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode.forecast import (
-    NotFiniteError,
-    Options,
-    forecast_mean,
-    forecast_samples,
-)
+from toto_compile_patch.decode.doubts import NotFiniteError
+from toto_compile_patch.decode.forecast import Options, forecast
 from toto_compile_patch.decode.last_path import Path, note
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.support import backbone_of, why_not
@@ -72,25 +68,25 @@ def _generate(
             raise FallbackError(
                 f"{reason}; apply(fallback='upstream') lets upstream's code forecast"
             )
-        _log_once(reason)
+        _log_once(f"upstream's code forecasts: {reason}")
         note(Path("upstream", reason))
         return upstream()
+    options = Options(settings.rng, settings.runtime, settings.precision)
     try:
-        if request.num_samples is None:
-            forecast = forecast_mean(backbone, request)
-        else:
-            forecast = forecast_samples(backbone, request, Options(settings.rng))
+        result, ran = forecast(forecaster.model, backbone, request, options)
     except NotFiniteError as error:
         note(Path("upstream", str(error)))
         return upstream()
-    note(Path("fast"))
-    return forecast
+    if ran.unexpected:
+        _log_once(f"forecasts run in runtime {ran.runtime}: {ran.reason}")
+    note(Path("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes))
+    return result
 
 
 _logged: set[str] = set()
 
 
-def _log_once(reason: str) -> None:
-    if reason not in _logged:
-        _logged.add(reason)
-        _logger.warning("upstream's code forecasts: %s", reason)
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        _logger.warning("%s", message)

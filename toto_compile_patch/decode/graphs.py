@@ -1,0 +1,283 @@
+"""Whole forecasts captured in CUDA graphs: one launch in place of thousands.
+
+A graph is captured when a forecast of its shape is asked for the second time: one that never
+comes again costs nothing, and the first has warmed up all that must not be captured. A forecast
+copies its series into the graph's own tensors, replays the graph and copies the result out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+
+from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.runtime import Ran, Runtime
+from toto_compile_patch.decode.weights import Weights
+
+MOST_GRAPHS = 16
+"""Graphs kept for a model; the one that was not used for longest goes first."""
+
+FIRST_OF_ITS_SHAPE = "the first forecast of its shape"
+
+MOST_SEEN = 256
+"""Shapes of single forecasts that are remembered."""
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+"""Forecast and answered doubts (see ``doubts``)."""
+Compute = Callable[[Request], Outputs]
+
+
+class Graph(Protocol):
+    """What was captured."""
+
+    def replay(self) -> None:
+        """Compute the outputs again, from what the inputs hold now."""
+
+    def reset(self) -> None:
+        """Free it."""
+
+
+class Recorder(Protocol):
+    """Captures computations on one kind of device."""
+
+    def why_not(self, device: torch.device) -> str:
+        """Why nothing can be captured or replayed here and now; else empty."""
+
+    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
+        """Capture a computation, without a trace in the random generator."""
+
+    def bytes_held(self, device: torch.device) -> int:
+        """Memory held by the process."""
+
+
+class CudaRecorder:
+    """``torch.cuda.CUDAGraph``."""
+
+    def __init__(self) -> None:
+        self._pools: dict[torch.device, Any] = {}
+
+    def why_not(self, device: torch.device) -> str:
+        if torch.cuda.is_current_stream_capturing():
+            return "the forecast is itself being captured"
+        if torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+            return "the forecast is on a stream of its own"
+        return ""
+
+    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        random_state = torch.cuda.get_rng_state(device)
+        autocast_cache = torch.is_autocast_cache_enabled()
+        # What autocast caches would be memory of the graph's that others use.
+        torch.set_autocast_cache_enabled(False)
+        torch.clear_autocast_cache()
+        try:
+            pool = self._pool(device)
+            with (
+                torch.cuda.device(device),
+                # Only this thread's mistakes count: others may go on meanwhile.
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+            ):
+                outputs = compute()
+        finally:
+            torch.set_autocast_cache_enabled(autocast_cache)
+            torch.cuda.set_rng_state(random_state, device)
+        return graph, outputs
+
+    def bytes_held(self, device: torch.device) -> int:
+        return int(torch.cuda.memory_reserved(device))
+
+    def _pool(self, device: torch.device) -> Any:
+        # Graphs of a device share memory: they never run at once, and their results are copied.
+        if device not in self._pools:
+            self._pools[device] = torch.cuda.graph_pool_handle()
+        return self._pools[device]
+
+
+@dataclass
+class _Captured:
+    """A graph with its own inputs and outputs.
+
+    Attributes:
+        graph: what to replay.
+        inputs: the request whose tensors it reads.
+        outputs: what it writes.
+        weights: what it also reads, kept alive.
+        size: bytes that capturing it took.
+    """
+
+    graph: Graph
+    inputs: Request
+    outputs: Outputs
+    weights: Weights
+    size: int
+
+
+class Graphs:
+    """The graphs of one model.
+
+    Args:
+        recorder: captures.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+        self._seen: OrderedDict[Any, str] = OrderedDict()
+
+    def run(
+        self, key: Any, weights: Weights, request: Request, way: Runtime, compute: Compute
+    ) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+        """Forecast by a graph where there is one, else without; keep a new graph where it pays.
+
+        Args:
+            key: all that a graph depends on, but the values of the request's tensors.
+            weights: what the graph reads.
+            request: series and horizon.
+            way: the runtime that captures.
+            compute: the forecast.
+        """
+        device = request.inputs.device
+        with _one_at_a_time(device):
+            if why_not := self._recorder.why_not(device):
+                return self._without(way, why_not, request, compute)
+            captured = self._captured.get(key)
+            if captured is None:
+                if key not in self._seen:
+                    self._note(key, "")
+                    return self._without(way, FIRST_OF_ITS_SHAPE, request, compute)
+                if failure := self._seen[key]:
+                    return self._without(way, failure, request, compute)
+                try:
+                    captured = self._capture(key, weights, request, compute)
+                except RuntimeError as error:
+                    self.clear()
+                    self._note(key, f"capturing failed ({_first_line(error)})")
+                    return self._without(way, self._seen[key], request, compute)
+            self._captured.move_to_end(key)
+            for name, tensor in _tensors(request).items():
+                getattr(captured.inputs, name).copy_(tensor)
+            captured.graph.replay()
+            result, answers = (output.clone() for output in captured.outputs)
+        return result, answers, self._ran(way)
+
+    def clear(self) -> None:
+        """Free all graphs."""
+        while self._captured:
+            self._captured.popitem()[1].graph.reset()
+
+    def _capture(self, key: Any, weights: Weights, request: Request, compute: Compute) -> _Captured:
+        device = request.inputs.device
+        while len(self._captured) >= MOST_GRAPHS:
+            self._captured.popitem(last=False)[1].graph.reset()
+        before = self._recorder.bytes_held(device)
+        own: dict[str, Any] = {name: part.clone() for name, part in _tensors(request).items()}
+        inputs = replace(request, **own)
+        graph, outputs = self._recorder.record(lambda: compute(inputs), device)
+        size = max(0, self._recorder.bytes_held(device) - before)
+        self._captured[key] = _Captured(graph, inputs, outputs, weights, size)
+        return self._captured[key]
+
+    def _without(
+        self, way: Runtime, why: str, request: Request, compute: Compute
+    ) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+        result, answers = compute(request)
+        return result, answers, self._ran(way.without_graphs(why))
+
+    def _ran(self, way: Runtime) -> Ran:
+        held = list(self._captured.values())
+        unexpected = way.reason not in ("", FIRST_OF_ITS_SHAPE)
+        size = sum(captured.size for captured in held)
+        return Ran(way.name, way.reason, unexpected, len(held), size)
+
+    def _note(self, key: Any, failure: str) -> None:
+        self._seen[key] = failure
+        self._seen.move_to_end(key)
+        if len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+
+
+_of_models: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
+_lock = threading.RLock()
+_of_devices: dict[torch.device, threading.RLock] = {}
+_recorder = CudaRecorder()
+
+
+def run(
+    backbone: Any, weights: Weights, request: Request, options: Any, way: Runtime, compute: Compute
+) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+    """Forecast on a GPU by a CUDA graph of the backbone's, where there is or may be one."""
+    with _lock:
+        of_this_model = _of_models.setdefault(backbone, Graphs(_recorder))
+    key = _key(backbone, weights, request, options, way)
+    return of_this_model.run(key, weights, request, way, compute)
+
+
+def forget(backbone: Any = None) -> None:
+    """Free the graphs of a backbone; without one, those of all."""
+    with _lock:
+        gone = list(_of_models.values()) if backbone is None else [_of_models.pop(backbone, None)]
+        if backbone is None:
+            _of_models.clear()
+    for graphs in gone:
+        if graphs is not None:
+            graphs.clear()
+
+
+def capturing() -> bool:
+    """Whether what is computed now is being captured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that there is no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _one_at_a_time(device: torch.device) -> Iterator[None]:
+    """Graphs of a device share memory, and random numbers cannot be drawn beside a capture."""
+    with _lock:
+        lock = _of_devices.setdefault(device, threading.RLock())
+    with lock:
+        yield
+
+
+def _tensors(request: Request) -> dict[str, torch.Tensor]:
+    """The tensors of a request, by name."""
+    return {name: part for name, part in vars(request).items() if isinstance(part, torch.Tensor)}
+
+
+def _key(
+    backbone: Any, weights: Weights, request: Request, options: Any, way: Runtime
+) -> tuple[Any, ...]:
+    """All that decides which kernels run, and on which memory, but a request's own."""
+    described = {
+        name: (part.shape, part.stride(), part.dtype) if isinstance(part, torch.Tensor) else part
+        for name, part in vars(request).items()
+    }
+    kind = request.inputs.device.type
+    places = (part.data_ptr() for part in (*backbone.parameters(), *backbone.buffers()))
+    return (
+        tuple(sorted(described.items(), key=lambda item: item[0])),
+        options,
+        way.name,
+        id(way.regions),
+        id(weights),
+        torch.is_autocast_enabled(kind),
+        torch.get_autocast_dtype(kind),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        *places,
+    )
+
+
+def _first_line(error: RuntimeError) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -1,0 +1,64 @@
+"""Linear layers in the layouts in which they are fast.
+
+Named tuples, here and in ``layer``: compiled code takes another one of the same kind without being
+compiled again, which it does not with dataclasses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import linear
+
+from toto_compile_patch.decode import operators
+
+
+class PlainLinear(NamedTuple):
+    """A weight and a bias as upstream keeps them, in its own type or in another."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``... features`` to ``... features``."""
+        if inputs.dtype == self.weight.dtype:
+            return linear(inputs, self.weight, self.bias)
+        # A matrix product in fewer bits, between values in more (``precision``).
+        product = linear(inputs.to(self.weight.dtype), self.weight, self.bias)
+        return product.to(inputs.dtype)
+
+
+class PackedLinear(NamedTuple):
+    """A copy of the weight in oneDNN's layout."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    dtype: torch.dtype
+    out_features: int
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        return cls(packed, bias, weight.dtype, weight.shape[0])
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``... features`` to ``... features``."""
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs.to(self.dtype), self.weight, self.bias, "none", [], ""
+        )
+        return result.to(inputs.dtype)
+
+
+class OpaqueLinear(NamedTuple):
+    """Stands for a packed layer in compiled code, which cannot hold one."""
+
+    slot: int
+    out_features: int
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``."""
+        return operators.linear(inputs, self.slot, self.out_features)
+
+
+Linear = PlainLinear | PackedLinear | OpaqueLinear

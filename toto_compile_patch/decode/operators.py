@@ -1,0 +1,76 @@
+"""What a compiler does not look into: operators of ours, and what they find when they are called.
+
+A compiled region knows of a layer only how it acts on each row of a hidden state (see ``layer``).
+Attention, which mixes rows, and linear layers in a layout that no compiler can trace are operators
+to it: their shapes and their state stay outside, so that one piece of compiled code serves every
+layer, context, horizon and number of samples. What an operator is to do is handed over beside
+the call, in this thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From queries, keys and values, ``row embed_dim`` with the heads as the innermost axis, to
+``row embed_dim`` with the heads as the outermost one. It may read and write caches."""
+
+
+class _HandedOver(threading.local):
+    attend: Attend | None = None
+    linears: Sequence[Any] = ()
+
+
+_here = _HandedOver()
+_library = torch.library.Library("toto_compile_patch", "FRAGMENT")
+
+
+def hand_over(linears: Sequence[Any], attend: Attend | None = None) -> None:
+    """Say what this thread's next call of compiled code is to find behind the operators."""
+    _here.linears, _here.attend = linears, attend
+
+
+def linear(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:
+    """Apply the linear layer in a slot of those that were handed over."""
+    result: torch.Tensor = torch.ops.toto_compile_patch.linear(rows, slot, out_features)
+    return result
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attend as was handed over."""
+    result: torch.Tensor = torch.ops.toto_compile_patch.attend(queries, keys, values)
+    return result
+
+
+def _linear(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:
+    result: torch.Tensor = _here.linears[slot].apply(rows)
+    return result
+
+
+def _linear_shape(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:
+    return rows.new_empty(rows.shape[0], out_features)
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if _here.attend is None:
+        raise RuntimeError("this operator is for the compiled code of toto_compile_patch alone")
+    return _here.attend(queries, keys, values)
+
+
+def _attend_shape(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+def _define(schema: str, implementation: Callable[..., Any], shape: Callable[..., Any]) -> None:
+    _library.define(schema)
+    name = schema.split("(")[0]
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"toto_compile_patch::{name}", shape, lib=_library)
+
+
+_define("linear(Tensor rows, int slot, int out_features) -> Tensor", _linear, _linear_shape)
+_define("attend(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend, _attend_shape)

@@ -1,0 +1,184 @@
+"""How the arithmetic is run: as it stands, compiled, or captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from toto_compile_patch.decode.regions import Compiled, Regions, Uncompiled
+
+EAGER = "eager"
+COMPILE = "compile"
+CUDAGRAPH = "cudagraph"
+BOTH = "compile+cudagraph"
+AUTO = "auto"
+RUNTIMES = (AUTO, EAGER, COMPILE, CUDAGRAPH, BOTH)
+
+_CUDAGRAPHS = "triton.cudagraphs"
+"""Inductor's own graphs: they would record where our caches lie, and we capture the whole."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run.
+
+    Attributes:
+        name: one of RUNTIMES, but ``auto``.
+        regions: compiled or not.
+        reason: why it is not the one that was asked for; else empty.
+    """
+
+    name: str
+    regions: Regions
+    reason: str = ""
+
+    @property
+    def captures(self) -> bool:
+        return self.name in (CUDAGRAPH, BOTH)
+
+    def without_graphs(self, reason: str = "") -> Runtime:
+        """The same, but run anew each time."""
+        name = {CUDAGRAPH: EAGER, BOTH: COMPILE}.get(self.name, self.name)
+        return Runtime(name, self.regions, reason or self.reason)
+
+    @property
+    def compiles(self) -> bool:
+        return self.name in (COMPILE, BOTH)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a forecast was made.
+
+    Attributes:
+        runtime: one of RUNTIMES, but ``auto``.
+        reason: why it is not the one that was asked for; else empty.
+        unexpected: that is not as it should be.
+        graphs: CUDA graphs that are kept for this model.
+        graph_bytes: memory that they hold.
+    """
+
+    runtime: str
+    reason: str = ""
+    unexpected: bool = False
+    graphs: int = 0
+    graph_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CompileCall:
+    """What somebody's ``torch.compile(model)`` or ``model.compile()`` asked for.
+
+    Attributes:
+        backend: inductor's name, or another backend.
+        options: inductor's, in which they differ from its defaults.
+    """
+
+    backend: Any
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def captures(self) -> bool:
+        return dict(self.options).get(_CUDAGRAPHS, False) is True
+
+
+def choose(wanted: str, model: Any, device: torch.device) -> Runtime:
+    """The runtime for a model, which may be compiled or wrapped by ``torch.compile``."""
+    call = compile_call(model)
+    on_gpu = device.type == "cuda"
+    reason = ""
+    if wanted == AUTO:
+        wanted = CUDAGRAPH if on_gpu else EAGER
+        if call is not None:
+            wanted = BOTH if on_gpu and call.captures else COMPILE
+    elif wanted in (CUDAGRAPH, BOTH) and not on_gpu:
+        wanted = COMPILE if wanted == BOTH else EAGER
+        reason = f"the model is on {device.type}, where there are no CUDA graphs"
+    if wanted not in (COMPILE, BOTH):
+        return Runtime(wanted, UNCOMPILED, reason)
+    call = call or CompileCall("inductor", ())
+    if failure := _failures.get(_key(call)):
+        return Runtime(_uncompiled(wanted), UNCOMPILED, failure)
+    return Runtime(wanted, _compiled(call), reason)
+
+
+def compile_call(model: Any) -> CompileCall | None:
+    """What a model was compiled with; None for one that was not."""
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        compiled: Any = model
+    else:
+        compiled = getattr(model, "_compiled_call_impl", None)
+    if compiled is None or not hasattr(compiled, "get_compiler_config"):
+        return None
+    config = compiled.get_compiler_config()
+    if config is None:
+        return CompileCall(_backend_of(compiled), ())
+    from torch._inductor import config as inductor
+
+    plain = inductor.get_config_copy()
+    changed = {name: value for name, value in config.items() if plain.get(name) != value}
+    return CompileCall("inductor", tuple(sorted(changed.items())))
+
+
+def failed(runtime: Runtime, model: Any, error: Exception) -> Runtime:
+    """Remember that compiling failed, and give the runtime without it."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    reason = f"compiling failed ({type(error).__name__}: {first_line[:200]})"
+    with _lock:
+        _failures[_key(compile_call(model) or CompileCall("inductor", ()))] = reason
+    return Runtime(_uncompiled(runtime.name), UNCOMPILED, reason)
+
+
+def forget() -> None:
+    """Compile anew, and try again what could not be compiled."""
+    with _lock:
+        _failures.clear()
+        _made.clear()
+
+
+UNCOMPILED = Uncompiled()
+
+_lock = threading.Lock()
+_made: dict[Any, Compiled] = {}
+_failures: dict[Any, str] = {}
+
+
+def _uncompiled(name: str) -> str:
+    return CUDAGRAPH if name == BOTH else EAGER
+
+
+def _key(call: CompileCall) -> Any:
+    backend = call.backend
+    return backend if isinstance(backend, str) else id(backend), repr(call.options)
+
+
+def _compiled(call: CompileCall) -> Compiled:
+    with _lock:
+        if _key(call) not in _made:
+            options = {name: value for name, value in call.options if name != _CUDAGRAPHS}
+            _made[_key(call)] = Compiled(call.backend, options)
+        return _made[_key(call)]
+
+
+def _backend_of(compiled: Any) -> Any:
+    """The backend behind a compiled function: dynamo wraps it in several callables."""
+    context = getattr(compiled, "dynamo_ctx", None)
+    found = context.callback if context is not None else _callback_of(compiled)
+    for _ in range(8):
+        inner = getattr(found, "_torchdynamo_orig_backend", None)
+        inner = inner or getattr(found, "_torchdynamo_orig_callable", None)
+        if inner is None:
+            break
+        found = inner
+    # What ``torch.compile`` makes of a backend's name cannot be compared or hashed.
+    found = getattr(found, "compiler_fn", found)
+    return found if found is not None else "inductor"
+
+
+def _callback_of(compiled: Any) -> Any:
+    cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+    return cells["callback"].cell_contents if "callback" in cells else None
