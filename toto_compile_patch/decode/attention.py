@@ -146,6 +146,34 @@ class SharedContextAttention:
 
 
 @dataclass(frozen=True)
+class OwnContextAttention:
+    """Attention of a series' newest patch where it has one path alone.
+
+    Attributes:
+        heads: of the rows; ``n`` is 1.
+        cache: keys and values of context and suffix, ``batch variate head max_len head_dim``.
+        length: positions that it holds; this one is added.
+    """
+
+    heads: Heads
+    cache: KeysAndValues
+    length: int
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        with without_autocast(queries.device):
+            all_keys, all_values = self.cache
+            all_keys[..., self.length, :] = self.heads.split(keys)[..., 0, :]
+            all_values[..., self.length, :] = self.heads.split(values)[..., 0, :]
+            seen = slice(None, self.length + 1)
+            attended = scaled_dot_product_attention(
+                self.heads.split(queries), all_keys[..., seen, :], all_values[..., seen, :]
+            )
+            return self.heads.join(attended).to(values.dtype)
+
+
+@dataclass(frozen=True)
 class VariateAttention:
     """Attention over variates, at each position or in each sample apart.
 

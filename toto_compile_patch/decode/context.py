@@ -67,7 +67,7 @@ def encode(
         if groups is not None:
             groups = torch.cat([groups[:, :1].expand(-1, prepended, -1, -1), groups], dim=1)
     batch, variates, positions, _ = hidden.shape
-    rows = Rows(batch, variates, positions, regions.least_rows(weights.packed))
+    rows = Rows(batch, variates, positions, regions.padding(weights.packed))
     with precision.of_products(hidden.device):
         last, rows, cache = prefill(
             weights.layers,

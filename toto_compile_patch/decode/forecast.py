@@ -317,7 +317,6 @@ def _decode(
                     rows.flatten(embedded),
                     rows,
                     context.groups,
-                    context.cache,
                     suffix,
                     step,
                     centred_alone=request.use_kv_cache,

@@ -7,12 +7,19 @@ step; run as it stands, compiled, or captured in a CUDA graph (see ``runtime``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import silu
 
-from toto_compile_patch.decode.linear import Linear, OpaqueLinear, PackedLinear, PlainLinear
+from toto_compile_patch.decode.linear import (
+    Linear,
+    OneRowLinear,
+    OpaqueLinear,
+    PackedLinear,
+    PlainLinear,
+)
 from toto_compile_patch.decode.operators import Attend
 
 ROWS_AT_ONCE = 512
@@ -184,25 +191,32 @@ class Traceable(NamedTuple):
         real: the thing itself.
         stand_in: the same with an OpaqueLinear for each packed layer.
         linears: the packed layers, by their slots.
+        for_one_row: the same with a OneRowLinear for each packed layer; None where none is.
     """
 
     real: Any
     stand_in: Any
     linears: tuple[PackedLinear, ...]
+    for_one_row: Any
 
     @classmethod
     def of(cls, real: Any) -> Traceable:
         linears: list[PackedLinear] = []
-        return cls(real, _stand_in(real, linears), tuple(linears))
+
+        def in_slots(packed: PackedLinear) -> OpaqueLinear:
+            linears.append(packed)
+            return OpaqueLinear(len(linears) - 1, packed.out_features)
+
+        stand_in = _without_packed(real, in_slots)
+        one_row = _without_packed(real, lambda part: OneRowLinear(part.original, part.bias))
+        return cls(real, stand_in, tuple(linears), one_row if linears else None)
 
 
-def _stand_in(part: Any, linears: list[PackedLinear]) -> Any:
-    """Copy a tree of named tuples; note each packed layer and put its slot in its place."""
+def _without_packed(part: Any, instead: Callable[[PackedLinear], Linear]) -> Any:
+    """Copy a tree of named tuples with something else in place of each packed layer."""
     if isinstance(part, PackedLinear):
-        linears.append(part)
-        return OpaqueLinear(len(linears) - 1, part.out_features)
-    if isinstance(part, FeedForwardInBlocks):
-        return FeedForward(*(_stand_in(field, linears) for field in part))
-    if isinstance(part, tuple) and not isinstance(part, PlainLinear):
-        return type(part)(*(_stand_in(field, linears) for field in part))
-    return part
+        return instead(part)
+    if isinstance(part, PlainLinear) or not isinstance(part, tuple):
+        return part
+    kind = FeedForward if isinstance(part, FeedForwardInBlocks) else type(part)
+    return kind(*(_without_packed(field, instead) for field in part))

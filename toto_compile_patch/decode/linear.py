@@ -30,24 +30,43 @@ class PlainLinear(NamedTuple):
 
 
 class PackedLinear(NamedTuple):
-    """A copy of the weight in oneDNN's layout."""
+    """A copy of a weight in oneDNN's layout.
+
+    Attributes:
+        weight: the copy.
+        original: what it was made of.
+        bias: the bias.
+        out_features: of the product.
+    """
 
     weight: torch.Tensor
+    original: torch.Tensor
     bias: torch.Tensor
-    dtype: torch.dtype
     out_features: int
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        return cls(packed, bias, weight.dtype, weight.shape[0])
+        return cls(packed, weight, bias, weight.shape[0])
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``."""
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs.to(self.dtype), self.weight, self.bias, "none", [], ""
+            inputs.to(self.original.dtype), self.weight, self.bias, "none", [], ""
         )
         return result.to(inputs.dtype)
+
+
+class OneRowLinear(NamedTuple):
+    """A weight for one row, as a sum of products: compiled, it is read as fast as memory gives it,
+    which no library's product with a vector is on a CPU."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``1 features`` to ``1 features``."""
+        return ((self.weight * inputs).sum(-1) + self.bias).unsqueeze(0)
 
 
 class OpaqueLinear(NamedTuple):
@@ -61,4 +80,4 @@ class OpaqueLinear(NamedTuple):
         return operators.linear(inputs, self.slot, self.out_features)
 
 
-Linear = PlainLinear | PackedLinear | OpaqueLinear
+Linear = PlainLinear | PackedLinear | OneRowLinear | OpaqueLinear

@@ -2,12 +2,13 @@
 
 A region is a function of the rows of a hidden state. Their number is its only varying size, and
 is marked so: another context, horizon, batch or number of samples or variates needs no new code.
+A size of one is always a constant to a compiler: rows are filled up, or that one is compiled apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,16 +16,18 @@ import torch._dynamo
 
 from toto_compile_patch.decode import layer as layers
 from toto_compile_patch.decode import operators, sampling
-from toto_compile_patch.decode.layer import Layer, Rotation, Traceable
+from toto_compile_patch.decode.layer import Rotation, Traceable
 from toto_compile_patch.decode.operators import Attend
+from toto_compile_patch.decode.rows import Padding
 from toto_compile_patch.decode.sampling import StudentT
+from toto_compile_patch.tracing import own_code
 
 
 class Regions(Protocol):
     """What ``transformer`` and ``forecast`` call for each kind of region."""
 
-    def least_rows(self, packed: bool) -> int:
-        """How many rows there must be."""
+    def padding(self, packed: bool) -> Padding:
+        """How many rows there should be, where weights are packed or not."""
 
     def over_time(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, attend: Attend
@@ -51,8 +54,8 @@ ROWS_OF_A_PACKED_PRODUCT = 4
 class Uncompiled:
     """The regions as they stand."""
 
-    def least_rows(self, packed: bool) -> int:
-        return ROWS_OF_A_PACKED_PRODUCT if packed else 1
+    def padding(self, packed: bool) -> Padding:
+        return Padding(ROWS_OF_A_PACKED_PRODUCT if packed else 1)
 
     def over_time(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, attend: Attend
@@ -75,79 +78,57 @@ class Uncompiled:
 class Compiled:
     """The regions compiled, each at its first call.
 
+    Where there is one row in all, and the weights are packed, a region is compiled apart for it: a
+    series' mean forecast is nothing but reading weights, and compiled code reads them best.
+
     Args:
         backend: of ``torch.compile``.
         options: for inductor.
     """
 
     def __init__(self, backend: Any, options: dict[str, Any]) -> None:
-        self._backend = backend
-        self._options = options or None
+        self._compile = partial(
+            torch.compile, fullgraph=True, backend=backend, options=options or None
+        )
+        self._made: dict[tuple[Any, bool], Callable[..., Any]] = {}
 
-    def least_rows(self, packed: bool) -> int:
-        return ROWS_OF_A_PACKED_PRODUCT if packed else 2
+    def padding(self, packed: bool) -> Padding:
+        return Padding(ROWS_OF_A_PACKED_PRODUCT if packed else 2, but_not_one=packed)
 
     def over_time(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, attend: Attend
     ) -> torch.Tensor:
         operators.hand_over(layer.linears, attend)
-        _any_number_of(hidden, 0)
-        _any_number_of(rotation.tables, 1)
-        return self._over_time(layer.stand_in, hidden, rotation)
+        if hidden.shape[0] > 1:
+            torch._dynamo.mark_dynamic(rotation.tables, 1)
+        return self._call(layers.over_time, layer, hidden, rotation, operators.attend)
 
     def over_variates(self, layer: Traceable, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
         operators.hand_over(layer.linears, attend)
-        _any_number_of(hidden, 0)
-        return self._over_variates(layer.stand_in, hidden)
+        return self._call(layers.over_variates, layer, hidden, operators.attend)
 
     def over_one_variate(self, layer: Traceable, hidden: torch.Tensor) -> torch.Tensor:
         operators.hand_over(layer.linears)
-        _any_number_of(hidden, 0)
-        return self._over_one_variate(layer.stand_in, hidden)
+        return self._call(layers.over_one_variate, layer, hidden)
 
     def mean(self, head: Traceable, hidden: torch.Tensor) -> torch.Tensor:
         operators.hand_over(head.linears)
-        _any_number_of(hidden, 0)
-        return self._mean(head.stand_in, hidden)
+        return self._call(sampling.mean, head, hidden)
 
     def choose(self, head: Traceable, hidden: torch.Tensor, uniform: torch.Tensor) -> StudentT:
         operators.hand_over(head.linears)
-        _any_number_of(hidden, 0)
-        _any_number_of(uniform, 0)
-        return self._choose(head.stand_in, hidden, uniform)
+        if hidden.shape[0] > 1:
+            torch._dynamo.mark_dynamic(uniform, 0)
+        chosen: StudentT = self._call(sampling.choose, head, hidden, uniform)
+        return chosen
 
-    @cached_property
-    def _over_time(self) -> Callable[..., torch.Tensor]:
-        def over_time(layer: Layer, hidden: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-            return layers.over_time(layer, hidden, rotation, operators.attend)
-
-        return self._compile(over_time)
-
-    @cached_property
-    def _over_variates(self) -> Callable[..., torch.Tensor]:
-        def over_variates(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
-            return layers.over_variates(layer, hidden, operators.attend)
-
-        return self._compile(over_variates)
-
-    @cached_property
-    def _over_one_variate(self) -> Callable[..., torch.Tensor]:
-        return self._compile(layers.over_one_variate)
-
-    @cached_property
-    def _mean(self) -> Callable[..., torch.Tensor]:
-        return self._compile(sampling.mean)
-
-    @cached_property
-    def _choose(self) -> Callable[..., StudentT]:
-        return self._compile(sampling.choose)
-
-    def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = torch.compile(
-            function, fullgraph=True, backend=self._backend, options=self._options
-        )
-        return compiled
-
-
-def _any_number_of(rows: torch.Tensor, dim: int) -> None:
-    torch._dynamo.mark_dynamic(rows, dim)
+    def _call(self, function: Any, part: Traceable, hidden: torch.Tensor, *others: Any) -> Any:
+        one_row = hidden.shape[0] == 1
+        compiled = self._made.get((function, one_row))
+        if compiled is None:
+            # Code of its own: dynamo keeps what it compiled with the code, for all who call it.
+            compiled = self._made.setdefault((function, one_row), self._compile(own_code(function)))
+        if one_row:
+            return compiled(part.for_one_row or part.stand_in, hidden, *others)
+        torch._dynamo.mark_dynamic(hidden, 0)
+        return compiled(part.stand_in, hidden, *others)

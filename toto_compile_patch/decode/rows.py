@@ -8,6 +8,24 @@ import torch
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How many rows there should be.
+
+    Attributes:
+        least: fewer than these are filled up with zeros: on a CPU, a product with a few rows is
+            faster than with one.
+        but_not_one: a single row is left alone.
+    """
+
+    least: int
+    but_not_one: bool = False
+
+    def missing(self, count: int) -> int:
+        """Rows to fill in."""
+        return 0 if self.but_not_one and count == 1 else max(0, self.least - count)
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of a ``batch variate n`` block, in that order, and perhaps some of zeros after them.
 
@@ -15,14 +33,13 @@ class Rows:
         batch: series at once.
         variates: of each.
         count: ``n``: the positions of a context, or the samples of one position.
-        least: fewer rows than these are filled up: a compiler makes a constant of a size of one,
-            and a product with one row is slower than with a few on a CPU.
+        padding: how many there should be.
     """
 
     batch: int
     variates: int
     count: int
-    least: int
+    padding: Padding
 
     @property
     def series(self) -> int:
@@ -31,7 +48,9 @@ class Rows:
 
     def flatten(self, block: torch.Tensor) -> torch.Tensor:
         """``batch variate n features`` to ``row features``."""
-        return self.pad(block.reshape(-1, block.shape[-1]), dim=0).contiguous()
+        rows = self.pad(block.reshape(-1, block.shape[-1]), dim=0).contiguous()
+        # Always laid out alike, for compiled code.
+        return rows.clone() if rows.storage_offset() else rows
 
     def unflatten(self, rows: torch.Tensor) -> torch.Tensor:
         """``row features`` to ``batch variate n features``."""
@@ -39,13 +58,13 @@ class Rows:
         return real.view(self.batch, self.variates, self.count, *rows.shape[1:])
 
     def pad(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
-        """Fill up to the least number of rows."""
-        missing = self.least - rows.shape[dim]
-        if missing <= 0:
+        """Fill up with rows of zeros, along a dimension."""
+        missing = self.padding.missing(rows.shape[dim])
+        if not missing:
             return rows
         zeros = rows.new_zeros(1).expand(*rows.shape[:dim], missing, *rows.shape[dim + 1 :])
         return torch.cat([rows, zeros], dim=dim)
 
     def with_count(self, count: int) -> Rows:
         """Rows of as many series with another ``n``."""
-        return Rows(self.batch, self.variates, count, self.least)
+        return Rows(self.batch, self.variates, count, self.padding)

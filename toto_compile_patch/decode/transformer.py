@@ -16,11 +16,13 @@ from toto_compile_patch.decode.attention import (
     Heads,
     KeysAndValues,
     LastPositionAttention,
+    OwnContextAttention,
     SharedContextAttention,
     VariateAttention,
     rotation,
 )
 from toto_compile_patch.decode.layer import Layer, Traceable, keys_and_values
+from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.rows import Rows
 
@@ -44,18 +46,35 @@ class SuffixCache:
     """Keys and values of the patches that each sample has generated.
 
     Attributes:
-        layers: for each time-wise layer by its index, keys and values,
-            ``batch variate head samples max_patches head_dim``, written by position.
+        context: what precedes them.
+        samples: of each series.
+        layers: for each time-wise layer by its index, keys and values, written by position:
+            ``batch variate head samples max_patches head_dim``; for a single sample its context's,
+            too, ``batch variate head max_len head_dim``.
     """
 
+    context: ContextCache
+    samples: int
     layers: dict[int, KeysAndValues]
 
     @classmethod
     def empty(cls, context: ContextCache, samples: int, max_patches: int) -> SuffixCache:
         def buffer(like: torch.Tensor) -> torch.Tensor:
-            return like.new_empty(*like.shape[:3], samples, max_patches, like.shape[-1])
+            batch, variates, heads, _, head_dim = like.shape
+            if samples > 1:
+                return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
+            room = like.new_empty(batch, variates, heads, max_patches, head_dim)
+            return torch.cat([like, room], dim=3)
 
-        return cls({idx: (buffer(k), buffer(v)) for idx, (k, v) in context.layers.items()})
+        layers = context.layers if max_patches else {}
+        buffers = {idx: (buffer(k), buffer(v)) for idx, (k, v) in layers.items()}
+        return cls(context, samples, buffers)
+
+    def attention(self, idx: int, heads: Heads, step: int) -> Attend:
+        """How a layer attends at a step."""
+        if self.samples == 1:
+            return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
+        return SharedContextAttention(heads, self.context.layers[idx], self.layers[idx], step)
 
 
 def prefill(
@@ -123,7 +142,6 @@ def decode_step(
     hidden: torch.Tensor,
     rows: Rows,
     groups: torch.Tensor | None,
-    context: ContextCache,
     suffix: SuffixCache,
     step: int,
     *,
@@ -138,8 +156,8 @@ def decode_step(
         hidden: embedded patches, ``row embed_dim``.
         rows: their layout, by samples.
         groups: True where one variate may see another, ``batch 1 variate variate``.
-        context: the context's keys and values; shared by the samples.
-        suffix: the samples' own, of ``step`` patches so far; this patch's are added.
+        suffix: keys and values of the context and of the samples' ``step`` patches so far; this
+            patch's are added.
         step: 0 for the first patch after the context.
         centred_alone: centre the xPos scale on this position alone, as upstream's cached decode
             does, and not with the context.
@@ -147,14 +165,13 @@ def decode_step(
     Returns:
         ``row embed_dim``.
     """
-    position = context.length + step
-    centre = position // 2 if centred_alone else (context.length - 1) // 2
+    length = suffix.context.length
+    position = length + step
+    centre = position // 2 if centred_alone else (length - 1) // 2
     here = rotation(rotary, rows, position, 0, centre)
     for idx, layer in enumerate(layers):
         if layer.real.over_time:
-            attention = SharedContextAttention(
-                _heads(layer, rows), context.layers[idx], suffix.layers[idx], step
-            )
+            attention = suffix.attention(idx, _heads(layer, rows), step)
             hidden = regions.over_time(layer, hidden, here, attention)
         else:
             hidden = over_variates(regions, layer, hidden, rows, groups)
