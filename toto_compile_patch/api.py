@@ -428,9 +428,10 @@ def warmup(
     if runs < 1:
         raise ValueError(f"runs must be at least 1, not {runs}")
     on_gpu = inputs.series.is_cuda
-    start = time.perf_counter()
+    taken: list[float] = []
     with torch.random.fork_rng(devices=[inputs.series.device] if on_gpu else []):
         for _ in range(runs):
+            start = time.perf_counter()
             forecaster.forecast(
                 inputs,
                 prediction_length=prediction_length,
@@ -439,9 +440,13 @@ def warmup(
                 use_kv_cache=use_kv_cache,
                 **kwargs,
             )
-    if on_gpu:
-        torch.cuda.synchronize(inputs.series.device)
-    return time.perf_counter() - start
+            if on_gpu:
+                torch.cuda.synchronize(inputs.series.device)
+            taken.append(time.perf_counter() - start)
+    _logger.info(
+        "warm-up: %s s (%s)", ", ".join(f"{seconds:.3g}" for seconds in taken), last_path()
+    )
+    return sum(taken)
 
 
 def _free_prepared() -> None:

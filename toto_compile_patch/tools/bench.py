@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 from toto.model.toto import Toto
 
 import toto_compile_patch
-from toto_compile_patch.tools import machine
+from toto_compile_patch.tools import accuracy, bench_report, machine
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 BASE: dict[str, Any] = {
@@ -45,11 +44,48 @@ BASE: dict[str, Any] = {
 """The shape of Toto-Open-Base-1.0."""
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
-"""What a patch has to be multiplied by; embedding and head are small beside it."""
+"""What a patch has to be multiplied by."""
+
+WEIGHTS_OF_HEAD = 768 * 64 * 4 * 24
+"""What the last patch of the context, and each that is generated, has to be multiplied by."""
 
 UPSTREAM, PATCHED, COMPILED = "upstream", "patched", "upstream compiled"
 TABLE_WIDTH = 120
 DISTURBED_STOLEN, DISTURBED_SPREAD = 0.05, 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the patched side runs: arguments of ``apply()``."""
+
+    runtime: str
+    precision: str
+
+    def put_in_force(self) -> None:
+        """Apply only what forecasts, so that the compiled side is upstream as users compile it."""
+        toto_compile_patch.apply(
+            "fast_decode", fallback="error", runtime=self.runtime, precision=self.precision
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of those compared; ``way`` is None for upstream."""
+
+    forecaster: TotoForecaster
+    way: Way | None = None
+
+
+def ways_of(options: argparse.Namespace) -> dict[str, Way]:
+    """The patched sides by name; the first is PATCHED."""
+    found: dict[str, Way] = {}
+    for precision in options.precision:
+        for runtime in options.runtime:
+            parts = [runtime] if len(options.runtime) > 1 else []
+            parts += [precision] if len(options.precision) > 1 else []
+            name = ", ".join([PATCHED, *parts]) if found else PATCHED
+            found[name] = Way(runtime, precision)
+    return found
 
 
 def upstream_forecaster() -> type[TotoForecaster]:
@@ -68,14 +104,14 @@ class Timing:
         cpu: processor seconds, likewise.
         batches: how many of upstream's batches of samples were measured, of how many.
         per_batch: samples per batch; fewer than the workload's where memory is short.
-        compiling: seconds of the first forecast beyond the others', where it was compiled.
+        first: seconds of the first forecast.
     """
 
     wall: list[float]
     cpu: list[float]
     batches: tuple[int, int]
     per_batch: int
-    compiling: float | None = None
+    first: float
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,8 +134,8 @@ def run(options: argparse.Namespace) -> int:
         print(_peak_of(options, device))
         return 0
     upstream = upstream_forecaster()
-    # Only what forecasts is applied, so that the compiled side is upstream as users compile it.
-    toto_compile_patch.apply("fast_decode", fallback="error")
+    ways = ways_of(options)
+    ways[PATCHED].put_in_force()
     if not toto_compile_patch.is_applied("fast_decode"):
         errors.print("TOTO_COMPILE_PATCH=0: nothing to compare upstream with", markup=False)
         return 2
@@ -107,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
     rates = machine.measure_rates(device, dtype)
     results: dict[str, Any] = {}
     with _progress(errors) as progress:
-        sides = _sides(upstream, options, device, dtype)
+        sides = _sides(upstream, ways, options, device, dtype)
         for name in options.workload:
             results[name] = _measure(WORKLOADS[name], sides, rates, options, device, progress, name)
     figures = {
@@ -117,9 +153,10 @@ def run(options: argparse.Namespace) -> int:
         "dtype": options.dtype,
         "matrix_gflops": round(rates.flops / 1e9),
         "memory_gb_per_s": round(rates.bytes / 1e9, 1),
+        "ways": {name: dataclasses.asdict(way) for name, way in ways.items()},
         "workloads": results,
     }
-    _report(figures, console)
+    bench_report.show(figures, console)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
@@ -127,16 +164,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _sides(
     upstream: type[TotoForecaster],
+    ways: dict[str, Way],
     options: argparse.Namespace,
     device: torch.device,
     dtype: torch.dtype,
-) -> dict[str, TotoForecaster]:
-    sides = {UPSTREAM: upstream(base_model(device, dtype))}
-    sides[PATCHED] = TotoForecaster(sides[UPSTREAM].model)
+) -> dict[str, Side]:
+    sides = {UPSTREAM: Side(upstream(base_model(device, dtype)))}
+    for name, way in ways.items():
+        sides[name] = Side(TotoForecaster(sides[UPSTREAM].forecaster.model), way)
     if options.compile:
         compiled = base_model(device, dtype)
         compiled.compile(mode=options.compile)
-        sides[COMPILED] = upstream(compiled)
+        sides[COMPILED] = Side(upstream(compiled))
     return sides
 
 
@@ -148,7 +187,7 @@ def base_model(device: torch.device, dtype: torch.dtype) -> Any:
 
 def _measure(
     load: Workload,
-    sides: dict[str, TotoForecaster],
+    sides: dict[str, Side],
     rates: machine.Rates,
     options: argparse.Namespace,
     device: torch.device,
@@ -156,43 +195,58 @@ def _measure(
     name: str,
 ) -> dict[str, Any]:
     task = progress.add_task(f"{name} {load.describe()}", total=None)
-    inputs = series(load, device, getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype)
+    inputs = series(load, device, dtype)
     stolen = machine.read_stolen()
     timings: dict[str, Timing] = {}
     runs: dict[str, Callable[[], tuple[float, float]]] = {}
     pairs = options.pairs
-    for side, forecaster in sides.items():
+    for name_of_side, side in sides.items():
         samples, per_batch = load.samples, load.per_batch
-        if side != PATCHED and samples is not None:
-            per_batch = _that_fits(load, device)
+        if side.way is None and samples is not None:
+            per_batch = _that_fits(load, device, options.per_batch)
             samples = per_batch
-        timed = _timed(forecaster, load, inputs, samples, per_batch, device)
+        timed = _timed(side, load, inputs, samples, per_batch, device)
         first = timed()[0]
+        if side.way is not None:
+            # A CUDA graph is captured the second time.
+            timed()
         whole = 1 if load.samples is None or samples is None else load.samples // per_batch
         measured = 1
-        if side != PATCHED and whole > 1 and first * whole * (pairs + 1) <= options.budget:
-            timed = _timed(forecaster, load, inputs, load.samples, per_batch, device)
-            first, measured = timed()[0], whole
-        if side != PATCHED:
+        if side.way is None:
+            if whole > 1 and first * whole * (pairs + 1) <= options.budget:
+                timed = _timed(side, load, inputs, load.samples, per_batch, device)
+                first, measured = timed()[0], whole
             pairs = max(1, min(pairs, int(options.budget // first) - 1))
-        timings[side] = Timing([], [], (measured, whole), per_batch, first)
-        runs[side] = timed
+        timings[name_of_side] = Timing([], [], (measured, whole), per_batch, first)
+        runs[name_of_side] = timed
     for pair in range(pairs):
         progress.update(task, description=f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
-        for side, timed in runs.items():
+        for name_of_side, timed in runs.items():
             wall, cpu = timed()
-            timing = timings[side]
-            measured, whole = timing.batches if side != PATCHED else (1, 1)
+            timing = timings[name_of_side]
+            measured, whole = timing.batches
             timing.wall.append(wall * whole / measured)
             timing.cpu.append(cpu * whole / measured)
     steal = machine.stolen_share(stolen, machine.read_stolen())
     memory = {} if options.no_memory else {s: _peak_in_a_process(s, name, options) for s in sides}
+    figures = _figures(load, sides, timings, memory, steal, rates)
+    first_way = sides[PATCHED].way
+    for name_of_side, side in sides.items():
+        if side.way and first_way and side.way.precision != first_way.precision:
+            figures[name_of_side]["accuracy"] = accuracy.compare(
+                (sides[PATCHED].forecaster, first_way.put_in_force),
+                (side.forecaster, side.way.put_in_force),
+                (inputs, truth(load, device, dtype)),
+                load,
+            )
     progress.remove_task(task)
-    return _figures(load, timings, memory, steal, rates)
+    return figures
 
 
 def _figures(
     load: Workload,
+    sides: dict[str, Side],
     timings: dict[str, Timing],
     memory: dict[str, float | None],
     steal: float,
@@ -203,8 +257,8 @@ def _figures(
     for side, timing in timings.items():
         measured, whole = timing.batches
         figures[side] = {
-            "seconds": round(median(timing.wall), 4),
-            "cpu_seconds": round(median(timing.cpu), 4),
+            "seconds": round(median(timing.wall), 5),
+            "cpu_seconds": round(median(timing.cpu), 5),
             "spread": round(machine.spread(timing.wall), 2),
             "peak_gb": memory.get(side),
         }
@@ -212,16 +266,19 @@ def _figures(
             continue
         ratios = [theirs / ours for theirs, ours in zip(timing.wall, patched.wall, strict=True)]
         figures[side] |= {
-            "ratio": round(median(ratios), 2),
-            "ratios": [round(ratio, 2) for ratio in ratios],
-            "measured": f"{measured} of {whole} batches of {timing.per_batch}",
+            "ratio": round(median(ratios), 3),
+            "ratios": [round(ratio, 3) for ratio in ratios],
         }
-        if side == COMPILED and timing.compiling is not None:
-            figures[side]["compile_seconds"] = round(
-                timing.compiling - median(timing.wall) * measured / whole, 1
+        if sides[side].way is None:
+            figures[side]["measured"] = f"{measured} of {whole} batches of {timing.per_batch}"
+        if side != UPSTREAM:
+            figures[side]["first_seconds"] = round(
+                timing.first - median(timing.wall) * measured / whole, 2
             )
     floor = _least_seconds(load, rates)
-    figures["share_of_limit"] = round(floor / figures[PATCHED]["seconds"], 3)
+    for side in timings:
+        if sides[side].way is not None:
+            figures[side]["share_of_limit"] = round(floor / figures[side]["seconds"], 3)
     figures["disturbed"] = steal > DISTURBED_STOLEN or any(
         machine.spread(timing.wall) > DISTURBED_SPREAD for timing in timings.values()
     )
@@ -229,24 +286,28 @@ def _figures(
 
 
 def _least_seconds(load: Workload, rates: machine.Rates) -> float:
-    """Time for the products of the layers alone, at the rates measured, each weight read once
-    for the context and once for each further patch."""
-    rows = load.batch * load.variates
-    context = rows * -(-load.length // 64)
-    decoded = rows * (load.samples or 1)
-    itemsize = 4
-    seconds = 0.0
-    for tokens in [context] + [decoded] * (-(-load.horizon // 64) - 1):
-        compute = 2 * tokens * WEIGHTS_OF_LAYERS / rates.flops
-        seconds += max(compute, WEIGHTS_OF_LAYERS * itemsize / rates.bytes)
-    return seconds
+    """Time for the products with the weights alone, at the rates measured in this run, each weight
+    read once for the context and once for each further patch."""
+    series = load.batch * load.variates
+    decoded = series * (load.samples or 1)
+    steps = -(-load.horizon // 64)
+    context = _product_seconds(series * -(-load.length // 64), WEIGHTS_OF_LAYERS, rates)
+    step = _product_seconds(decoded, WEIGHTS_OF_LAYERS, rates)
+    # The head of the last step covers the time steps that are wanted, no more.
+    heads = WEIGHTS_OF_HEAD * (load.horizon / 64) / steps
+    first_head = _product_seconds(series, heads, rates)
+    later_head = _product_seconds(decoded, heads, rates)
+    return context + first_head + (steps - 1) * (step + later_head)
+
+
+def _product_seconds(rows: int, weights: float, rates: machine.Rates) -> float:
+    return max(2 * rows * weights / rates.flops, 4 * weights / rates.bytes)
 
 
 def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTimeseries:
     """Seeded random walks near 100, as the workload wants them."""
     shape = (load.batch, load.variates, load.length)
-    generator = torch.Generator().manual_seed(0)
-    values = 100 + torch.randn(shape, generator=generator).cumsum(-1)
+    values = _walks(load)[..., : load.length]
     groups = torch.zeros(shape)
     if load.own_groups:
         groups += torch.arange(load.batch).view(-1, 1, 1)
@@ -260,8 +321,19 @@ def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTi
     )
 
 
+def truth(load: Workload, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """How the series go on, ``batch variate horizon``."""
+    return _walks(load)[..., load.length :].to(device, dtype)
+
+
+def _walks(load: Workload) -> torch.Tensor:
+    shape = (load.batch, load.variates, load.length + load.horizon)
+    steps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return 100 + steps.cumsum(-1)
+
+
 def _timed(
-    forecaster: TotoForecaster,
+    side: Side,
     load: Workload,
     inputs: MaskedTimeseries,
     samples: int | None,
@@ -271,10 +343,12 @@ def _timed(
     """A forecast that returns its wall and processor seconds."""
 
     def timed() -> tuple[float, float]:
+        if side.way is not None:
+            side.way.put_in_force()
         with _surroundings(load, device):
             machine.wait_for(device)
             wall, cpu = time.perf_counter(), time.process_time()
-            forecaster.forecast(
+            side.forecaster.forecast(
                 inputs,
                 prediction_length=load.horizon,
                 num_samples=samples,
@@ -301,13 +375,14 @@ def _surroundings(load: Workload, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _that_fits(load: Workload, device: torch.device) -> int:
-    """The most samples per batch, up to the workload's, that upstream has memory for.
+def _that_fits(load: Workload, device: torch.device, most: int | None) -> int:
+    """The most samples per batch, up to the workload's or a given number, that upstream has
+    memory for.
 
     It unembeds every time step of every copy of the context, then holds the parameters of all
     components for each, and what is drawn from them: some three times the unembedded context.
     """
-    per_batch = load.per_batch
+    per_batch = min(load.per_batch, most or load.per_batch)
     one = load.batch * load.variates * load.length * 768 * 4
     while per_batch > 1 and 3 * one * per_batch > 0.8 * machine.free_bytes(device):
         per_batch //= 2
@@ -319,6 +394,9 @@ def _peak_in_a_process(side: str, name: str, options: argparse.Namespace) -> flo
     command = [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "bench"]
     command += ["--workload", name, "--device", options.device, "--dtype", options.dtype]
     command += ["--memory-of", side]
+    command += ["--runtime", ",".join(options.runtime), "--precision", ",".join(options.precision)]
+    if options.per_batch:
+        command += ["--per-batch", str(options.per_batch)]
     if options.compile:
         command += ["--compile", options.compile]
     process = subprocess.run(command, capture_output=True, text=True)
@@ -331,14 +409,13 @@ def _peak_of(options: argparse.Namespace, device: torch.device) -> float:
     model = base_model(device, dtype)
     inputs = series(load, device, dtype)
     samples, per_batch = load.samples, load.per_batch
-    if options.memory_of == PATCHED:
-        toto_compile_patch.apply("fast_decode", fallback="error")
-    elif samples is not None:
+    way = ways_of(options).get(options.memory_of)
+    if way is None and samples is not None:
         # One batch of samples holds as much as the others.
-        samples = per_batch = _that_fits(load, device)
+        samples = per_batch = _that_fits(load, device, options.per_batch)
     if options.memory_of == COMPILED:
         model.compile(mode=options.compile)
-    _timed(TotoForecaster(model), load, inputs, samples, per_batch, device)()
+    _timed(Side(TotoForecaster(model), way), load, inputs, samples, per_batch, device)()
     return machine.peak_bytes(device) / 1e9
 
 
@@ -350,57 +427,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _report(figures: dict[str, Any], console: Console) -> None:
-    compiled = any(COMPILED in row for row in figures["workloads"].values())
-    table = Table(
-        title=f"{figures['machine']}, torch {figures['torch']}, {figures['dtype']}",
-        caption=f"matrix products {figures['matrix_gflops']} GFLOP/s, "
-        f"memory {figures['memory_gb_per_s']} GB/s, measured in this run",
-    )
-    table.add_column("", no_wrap=True)
-    headings = ["upstream", "patched", "times", "spread", "peak GB", "CPU s", "of limit"]
-    for heading in headings + (["compiled", "times", "compiling"] if compiled else []):
-        table.add_column(heading, justify="right", no_wrap=True)
-    notes = []
-    for name, row in figures["workloads"].items():
-        upstream, patched = row[UPSTREAM], row[PATCHED]
-        cells = [
-            _seconds(upstream),
-            _seconds(patched),
-            f"[bold]{upstream['ratio']:.3g}[/]",
-            f"{min(upstream['ratios']):.3g}-{max(upstream['ratios']):.3g}",
-            f"{_gigabytes(upstream)} > {_gigabytes(patched)}",
-            f"{upstream['cpu_seconds']:.3g} > {patched['cpu_seconds']:.3g}",
-            f"{row['share_of_limit']:.0%}",
-        ]
-        if COMPILED in row:
-            side = row[COMPILED]
-            cells += [_seconds(side), f"{side['ratio']:.3g}", f"{side['compile_seconds']:.0f} s"]
-        table.add_row(name, *cells)
-        if not upstream["measured"].startswith(_all_of(upstream["measured"])):
-            notes.append(f"{name}: upstream measured on {upstream['measured']}, times the rest")
-        elif (pairs := len(upstream["ratios"])) < 5:
-            notes.append(f"{name}: {pairs} pairs")
-        if row["disturbed"]:
-            notes.append(
-                f"{name}: the machine was disturbed ({row['stolen']:.0%} of its time stolen, "
-                f"spread {upstream['spread']} and {patched['spread']}): measure again"
-            )
-    console.print(table)
-    for note in notes:
-        console.print(note, markup=False, highlight=False)
-
-
-def _all_of(measured: str) -> str:
-    whole = measured.split()[2]
-    return f"{whole} of {whole} "
-
-
-def _seconds(side: dict[str, Any]) -> str:
-    return f"{side['seconds']:.3g} s"
-
-
-def _gigabytes(side: dict[str, Any]) -> str:
-    return "?" if side["peak_gb"] is None else f"{side['peak_gb']:.3g}"

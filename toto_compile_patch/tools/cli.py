@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from toto_compile_patch.settings import COMPILE_MODES
+from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
 _EXAMPLES = """\
@@ -16,6 +16,7 @@ examples:
   python -m toto_compile_patch bench --workload W3,WM     two of them
   python -m toto_compile_patch bench --workload W4 --compile reduce-overhead --device cuda
   python -m toto_compile_patch bench --json figures.json  keep the figures
+  python -m toto_compile_patch bench --runtime eager,compile --precision model,bf16
 """
 
 
@@ -68,6 +69,26 @@ def _parser() -> argparse.ArgumentParser:
         help="measure upstream with a compiled backbone, too: " + ", ".join(COMPILE_MODES),
     )
     bench.add_argument(
+        "--runtime",
+        type=_choices(RUNTIMES),
+        default=["auto"],
+        metavar="NAMES",
+        help="how the patched side runs, one or several: " + ", ".join(RUNTIMES),
+    )
+    bench.add_argument(
+        "--precision",
+        type=_choices(PRECISIONS),
+        default=["model"],
+        metavar="NAMES",
+        help="of the patched side's matrix products, one or several: " + ", ".join(PRECISIONS),
+    )
+    bench.add_argument(
+        "--per-batch",
+        type=_positive,
+        metavar="SAMPLES",
+        help="the most samples that upstream decodes at once (default: the workload's)",
+    )
+    bench.add_argument(
         "--pairs", type=_positive, default=5, help="pairs of measurements (default: 5)"
     )
     bench.add_argument(
@@ -89,6 +110,16 @@ def _workloads(text: str) -> list[str]:
         return chosen(text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _choices(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def choices(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: choose from {', '.join(known)}")
+        return names
+
+    return choices
 
 
 def _positive(text: str) -> int:
