@@ -167,7 +167,7 @@ class OwnContextAttention:
             all_keys[..., self.length, :] = self.heads.split(keys)[..., 0, :]
             all_values[..., self.length, :] = self.heads.split(values)[..., 0, :]
             seen = slice(None, self.length + 1)
-            attended = scaled_dot_product_attention(
+            attended = attend_causally(
                 self.heads.split(queries), all_keys[..., seen, :], all_values[..., seen, :]
             )
             return self.heads.join(attended).to(values.dtype)
@@ -199,9 +199,14 @@ def attend_causally(
 
     Takes a query for every key, or for the last one alone.
     """
-    q, k, v = (heads.flatten(0, 1).contiguous() for heads in (queries, keys, values))
+    # Four dimensions, the last one dense: what torch's fused kernels take.
+    q, k, v = (_dense(heads.flatten(0, 1)) for heads in (queries, keys, values))
     attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
     return attended.unflatten(0, queries.shape[:2])
+
+
+def _dense(heads: torch.Tensor) -> torch.Tensor:
+    return heads if heads.stride(-1) == 1 else heads.contiguous()
 
 
 def attend_over_shared_context(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,7 +73,7 @@ def forecast(
     """
     device = request.inputs.device
     way = runtime.choose(options.runtime, model, device)
-    random_state = _random_state(device)
+    random_state = None if graphs.capturing() else _random_state(device)
     while True:
         try:
             with torch.inference_mode(False), torch.no_grad():
@@ -112,13 +113,16 @@ def _run(
         result = _compute(backbone, weights, request, options, way.regions, doubts)
         return result, doubts.answers()
 
-    if way.captures and options.rng == "fast":
-        result, answers, ran = graphs.run(backbone, weights, request, options, way, compute)
-    else:
-        way = way.without_graphs()
-        result, answers = compute(request)
-        ran = Ran(way.name, way.reason, unexpected=bool(way.reason))
-    settle(answers)
+    alone = way.captures or device.type == "cuda"
+    with graphs.one_at_a_time(device) if alone else nullcontext():
+        if way.captures and options.rng == "fast":
+            result, answers, ran = graphs.run(backbone, weights, request, options, way, compute)
+        else:
+            way = way.without_graphs()
+            result, answers = compute(request)
+            ran = Ran(way.name, way.reason, unexpected=bool(way.reason))
+    if not graphs.capturing():
+        settle(answers)
     return result, ran
 
 
@@ -128,7 +132,9 @@ def _random_state(device: torch.device) -> torch.Tensor:
     return torch.get_rng_state()
 
 
-def _restore_random_state(device: torch.device, state: torch.Tensor) -> None:
+def _restore_random_state(device: torch.device, state: torch.Tensor | None) -> None:
+    if state is None:
+        return
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

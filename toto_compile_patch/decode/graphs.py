@@ -7,16 +7,18 @@ copies its series into the graph's own tensors, replays the graph and copies the
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from toto_compile_patch.decode.precision import matmul_setting
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import Ran, Runtime
 from toto_compile_patch.decode.weights import Weights
@@ -51,7 +53,7 @@ class Recorder(Protocol):
         """Why nothing can be captured or replayed here and now; else empty."""
 
     def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
-        """Capture a computation, without a trace in the random generator."""
+        """Capture a computation. Raises RuntimeError where that fails, and leaves no trace."""
 
     def bytes_held(self, device: torch.device) -> int:
         """Memory held by the process."""
@@ -61,43 +63,107 @@ class CudaRecorder:
     """``torch.cuda.CUDAGraph``."""
 
     def __init__(self) -> None:
+        self._streams: dict[torch.device, Any] = {}
         self._pools: dict[torch.device, Any] = {}
+        self._alive: dict[torch.device, WeakSet[Any]] = {}
 
     def why_not(self, device: torch.device) -> str:
-        if torch.cuda.is_current_stream_capturing():
-            return "the forecast is itself being captured"
-        if torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
-            return "the forecast is on a stream of its own"
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                return "the forecast is itself being captured"
+            if torch.cuda.current_stream() != torch.cuda.default_stream():
+                return "the forecast is on a stream of its own"
         return ""
 
     def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
         graph = torch.cuda.CUDAGraph()
-        random_state = torch.cuda.get_rng_state(device)
-        autocast_cache = torch.is_autocast_cache_enabled()
-        # What autocast caches would be memory of the graph's that others use.
-        torch.set_autocast_cache_enabled(False)
-        torch.clear_autocast_cache()
-        try:
-            pool = self._pool(device)
-            with (
-                torch.cuda.device(device),
-                # Only this thread's mistakes count: others may go on meanwhile.
-                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
-            ):
-                outputs = compute()
-        finally:
-            torch.set_autocast_cache_enabled(autocast_cache)
-            torch.cuda.set_rng_state(random_state, device)
+        with torch.cuda.device(device), _autocast_without_cache(), _nothing_collected():
+            # A thread's handle cannot be made during a capture.
+            torch.cuda.current_blas_handle()
+            stream, pool = self._stream(device), self._pool(device)
+            # What cuBLAS works in shall belong to this graph alone, before and after.
+            _clear_workspaces()
+            try:
+                # Torch leaves the capture's stream only where nothing fails.
+                with (
+                    torch.cuda.stream(stream),
+                    # Only this thread's mistakes count: others may go on meanwhile.
+                    torch.cuda.graph(
+                        graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                    ),
+                ):
+                    outputs = compute()
+            except BaseException:
+                self._give_up(device, stream)
+                raise
+            finally:
+                _clear_workspaces()
+        self._alive.setdefault(device, WeakSet()).add(graph)
         return graph, outputs
 
     def bytes_held(self, device: torch.device) -> int:
-        return int(torch.cuda.memory_reserved(device))
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+            return int(torch.cuda.memory_reserved())
+
+    def _stream(self, device: torch.device) -> Any:
+        # Torch's own default is one stream for all devices.
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
 
     def _pool(self, device: torch.device) -> Any:
         # Graphs of a device share memory: they never run at once, and their results are copied.
-        if device not in self._pools:
+        # A pool that no graph uses any more cannot be used again.
+        if device not in self._pools or not self._alive.get(device):
             self._pools[device] = torch.cuda.graph_pool_handle()
         return self._pools[device]
+
+    def _give_up(self, device: torch.device, stream: Any) -> None:
+        """After a capture that failed, torch 2.7 goes on giving out the pool's memory, and believes
+        its random generator to be captured until a capture succeeds."""
+        pool = self._pools.pop(device, None)
+        self._alive.pop(device, None)
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)
+        with suppress(RuntimeError, TypeError):
+            if end is not None:
+                end(device.index or 0, pool)
+        with (
+            suppress(RuntimeError),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream),
+        ):
+            torch.zeros(1, device=device)
+
+
+def _clear_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _autocast_without_cache() -> Iterator[None]:
+    """What autocast caches would be memory of the graph's that others use."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """A graph that is freed while another is captured spoils the capture."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @dataclass
@@ -109,6 +175,7 @@ class _Captured:
         inputs: the request whose tensors it reads.
         outputs: what it writes.
         weights: what it also reads, kept alive.
+        options: how it forecasts.
         size: bytes that capturing it took.
     """
 
@@ -116,6 +183,7 @@ class _Captured:
     inputs: Request
     outputs: Outputs
     weights: Weights
+    options: Any
     size: int
 
 
@@ -132,56 +200,76 @@ class Graphs:
         self._seen: OrderedDict[Any, str] = OrderedDict()
 
     def run(
-        self, key: Any, weights: Weights, request: Request, way: Runtime, compute: Compute
+        self,
+        key: Any,
+        weights: Weights,
+        request: Request,
+        options: Any,
+        way: Runtime,
+        compute: Compute,
     ) -> tuple[torch.Tensor, torch.Tensor, Ran]:
         """Forecast by a graph where there is one, else without; keep a new graph where it pays.
+
+        The device's lock is held.
 
         Args:
             key: all that a graph depends on, but the values of the request's tensors.
             weights: what the graph reads.
             request: series and horizon.
+            options: how to forecast.
             way: the runtime that captures.
             compute: the forecast.
         """
-        device = request.inputs.device
-        with _one_at_a_time(device):
-            if why_not := self._recorder.why_not(device):
-                return self._without(way, why_not, request, compute)
-            captured = self._captured.get(key)
-            if captured is None:
-                if key not in self._seen:
-                    self._note(key, "")
-                    return self._without(way, FIRST_OF_ITS_SHAPE, request, compute)
-                if failure := self._seen[key]:
-                    return self._without(way, failure, request, compute)
-                try:
-                    captured = self._capture(key, weights, request, compute)
-                except RuntimeError as error:
-                    self.clear()
-                    self._note(key, f"capturing failed ({_first_line(error)})")
-                    return self._without(way, self._seen[key], request, compute)
-            self._captured.move_to_end(key)
-            for name, tensor in _tensors(request).items():
-                getattr(captured.inputs, name).copy_(tensor)
-            captured.graph.replay()
-            result, answers = (output.clone() for output in captured.outputs)
+        if why_not := self._recorder.why_not(request.inputs.device):
+            return self._without(way, why_not, request, compute)
+        captured = self._captured.get(key)
+        if captured is None:
+            if key not in self._seen:
+                self._note(key, "")
+                return self._without(way, FIRST_OF_ITS_SHAPE, request, compute)
+            captured = self._capture(key, weights, request, options, compute)
+        if captured is None:
+            return self._without(way, self._seen[key], request, compute)
+        self._captured.move_to_end(key)
+        for name, tensor in _tensors(request).items():
+            getattr(captured.inputs, name).copy_(tensor)
+        captured.graph.replay()
+        result, answers = (output.clone() for output in captured.outputs)
         return result, answers, self._ran(way)
 
     def clear(self) -> None:
         """Free all graphs."""
-        while self._captured:
-            self._captured.popitem()[1].graph.reset()
+        devices = {captured.inputs.inputs.device for captured in list(self._captured.values())}
+        for device in devices:
+            with one_at_a_time(device):
+                self._drop(lambda captured: True)
 
-    def _capture(self, key: Any, weights: Weights, request: Request, compute: Compute) -> _Captured:
+    def _drop(self, which: Callable[[_Captured], bool]) -> None:
+        for key in [key for key, captured in self._captured.items() if which(captured)]:
+            self._captured.pop(key).graph.reset()
+
+    def _capture(
+        self, key: Any, weights: Weights, request: Request, options: Any, compute: Compute
+    ) -> _Captured | None:
+        """Capture a forecast; None where that fails, or failed before."""
+        if self._seen[key]:
+            return None
         device = request.inputs.device
+        # Graphs of weights that have since been prepared anew are never asked for again.
+        self._drop(lambda old: old.options == options and old.weights is not weights)
         while len(self._captured) >= MOST_GRAPHS:
             self._captured.popitem(last=False)[1].graph.reset()
-        before = self._recorder.bytes_held(device)
-        own: dict[str, Any] = {name: part.clone() for name, part in _tensors(request).items()}
-        inputs = replace(request, **own)
-        graph, outputs = self._recorder.record(lambda: compute(inputs), device)
-        size = max(0, self._recorder.bytes_held(device) - before)
-        self._captured[key] = _Captured(graph, inputs, outputs, weights, size)
+        try:
+            before = self._recorder.bytes_held(device)
+            own: dict[str, Any] = {name: part.clone() for name, part in _tensors(request).items()}
+            inputs = replace(request, **own)
+            graph, outputs = self._recorder.record(lambda: compute(inputs), device)
+            size = max(0, self._recorder.bytes_held(device) - before)
+        except RuntimeError as error:
+            self._drop(lambda captured: True)
+            self._note(key, f"capturing failed ({_first_line(error)})")
+            return None
+        self._captured[key] = _Captured(graph, inputs, outputs, weights, options, size)
         return self._captured[key]
 
     def _without(
@@ -216,7 +304,7 @@ def run(
     with _lock:
         of_this_model = _of_models.setdefault(backbone, Graphs(_recorder))
     key = _key(backbone, weights, request, options, way)
-    return of_this_model.run(key, weights, request, way, compute)
+    return of_this_model.run(key, weights, request, options, way, compute)
 
 
 def forget(backbone: Any = None) -> None:
@@ -241,7 +329,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(device: torch.device) -> Iterator[None]:
+def one_at_a_time(device: torch.device) -> Iterator[None]:
     """Graphs of a device share memory, and random numbers cannot be drawn beside a capture."""
     with _lock:
         lock = _of_devices.setdefault(device, threading.RLock())
@@ -252,6 +340,14 @@ def _one_at_a_time(device: torch.device) -> Iterator[None]:
 def _tensors(request: Request) -> dict[str, torch.Tensor]:
     """The tensors of a request, by name."""
     return {name: part for name, part in vars(request).items() if isinstance(part, torch.Tensor)}
+
+
+_SETTINGS_OF_SCALERS = (
+    "minimum_scale",
+    "use_bessel_correction",
+    "stabilize_with_global",
+    "scale_factor_exponent",
+)
 
 
 def _key(
@@ -273,7 +369,10 @@ def _key(
         torch.is_autocast_enabled(kind),
         torch.get_autocast_dtype(kind),
         torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
+        matmul_setting(),
+        type(backbone.scaler),
+        *(getattr(backbone.scaler, name, None) for name in _SETTINGS_OF_SCALERS),
+        backbone.transformer.rotary_emb.scale_base,
         *places,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -45,23 +45,40 @@ class Precision:
 
 _lock = threading.Lock()
 _users = 0
-_before = False
+_undo: Callable[[], None] | None = None
 
 
 @contextmanager
 def _tf32() -> Iterator[None]:
     """Let CUDA multiply in TF32. The setting is the process's: the last thread out restores it."""
-    global _users, _before
-    matmul = torch.backends.cuda.matmul
+    global _users, _undo
     with _lock:
         if _users == 0:
-            _before = matmul.allow_tf32
-            matmul.allow_tf32 = True
+            _undo = _set_tf32()
         _users += 1
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            if _users == 0:
-                matmul.allow_tf32 = _before
+            if _users == 0 and _undo is not None:
+                _undo()
+
+
+def _set_tf32() -> Callable[[], None]:
+    """Set it in the way in which the user sets it, since torch refuses both at once."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        matmul = torch.backends.cuda.matmul
+        found = matmul.fp32_precision
+        matmul.fp32_precision = "tf32"
+        return lambda: setattr(matmul, "fp32_precision", found)
+    torch.set_float32_matmul_precision("high")
+    return lambda: torch.set_float32_matmul_precision(before)
+
+
+def matmul_setting() -> str:
+    """The user's setting for products of float32 on CUDA."""
+    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return str(setting or torch.get_float32_matmul_precision())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch._dynamo
+import torch._inductor.config as inductor
+from torch._dynamo.backends.cudagraphs import CudagraphsBackend
 
 from toto_compile_patch.decode.regions import Compiled, Regions, Uncompiled
 
@@ -76,14 +79,12 @@ class CompileCall:
     Attributes:
         backend: inductor's name, or another backend.
         options: inductor's, in which they differ from its defaults.
+        captures: CUDA graphs were asked for.
     """
 
     backend: Any
-    options: tuple[tuple[str, Any], ...]
-
-    @property
-    def captures(self) -> bool:
-        return dict(self.options).get(_CUDAGRAPHS, False) is True
+    options: tuple[tuple[str, Any], ...] = ()
+    captures: bool = False
 
 
 def choose(wanted: str, model: Any, device: torch.device) -> Runtime:
@@ -100,7 +101,7 @@ def choose(wanted: str, model: Any, device: torch.device) -> Runtime:
         reason = f"the model is on {device.type}, where there are no CUDA graphs"
     if wanted not in (COMPILE, BOTH):
         return Runtime(wanted, UNCOMPILED, reason)
-    call = call or CompileCall("inductor", ())
+    call = call or CompileCall("inductor")
     if failure := _failures.get(_key(call)):
         return Runtime(_uncompiled(wanted), UNCOMPILED, failure)
     return Runtime(wanted, _compiled(call), reason)
@@ -114,14 +115,24 @@ def compile_call(model: Any) -> CompileCall | None:
         compiled = getattr(model, "_compiled_call_impl", None)
     if compiled is None or not hasattr(compiled, "get_compiler_config"):
         return None
+    if compiled not in _calls:
+        _calls[compiled] = _read_call(compiled)
+    return _calls[compiled]
+
+
+def _read_call(compiled: Any) -> CompileCall | None:
     config = compiled.get_compiler_config()
     if config is None:
-        return CompileCall(_backend_of(compiled), ())
-    from torch._inductor import config as inductor
-
+        backend = _backend_of(compiled)
+        # It captures what runs eagerly, as we do.
+        return None if isinstance(backend, CudagraphsBackend) else CompileCall(backend)
     plain = inductor.get_config_copy()
-    changed = {name: value for name, value in config.items() if plain.get(name) != value}
-    return CompileCall("inductor", tuple(sorted(changed.items())))
+    changed = {
+        name: value
+        for name, value in config.items()
+        if plain.get(name) != value and name != _CUDAGRAPHS
+    }
+    return CompileCall("inductor", tuple(sorted(changed.items())), bool(config[_CUDAGRAPHS]))
 
 
 def failed(runtime: Runtime, model: Any, error: Exception) -> Runtime:
@@ -129,7 +140,7 @@ def failed(runtime: Runtime, model: Any, error: Exception) -> Runtime:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
     reason = f"compiling failed ({type(error).__name__}: {first_line[:200]})"
     with _lock:
-        _failures[_key(compile_call(model) or CompileCall("inductor", ()))] = reason
+        _failures[_key(compile_call(model) or CompileCall("inductor"))] = reason
     return Runtime(_uncompiled(runtime.name), UNCOMPILED, reason)
 
 
@@ -145,6 +156,7 @@ UNCOMPILED = Uncompiled()
 _lock = threading.Lock()
 _made: dict[Any, Compiled] = {}
 _failures: dict[Any, str] = {}
+_calls: WeakKeyDictionary[Any, CompileCall | None] = WeakKeyDictionary()
 
 
 def _uncompiled(name: str) -> str:
@@ -159,8 +171,10 @@ def _key(call: CompileCall) -> Any:
 def _compiled(call: CompileCall) -> Compiled:
     with _lock:
         if _key(call) not in _made:
-            options = {name: value for name, value in call.options if name != _CUDAGRAPHS}
-            _made[_key(call)] = Compiled(call.backend, options)
+            # Said even where it is the default, which an environment variable may change.
+            options = {**dict(call.options), _CUDAGRAPHS: False}
+            by_inductor = call.backend == "inductor"
+            _made[_key(call)] = Compiled(call.backend, options if by_inductor else {})
         return _made[_key(call)]
 
 

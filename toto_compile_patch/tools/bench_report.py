@@ -18,15 +18,8 @@ def show(figures: dict[str, Any], console: Console) -> None:
         f"memory {figures['memory_gb_per_s']} GB/s, measured in this run",
     )
     table.add_column("", no_wrap=True)
-    for heading in (
-        "seconds",
-        "times slower",
-        "from-to",
-        "first, s",
-        "peak GB",
-        "CPU s",
-        "of limit",
-    ):
+    headings = ["seconds", "times slower", "from-to", "first, s", "peak GB", "CPU s", "of limit"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     notes: list[str] = []
     for name, row in figures["workloads"].items():
@@ -65,9 +58,9 @@ def _notes(name: str, row: dict[str, Any]) -> list[str]:
         if isinstance(found, dict) and "accuracy" in found:
             figures = found["accuracy"]
             notes.append(
-                f"{name}, {side}: median forecast off by {figures['difference']:.2g} of the series' "
-                f"standard deviation (two seeds: {figures['between_seeds']:.2g}); mean error "
-                f"{figures['error']:.4g}, before {figures['error_before']:.4g}"
+                f"{name}, {side}: median forecast off by {figures['difference']:.2g} of the "
+                f"series' standard deviation (two seeds: {figures['between_seeds']:.2g}); mean "
+                f"error {figures['error']:.4g}, before {figures['error_before']:.4g}"
             )
     if row["disturbed"]:
         notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ examples:
   python -m toto_compile_patch bench --workload W3,WM     two of them
   python -m toto_compile_patch bench --workload W4 --compile reduce-overhead --device cuda
   python -m toto_compile_patch bench --json figures.json  keep the figures
+  python -m toto_compile_patch start                      the first forecast of a compiled model
   python -m toto_compile_patch bench --runtime eager,compile --precision model,bf16
 """
 
@@ -24,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        from toto_compile_patch.tools import bench
+        tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
     except ImportError as error:
         print(f"{error}: pip install 'toto_compile_patch[toto,tools]'", file=sys.stderr)
         return 2
-    return bench.run(options)
+    code: int = tool.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     bench.add_argument("--memory-of", help=argparse.SUPPRESS)
+    bench.set_defaults(tool="bench")
+    start = commands.add_parser(
+        "start",
+        help="time the first forecast of a compiled model",
+        description="Time the first forecast of a model compiled on a CPU, upstream and patched, "
+        "each in a process of its own, with an empty cache of compiled code and with a filled one.",
+    )
+    start.add_argument("--mode", choices=COMPILE_MODES, default="default", help="of torch.compile")
+    start.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    start.add_argument("--side", help=argparse.SUPPRESS)
+    start.set_defaults(tool="start")
     return parser
 
 

@@ -1,0 +1,455 @@
+"""What only a GPU can show: CUDA graphs, and forecasts that ask the device nothing on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from random_cases import Case
+from scipy import stats
+from toto.data.util.dataset import MaskedTimeseries
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+from toto_compile_patch.decode import forecast as decode_forecast
+from toto_compile_patch.decode import graphs
+from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
+from toto_compile_patch.decode.last_path import Path
+from toto_compile_patch.tools.compile_health import CompileHealth
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE = "cuda"
+CASES = 40
+HORIZON = 3 * PATCH
+
+Forecasts = Callable[[], torch.Tensor]
+
+
+def on_gpu(inputs: MaskedTimeseries) -> MaskedTimeseries:
+    return MaskedTimeseries(
+        *(part.to(DEVICE) if isinstance(part, torch.Tensor) else part for part in inputs)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuCase(Case):
+    """A random case whose model and series are on the GPU."""
+
+    @classmethod
+    def random(cls, seed: int) -> GpuCase:
+        return cls(**vars(Case.random(seed)))
+
+    def build(self) -> Any:
+        return super().build().to(DEVICE)
+
+    def series(self) -> MaskedTimeseries:
+        return on_gpu(super().series())
+
+    def forecast(self, model: Any, samples: bool, seed: int = 0) -> torch.Tensor:
+        inputs = self.series()
+        options: dict[str, Any] = {"use_kv_cache": self.use_kv_cache}
+        if self.known_future and "num_exogenous_variables" in MaskedTimeseries._fields:
+            g = torch.Generator().manual_seed(self.seed + 2)
+            shape = (*inputs.series.shape[:-2], self.exogenous, self.horizon)
+            future = torch.randn(shape, generator=g).to(DEVICE, self.dtype)
+            options["future_exogenous_variables"] = future
+        if samples:
+            options |= {"num_samples": self.samples, "samples_per_batch": self.per_batch}
+        torch.manual_seed(seed)
+        return values(TotoForecaster(model).forecast(inputs, self.horizon, **options))
+
+    def tolerance(self, upstream: torch.Tensor, relative: float) -> torch.Tensor:
+        """A part of each value and of the series' standard deviation."""
+        return relative * (upstream.abs() + self.series().series.std().nan_to_num())
+
+    def own_error(self, upstream: torch.Tensor) -> float:
+        """How far upstream's float32 means are from its own in float64."""
+        exactly = dataclasses.replace(self, dtype=torch.float64, gentle=True)
+        return float((exactly.forecast(exactly.build(), samples=False) - upstream).abs().max())
+
+
+def gpu_model(**changes: Any) -> Any:
+    return small_model(**changes).model.to(DEVICE)
+
+
+def mean(model: Any, length: int = 40, horizon: int = HORIZON) -> torch.Tensor:
+    return values(forecast(model, on_gpu(series(length, variates=2, batch=2)), horizon))
+
+
+def samples(model: Any, count: int = 6) -> torch.Tensor:
+    return values(forecast(model, on_gpu(series(40, variates=2, batch=2)), HORIZON, count, 3))
+
+
+def path() -> Path:
+    """The last forecast's."""
+    found = toto_compile_patch.last_path()
+    assert found is not None
+    return found
+
+
+def replayed(make: Forecasts) -> torch.Tensor:
+    """A forecast by replay: the first of its shape is not captured, the second is."""
+    make()
+    make()
+    result = make()
+    assert path().runtime == "cudagraph", path()
+    return result
+
+
+def captured(**settings: Any) -> toto_compile_patch.patched:
+    settings = {"runtime": "cudagraph", "fallback": "error"} | settings
+    return toto_compile_patch.patched("fast_decode", **settings)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "cudagraph"])
+def test_means_are_upstreams(runtime: str) -> None:
+    for seed in range(CASES):
+        case = GpuCase.random(seed)
+        model = case.build()
+        upstream = case.forecast(model, samples=False)
+        with captured(runtime=runtime):
+            found = [case.forecast(model, samples=False) for _ in range(3)]
+            assert path().taken == "fast"
+            assert path().runtime == runtime, (path(), case)
+        exact = case.dtype is torch.float64
+        allowed = case.tolerance(upstream, 1e-9 if exact else 1e-4)
+        differences = [(fast - upstream).abs() for fast in found]
+        if not exact and any((difference > allowed).any() for difference in differences):
+            # Some models are chaotic; upstream itself is no more exact than this.
+            allowed = torch.full_like(allowed, 2 * case.own_error(upstream))
+        for difference in differences:
+            assert (difference <= allowed).all(), (float(difference.max()), case)
+
+
+def test_same_seed_samples_in_float64_are_upstreams() -> None:
+    for seed in range(CASES):
+        case = dataclasses.replace(GpuCase.random(seed), dtype=torch.float64)
+        model = case.build()
+        upstream = case.forecast(model, samples=True)
+        with captured(rng="upstream"):
+            fast = case.forecast(model, samples=True)
+        difference = (fast - upstream).abs()
+        assert (difference <= case.tolerance(upstream, 1e-9)).all(), (float(difference.max()), case)
+
+
+class TestRandomNumbers:
+    def test_a_seed_gives_the_same_samples_in_every_runtime(self) -> None:
+        model = gpu_model()
+        with captured(runtime="eager"):
+            eager = samples(model)
+        ways = []
+        with captured():
+            for _ in range(4):
+                assert torch.equal(samples(model), eager), path()
+                ways.append((path().runtime, path().reason))
+        replays = [("cudagraph", "")] * 3
+        assert ways == [("eager", FIRST_OF_ITS_SHAPE), *replays]
+
+    def test_replays_go_on_drawing(self) -> None:
+        forecaster = TotoForecaster(gpu_model())
+        inputs = on_gpu(series(40))
+        with captured():
+            found = [
+                forecaster.forecast(inputs, HORIZON, num_samples=6, samples_per_batch=3).samples
+                for _ in range(5)
+            ]
+            assert path().runtime == "cudagraph", path()
+        for before, after in pairwise(found):
+            assert not torch.equal(before, after)
+
+    def test_replayed_samples_are_distributed_as_upstreams(self) -> None:
+        model = gpu_model()
+
+        def many() -> torch.Tensor:
+            found = forecast(model, on_gpu(series(40)), HORIZON, 4000, 1000)
+            return values(found).flatten(0, -2)
+
+        upstream = many().double().cpu().numpy()
+        with captured():
+            fast = replayed(many).double().cpu().numpy()
+        chances = [stats.ks_2samp(a, b).pvalue for a, b in zip(fast, upstream, strict=True)]
+        assert len(chances) == HORIZON
+        assert min(chances) > 1e-4
+
+
+def test_results_are_copies_and_inputs_stay() -> None:
+    model = gpu_model()
+    one = on_gpu(series(40, variates=2, batch=2))
+    other = one._replace(series=one.series.flip(-1) - 50)
+    before = [part.clone() if isinstance(part, torch.Tensor) else part for part in one]
+    upstream = values(forecast(model, other, HORIZON))
+    with captured():
+        first = replayed(lambda: values(forecast(model, one, HORIZON)))
+        kept = first.clone()
+        second = values(forecast(model, other, HORIZON))
+        assert path().runtime == "cudagraph", path()
+        assert torch.equal(first, kept)
+        first.zero_()
+        assert torch.equal(second, values(forecast(model, other, HORIZON)))
+    torch.testing.assert_close(second, upstream, rtol=1e-4, atol=1e-4)
+    for part, was in zip(one, before, strict=True):
+        assert part is was or torch.equal(part, was)
+
+
+def waits(make: Callable[[], object]) -> int:
+    """How often the host waits for the device, as far as torch sees it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            make()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("count", [None, 6], ids=["mean", "samples"])
+@pytest.mark.parametrize("runtime", ["eager", "cudagraph"])
+def test_a_forecast_asks_the_device_once(runtime: str, count: int | None) -> None:
+    forecaster = TotoForecaster(gpu_model())
+    inputs = on_gpu(series(40, variates=2, batch=2))
+
+    def make() -> None:
+        forecaster.forecast(inputs, HORIZON, num_samples=count, samples_per_batch=3)
+
+    with captured(runtime=runtime):
+        for _ in range(3):
+            make()
+        asked = waits(make)
+        assert path().runtime == runtime, path()
+    # None at all would mean that nothing was counted: whether a weight has changed must be asked.
+    assert asked == 1
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Grows by one with each capture."""
+    made: list[torch.device] = []
+    record = graphs.CudaRecorder.record
+
+    def counted(self: Any, compute: Any, device: torch.device) -> Any:
+        made.append(device)
+        return record(self, compute, device)
+
+    monkeypatch.setattr(graphs.CudaRecorder, "record", counted)
+    return made
+
+
+class TestMemory:
+    def test_the_graph_that_was_not_used_for_longest_goes(
+        self, captures: list[torch.device]
+    ) -> None:
+        model = gpu_model()
+        oldest, second, *others = range(PATCH, (MOST_GRAPHS + 2) * PATCH, PATCH)
+        with captured():
+            for length in (oldest, second, *others[:-1]):
+                replayed(partial(mean, model, length, PATCH))
+            assert path().graphs == len(captures) == MOST_GRAPHS
+            mean(model, oldest, PATCH)
+            replayed(partial(mean, model, others[-1], PATCH))
+            assert path().graphs == MOST_GRAPHS
+            assert len(captures) == MOST_GRAPHS + 1
+            mean(model, oldest, PATCH)
+            assert len(captures) == MOST_GRAPHS + 1
+            mean(model, second, PATCH)
+            assert len(captures) == MOST_GRAPHS + 2
+            assert path().graphs == MOST_GRAPHS
+
+    def test_it_does_not_grow_with_changing_shapes(self, captures: list[torch.device]) -> None:
+        model = gpu_model()
+        shapes = MOST_GRAPHS + 9
+        reserved = []
+        with captured():
+            for number in range(1, 201):
+                mean(model, PATCH * (1 + number % shapes), PATCH)
+                if number % 100 == 0:
+                    reserved.append(torch.cuda.memory_reserved())
+            assert path().graphs == MOST_GRAPHS
+        # Each shape is captured anew whenever it comes round, and was then long evicted.
+        assert len(captures) == 200 - shapes
+        assert reserved[1] <= 1.05 * reserved[0]
+
+    def test_revert_frees_the_graphs(self) -> None:
+        model = gpu_model()
+
+        def capture_and_revert() -> None:
+            with captured():
+                replayed(partial(mean, model))
+                assert path().graphs == 1
+
+        # What libraries keep for good is there after the first time.
+        capture_and_revert()
+        before = allocated()
+        capture_and_revert()
+        assert allocated() <= before
+        with captured():
+            mean(model)
+        assert (path().graphs, path().reason) == (0, FIRST_OF_ITS_SHAPE)
+
+    def test_graphs_go_with_the_model(self) -> None:
+        def capture_and_drop() -> None:
+            model = gpu_model()
+            replayed(partial(mean, model))
+            assert path().graphs == 1
+
+        with captured():
+            capture_and_drop()
+            before = allocated()
+            capture_and_drop()
+            assert allocated() <= before
+
+
+def allocated() -> int:
+    """Bytes of all tensors that are alive, graphs' among them."""
+    gc.collect()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unembed.weight",
+        "output_distribution.loc_proj.bias",
+        "transformer.layers.0.attention.wQKV.weight",
+        "patch_embed.projection.weight",
+    ],
+)
+def test_a_weight_changed_in_place_is_followed(name: str) -> None:
+    model = gpu_model()
+    with captured():
+        before = replayed(partial(mean, model))
+        model.get_parameter(name).data.mul_(1.5)
+        found = [mean(model) for _ in range(3)]
+        assert path().runtime == "cudagraph", path()
+    upstream = mean(model)
+    assert not torch.allclose(before, upstream, rtol=1e-5)
+    for after in found:
+        torch.testing.assert_close(after, upstream, rtol=1e-5, atol=1e-4)
+
+
+def test_a_weight_put_in_its_place_is_followed() -> None:
+    model = gpu_model()
+    with captured():
+        before = replayed(partial(mean, model))
+        layer = model.transformer.layers[0].attention.wO
+        layer.weight = torch.nn.Parameter(1.5 * layer.weight)
+        after = replayed(partial(mean, model))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, mean(model), rtol=1e-5, atol=1e-4)
+
+
+def test_a_forecast_on_a_stream_of_its_own_is_made_eagerly() -> None:
+    model = gpu_model()
+    with captured():
+        expected = replayed(partial(mean, model))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = mean(model)
+        torch.cuda.current_stream().wait_stream(stream)
+        assert (path().taken, path().runtime) == ("fast", "eager")
+        assert "stream of its own" in path().reason
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        mean(model)
+        assert path().runtime == "cudagraph", path()
+
+
+def test_threads_forecast_what_they_do_alone() -> None:
+    model = gpu_model()
+    forecaster = TotoForecaster(model)
+    inputs = [on_gpu(series(PATCH * patches)) for patches in (3, 5, 8, 13)]
+    with captured(runtime="eager"):
+        alone = [forecaster.forecast(each, HORIZON).mean for each in inputs]
+    wrong: list[Any] = []
+
+    def work(which: int) -> None:
+        try:
+            for _ in range(30):
+                found = forecaster.forecast(inputs[which], HORIZON).mean
+                if not torch.equal(found, alone[which]):
+                    wrong.append((which, path()))
+            if path().runtime != "cudagraph":
+                wrong.append((which, path()))
+        except Exception as error:
+            wrong.append((which, error))
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(len(inputs))]
+    with captured():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_less_precision_stays_close(precision: str) -> None:
+    model = gpu_model(embed_dim=128, mlp_hidden_dim=256)
+    inputs = on_gpu(series(160, variates=3, batch=4))
+
+    def means() -> torch.Tensor:
+        return values(forecast(model, inputs, HORIZON))
+
+    with captured():
+        full = replayed(means)
+    with captured(precision=precision):
+        less = replayed(means)
+    spread = inputs.series.std(dim=-1, keepdim=True)
+    assert ((less - full).abs() <= 5e-2 * spread).all()
+    assert not torch.equal(less, full)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_captured_too() -> None:
+    torch._dynamo.reset()
+    model = gpu_model()
+    upstream = mean(model)
+    model.compile(mode="reduce-overhead")
+    with captured(runtime="auto"), CompileHealth() as health:
+        found = [mean(model) for _ in range(3)]
+        assert path().runtime == "compile+cudagraph", path()
+        drawn = [samples(model) for _ in range(3)]
+        assert path().runtime == "compile+cudagraph", path()
+    assert health.counts()["cudagraph_skips"] == 0
+    for fast in found:
+        torch.testing.assert_close(fast, upstream, rtol=1e-4, atol=1e-4)
+    for again in drawn:
+        torch.testing.assert_close(again, drawn[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_capture_that_fails_leaves_eager_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpu_model()
+    expected = mean(model)
+    decode = decode_forecast._decode
+
+    def with_a_question(*args: Any, **kwargs: Any) -> torch.Tensor:
+        patches = decode(*args, **kwargs)
+        if graphs.capturing():
+            patches.sum().item()
+        return patches
+
+    with captured():
+        monkeypatch.setattr(decode_forecast, "_decode", with_a_question)
+        for _ in range(3):
+            torch.testing.assert_close(mean(model), expected, rtol=1e-4, atol=1e-4)
+        assert path().runtime == "eager"
+        assert "capturing failed" in path().reason
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        monkeypatch.undo()
+        replayed(partial(mean, model, length=48))

@@ -1,0 +1,215 @@
+"""Captured forecasts, as far as a CPU goes: the recorder here computes again where CUDA replays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+from toto_compile_patch.decode import graphs, runtime
+from toto_compile_patch.decode.graphs import Outputs
+from toto_compile_patch.decode.last_path import Path
+
+HORIZON = 3 * PATCH
+
+
+class Again:
+    """Writes to the same outputs at each replay, from the same inputs, as a CUDA graph does."""
+
+    def __init__(self, compute: Callable[[], Outputs], outputs: Outputs) -> None:
+        self._compute: Callable[[], Outputs] | None = compute
+        self._outputs = outputs
+
+    def replay(self) -> None:
+        assert self._compute is not None, "it was freed"
+        for output, computed in zip(self._outputs, self._compute(), strict=True):
+            output.copy_(computed)
+
+    def reset(self) -> None:
+        self._compute = None
+
+
+class CpuRecorder:
+    def __init__(self) -> None:
+        self.recorded = 0
+        self.refuses = ""
+        self.fails: Exception | None = None
+
+    def why_not(self, device: torch.device) -> str:
+        return self.refuses
+
+    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Again, Outputs]:
+        if self.fails:
+            raise self.fails
+        self.recorded += 1
+        state = torch.get_rng_state()
+        outputs = compute()
+        torch.set_rng_state(state)
+        return Again(compute, outputs), outputs
+
+    def bytes_held(self, device: torch.device) -> int:
+        return 1000 * self.recorded
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
+    made = CpuRecorder()
+    monkeypatch.setattr(graphs, "_recorder", made)
+    monkeypatch.setattr(
+        runtime, "choose", lambda *_: runtime.Runtime(runtime.CUDAGRAPH, runtime.UNCOMPILED)
+    )
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    yield made
+    toto_compile_patch.revert()
+
+
+def path() -> Path:
+    found = toto_compile_patch.last_path()
+    assert found is not None
+    return found
+
+
+def mean(model: Any, length: int = 40, variates: int = 1) -> torch.Tensor:
+    return values(forecast(model, series(length, variates), HORIZON))
+
+
+def test_the_second_forecast_of_a_shape_is_captured(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    found = [mean(model) for _ in range(4)]
+    assert recorder.recorded == 1
+    assert path() == Path("fast", "", "cudagraph", 1, 1000)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_the_first_is_not(recorder: CpuRecorder) -> None:
+    mean(small_model().model)
+    assert path().runtime == "eager"
+    assert "first" in path().reason
+    assert not recorder.recorded
+
+
+def test_a_replay_reads_the_series_that_it_is_given(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    inputs = [series(40, variates=3, batch=2), series(39, variates=3, batch=2)]
+    inputs[1] = inputs[1]._replace(id_mask=torch.arange(3.0).view(1, 3, 1).expand(2, 3, 39))
+    toto_compile_patch.revert()
+    upstream = [values(forecast(model, part, HORIZON)) for part in inputs]
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    for part in inputs * 2:
+        forecast(model, part, HORIZON)
+    for part, expected in zip(inputs, upstream, strict=True):
+        torch.testing.assert_close(
+            values(forecast(model, part, HORIZON)), expected, rtol=1e-5, atol=1e-3
+        )
+    assert path().runtime == "cudagraph"
+
+
+def test_random_numbers_are_those_of_the_seed_and_new_ones_without(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    forecaster = TotoForecaster(model)
+    seeded = [values(forecast(model, series(40), HORIZON, 4, 2)) for _ in range(3)]
+    assert torch.equal(seeded[0], seeded[1])
+    assert torch.equal(seeded[1], seeded[2])
+    one, other = (
+        forecaster.forecast(series(40), HORIZON, num_samples=4, samples_per_batch=2).samples
+        for _ in range(2)
+    )
+    assert not torch.equal(one, other)
+    assert recorder.recorded == 1
+
+
+def test_results_are_copies(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    first, second = (mean(model) for _ in range(2))
+    kept = second.clone()
+    model.transformer.layers[0].attention.wO.bias.data.add_(1.0)
+    third = mean(model)
+    assert torch.equal(second, kept)
+    assert not torch.equal(third, kept)
+    assert third.data_ptr() != second.data_ptr() != first.data_ptr()
+
+
+def test_another_shape_is_another_graph(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    for _ in range(2):
+        for length, variates in ((40, 1), (48, 1), (40, 2)):
+            mean(model, length, variates=variates)
+    assert recorder.recorded == 3
+    assert path().graphs == 3
+
+
+def test_the_one_unused_for_longest_goes(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    model = small_model().model
+    for length in (16, 24, 16, 32):
+        mean(model, length)
+        mean(model, length)
+    assert recorder.recorded == 3
+    assert path().graphs == 2
+    mean(model, 16)
+    assert recorder.recorded == 3
+    mean(model, 24)
+    assert recorder.recorded == 4
+
+
+def test_a_capture_that_fails_leaves_an_eager_forecast(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    before = mean(model)
+    recorder.fails = torch.OutOfMemoryError("no more")
+    for _ in range(2):
+        assert torch.equal(mean(model), before)
+        assert path().runtime == "eager"
+        assert "no more" in path().reason
+    recorder.fails = None
+    assert torch.equal(mean(model), before)
+    assert path().runtime == "eager", "it is not tried again and again"
+
+
+def test_where_nothing_can_be_captured(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    recorder.refuses = "somebody else is capturing"
+    for _ in range(3):
+        mean(model)
+        assert (path().runtime, path().reason) == ("eager", recorder.refuses)
+
+
+def test_graphs_go_with_the_patch_and_with_changed_weights(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    mean(model)
+    mean(model)
+    model.unembed.weight.data.mul_(1.5)
+    changed = mean(model)
+    assert path().runtime == "eager"
+    toto_compile_patch.revert()
+    torch.testing.assert_close(mean(model), changed, rtol=1e-5, atol=1e-3)
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    mean(model)
+    assert path().graphs == 0
+
+
+def test_threads_share_a_graph(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    alone = {length: mean(model, length) for length in (24, 40, 24, 40)}
+    wrong: list[int] = []
+
+    def work(length: int) -> None:
+        forecaster = TotoForecaster(model)
+        for _ in range(20):
+            if not torch.equal(forecaster.forecast(series(length), HORIZON).mean, alone[length]):
+                wrong.append(length)
+
+    threads = [threading.Thread(target=work, args=(length,)) for length in (24, 40, 24, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert recorder.recorded == 2

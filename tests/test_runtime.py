@@ -1,0 +1,329 @@
+"""How the fast path runs: eagerly, or compiled once for every shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from random_cases import Case
+from toto.data.util.dataset import MaskedTimeseries
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+from toto_compile_patch.decode import runtime
+from toto_compile_patch.decode.last_path import Path
+from toto_compile_patch.tools import machine
+from toto_compile_patch.tools.compile_health import CompileHealth
+
+HORIZON = 3 * PATCH
+
+REGIONS = 5
+"""Layers over time, over variates and over one variate; head of means, head of samples."""
+
+FOR_ONE_ROW = 3
+"""Those that a mean forecast of one series on a CPU compiles for its single row."""
+
+
+def path() -> Path:
+    found = toto_compile_patch.last_path()
+    assert found is not None
+    return found
+
+
+def compiled_by(backend: Any, **changes: Any) -> Any:
+    model = small_model(**changes).model
+    model.compile(backend=backend)
+    return model
+
+
+class TestOneCompilationServesAllShapes:
+    """Counted by dynamo: with the backend ``eager``, which compiles nothing after tracing."""
+
+    def first_pass(self, model: Any) -> None:
+        """Every kind of region once, with many rows and with one."""
+        for variates, batch, samples in ((3, 2, 4), (1, 2, 4), (3, 2, None), (1, 1, None)):
+            values(forecast(model, series(40, variates, batch), HORIZON, samples, 1))
+
+    def any_shape(self, r: random.Random, model: Any) -> None:
+        length = r.choice(range(1, 65)) * PATCH
+        inputs = series(length, variates=r.randint(1, 8), batch=r.randint(1, 4))
+        horizon = r.choice([1, PATCH, 2 * PATCH + 3, 3 * PATCH, 5 * PATCH])
+        values(forecast(model, inputs, horizon, r.choice([None, 1, 2, 7, 16]), 1))
+        assert (path().taken, path().runtime) == ("fast", "compile")
+
+    def test_fifty_shapes_need_nothing_after_the_first_pass(self) -> None:
+        model = compiled_by("eager")
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        with CompileHealth() as first:
+            self.first_pass(model)
+        assert first.graphs == REGIONS + FOR_ONE_ROW
+        assert not first.graph_breaks
+        assert not first.recompilations
+        r = random.Random(0)
+        with CompileHealth() as rest:
+            for _ in range(50):
+                self.any_shape(r, model)
+        assert not any(rest.counts().values()), rest.recompilations
+
+    def test_the_layers_of_a_kind_share_their_code(self) -> None:
+        model = compiled_by("eager", num_layers=12, spacewise_every_n_layers=3)
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        with CompileHealth() as health:
+            self.first_pass(model)
+        assert health.graphs == REGIONS + FOR_ONE_ROW
+
+    def test_another_model_of_the_shape_shares_them_too(self) -> None:
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        self.first_pass(compiled_by("eager", seed=0))
+        with CompileHealth() as health:
+            self.first_pass(compiled_by("eager", seed=1))
+        assert not any(health.counts().values()), health.recompilations
+
+    def test_a_rolling_backtest_under_fail_on_recompile(self) -> None:
+        model = compiled_by("eager")
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        self.first_pass(model)
+        torch.compiler.set_stance("fail_on_recompile")
+        try:
+            for length in range(20, 20 + 3 * PATCH):
+                values(forecast(model, series(length), HORIZON, 4, 2))
+        finally:
+            torch.compiler.set_stance("default")
+        assert path().runtime == "compile"
+
+
+@pytest.mark.parametrize("samples", [False, True], ids=["means", "samples"])
+def test_forecasts_are_upstreams_when_compiled(samples: bool) -> None:
+    for seed in range(24):
+        case = dataclasses.replace(Case.random(seed), dtype=torch.float64)
+        model = case.build()
+        upstream = case.forecast(model, samples)
+        model.compile(backend="eager")
+        with toto_compile_patch.patched("fast_decode", rng="upstream", fallback="error"):
+            fast = case.forecast(model, samples)
+        assert path() == Path("fast", runtime="compile")
+        spread = case.series().series.std().nan_to_num()
+        assert ((fast - upstream).abs() <= 1e-9 * (upstream.abs() + spread)).all(), case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [None, 6], ids=["means", "samples"])
+@pytest.mark.parametrize("variates", [1, 3])
+@pytest.mark.parametrize("use_kv_cache", [True, False], ids=["cached", "uncached"])
+def test_forecasts_are_upstreams_when_compiled_by_inductor(
+    samples: int | None, variates: int, use_kv_cache: bool
+) -> None:
+    model = small_model().model
+    inputs = series(5 * PATCH + 3, variates)
+    ask: dict[str, Any] = {"samples": samples, "per_batch": 3, "use_kv_cache": use_kv_cache}
+    upstream = values(forecast(model, inputs, HORIZON, **ask))
+    with toto_compile_patch.patched(
+        "fast_decode", rng="upstream", fallback="error", runtime="compile"
+    ):
+        fast = values(forecast(model, inputs, HORIZON, **ask))
+    assert path() == Path("fast", runtime="compile")
+    torch.testing.assert_close(fast, upstream, rtol=1e-5, atol=1e-3)
+
+
+def test_a_seed_gives_the_same_samples_compiled_or_not() -> None:
+    model = small_model().model
+    inputs = series(40, variates=2)
+    toto_compile_patch.apply("fast_decode", fallback="error", runtime="eager")
+    plain = values(forecast(model, inputs, HORIZON, 8, 4))
+    model.compile(backend="eager")
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    compiled = values(forecast(model, inputs, HORIZON, 8, 4))
+    assert path().runtime == "compile"
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-3)
+
+
+class TestChoice:
+    def taken(self, model: Any, **asked: Any) -> str:
+        toto_compile_patch.apply("fast_decode,compile_method", fallback="error", **asked)
+        values(forecast(model, series(40), HORIZON))
+        return path().runtime
+
+    def test_a_plain_model_runs_eagerly_on_a_cpu(self) -> None:
+        assert self.taken(small_model().model) == "eager"
+
+    def test_a_compiled_model_runs_compiled(self) -> None:
+        assert self.taken(compiled_by("eager")) == "compile"
+
+    def test_a_wrapped_model_runs_compiled(self) -> None:
+        assert self.taken(torch.compile(small_model().model, backend="eager")) == "compile"
+
+    def test_upstreams_readme_line_is_heard(self) -> None:
+        toto = small_model()
+        toto_compile_patch.apply("compile_method")
+        toto.compile(backend="eager")
+        assert self.taken(toto.model) == "compile"
+
+    def test_an_argument_wins(self) -> None:
+        assert self.taken(compiled_by("eager"), runtime="eager") == "eager"
+
+    def test_so_does_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOTO_COMPILE_PATCH_RUNTIME", "eager")
+        assert self.taken(compiled_by("eager")) == "eager"
+
+    def test_the_backend_of_the_call_compiles(self) -> None:
+        seen: list[Any] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            seen.append(graph)
+            return graph.forward
+
+        for model in (compiled_by(backend), torch.compile(small_model().model, backend=backend)):
+            seen.clear()
+            assert self.taken(model) == "compile"
+            assert seen
+            toto_compile_patch.revert()
+
+    @pytest.mark.parametrize("asked", ["cudagraph", "compile+cudagraph"])
+    def test_a_cpu_has_no_cuda_graphs(self, asked: str, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING, "toto_compile_patch"):
+            taken = self.taken(compiled_by("eager"), runtime=asked)
+        assert taken == ("compile" if "compile" in asked else "eager")
+        assert "no CUDA graphs" in path().reason
+        assert path().taken == "fast"
+
+    def test_a_backend_that_only_captures_is_not_a_compiler(self) -> None:
+        assert self.taken(compiled_by("cudagraphs")) == "eager"
+
+    @pytest.mark.parametrize("how", ["in place", "wrapped"])
+    def test_mode_and_options_of_the_call(self, how: str) -> None:
+        def call(**asked: Any) -> runtime.CompileCall:
+            model: Any = small_model().model
+            if how == "in place":
+                model.compile(**asked)
+            else:
+                model = torch.compile(model, **asked)
+            found = runtime.compile_call(model)
+            assert found is not None
+            return found
+
+        assert call() == runtime.CompileCall("inductor")
+        assert call(mode="reduce-overhead").captures
+        assert not call(mode="default").captures
+        assert dict(call(mode="max-autotune-no-cudagraphs").options)["max_autotune"] is True
+        assert dict(call(options={"epilogue_fusion": False}).options) == {"epilogue_fusion": False}
+        assert runtime.compile_call(small_model().model) is None
+
+
+def no_compiler(graph: Any, inputs: Any) -> Any:
+    raise OSError("there is no compiler")
+
+
+class TestACompilerThatFails:
+    def test_the_forecast_is_made_without_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = compiled_by(no_compiler)
+        toto_compile_patch.apply("fast_decode", fallback="error", runtime="eager")
+        plain = values(forecast(model, series(40), HORIZON, 4, 2))
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        with caplog.at_level(logging.WARNING, "toto_compile_patch"):
+            for _ in range(2):
+                assert torch.equal(values(forecast(model, series(40), HORIZON, 4, 2)), plain)
+                assert (path().taken, path().runtime) == ("fast", "eager")
+                assert "compiling failed" in path().reason
+        assert len([r for r in caplog.records if "compiling failed" in r.message]) <= 1
+
+    def test_it_is_tried_once(self) -> None:
+        tried: list[int] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            tried.append(1)
+            raise OSError("there is no compiler")
+
+        model = compiled_by(backend)
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        for _ in range(3):
+            values(forecast(model, series(40), HORIZON))
+        assert len(tried) == 1
+
+    @pytest.mark.slow
+    def test_a_machine_without_a_cpp_compiler(self) -> None:
+        code = (
+            "import toto_compile_patch\n"
+            "from toto_cases import forecast, series, small_model\n"
+            "toto_compile_patch.apply(runtime='compile', fallback='error')\n"
+            "print(forecast(small_model().model, series(40), 24).mean.isfinite().all())\n"
+            "print(toto_compile_patch.last_path())\n"
+        )
+        environment = {
+            **os.environ,
+            "CXX": "/nowhere/g++",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        }
+        environment["PYTHONPATH"] = os.path.dirname(__file__)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "tensor(True)" in done.stdout
+        assert "runtime='eager'" in done.stdout
+        assert "compiling failed" in done.stdout
+
+
+class TestPrecision:
+    def point(self, precision: str, inputs: MaskedTimeseries, model: Any) -> torch.Tensor:
+        toto_compile_patch.apply("fast_decode", fallback="error", precision=precision)
+        return values(forecast(model, inputs, HORIZON))
+
+    def test_sixteen_bits_are_close_and_not_the_same(self) -> None:
+        model, inputs = small_model().model, series(10 * PATCH, variates=2)
+        full, half = (self.point(name, inputs, model) for name in ("model", "bf16"))
+        distance = float((full - half).abs().max() / inputs.series.std())
+        assert 1e-7 < distance < 2e-2
+        assert half.dtype == torch.float32
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+    def test_other_models_stay_as_they_are(self, dtype: torch.dtype) -> None:
+        model, inputs = small_model().model.to(dtype), series(40, dtype=dtype)
+        assert torch.equal(self.point("model", inputs, model), self.point("bf16", inputs, model))
+
+    def test_tf32_is_for_cuda(self) -> None:
+        model, inputs = small_model().model, series(40)
+        assert torch.equal(self.point("model", inputs, model), self.point("tf32", inputs, model))
+
+    def test_a_changed_weight_is_followed_in_sixteen_bits_too(self) -> None:
+        model, inputs = small_model().model, series(40)
+        before = self.point("bf16", inputs, model)
+        model.transformer.layers[0].attention.wO.weight.data.mul_(3.0)
+        model.transformer.layers[1].mlp[0].bias.data.add_(1.0)
+        after = self.point("bf16", inputs, model)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, self.point("model", inputs, model), rtol=0.02, atol=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: small_model().model, lambda: compiled_by("eager")])
+def test_a_thousand_forecasts_do_not_grow(make: Callable[[], Any]) -> None:
+    model = make()
+    forecaster = TotoForecaster(model)
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    r = random.Random(0)
+
+    def some(count: int) -> int:
+        for _ in range(count):
+            inputs = series(r.randint(1, 30 * PATCH), r.randint(1, 4), r.randint(1, 3))
+            forecaster.forecast(
+                inputs,
+                r.randint(1, 4 * PATCH),
+                num_samples=r.choice([None, 3]),
+                samples_per_batch=1,
+            )
+        return machine.resident_bytes()
+
+    before = some(300)
+    assert some(1000) - before < 30e6
