@@ -213,8 +213,9 @@ def _measure(
         if side.way is not None or name_of_side == COMPILED:
             # A CUDA graph is captured the second time, and compiling takes no part in the budget.
             once = timed()[0]
-        whole = 1 if load.samples is None or samples is None else load.samples // per_batch
-        measured = 1
+        whole = measured = 1
+        if side.way is None and load.samples is not None:
+            whole = load.samples // per_batch
         if side.way is None:
             if whole > 1 and once * whole * (pairs + 1) <= options.budget:
                 timed = _timed(side, load, inputs, load.samples, per_batch, device)
