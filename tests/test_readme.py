@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import toto_compile_patch
 from toto_compile_patch import settings
 from toto_compile_patch.table import TABLE
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("patch", TABLE, ids=lambda patch: patch.name)
@@ -29,3 +32,8 @@ def test_every_environment_variable_is_listed() -> None:
 def test_every_public_name_is_listed() -> None:
     for name in toto_compile_patch.__all__:
         assert f"`{name}" in README, name
+
+
+def test_its_figures_are_those_of_the_results() -> None:
+    tables = ROOT / ".ci" / "tables.py"
+    assert subprocess.run([sys.executable, str(tables), "--check"]).returncode == 0

@@ -29,6 +29,8 @@ def test_defaults() -> None:
         mode="reduce-overhead",
         rng="fast",
         fallback="upstream",
+        runtime="auto",
+        precision="model",
         log=None,
     )
 
@@ -60,7 +62,12 @@ def test_nonsense_in_the_environment_names_variable_and_choices(variable: str) -
 
 @pytest.mark.parametrize(
     ("variable", "text"),
-    [("TOTO_COMPILE_PATCH_STRICT", "2"), ("TOTO_COMPILE_PATCH_LOG", "loud")],
+    [
+        ("TOTO_COMPILE_PATCH_STRICT", "2"),
+        ("TOTO_COMPILE_PATCH_LOG", "loud"),
+        ("TOTO_COMPILE_PATCH_RUNTIME", "graph"),
+        ("TOTO_COMPILE_PATCH_PRECISION", "int8"),
+    ],
 )
 def test_other_nonsense_in_the_environment(variable: str, text: str) -> None:
     with pytest.raises(ValueError, match=variable):
@@ -72,11 +79,20 @@ def test_arguments_win_over_the_environment() -> None:
         "TOTO_COMPILE_PATCH_STRICT": "0",
         "TOTO_COMPILE_PATCH_MODE": "default",
         "TOTO_COMPILE_PATCH_LOG": "DEBUG",
+        "TOTO_COMPILE_PATCH_RUNTIME": "Compile+CudaGraph",
+        "TOTO_COMPILE_PATCH_PRECISION": "bf16",
     }
     read = Settings.resolve(environ=environ)
     assert (read.strict, read.mode, read.log) == (False, "default", "debug")
+    assert (read.runtime, read.precision) == ("compile+cudagraph", "bf16")
     told = Settings.resolve(strict=True, mode="max-autotune", log="info", environ=environ)
     assert (told.strict, told.mode, told.log) == (True, "max-autotune", "info")
+
+
+@pytest.mark.parametrize("keyword", ["rng", "fallback", "runtime", "precision", "mode"])
+def test_nonsense_in_an_argument_names_it_and_the_choices(keyword: str) -> None:
+    with pytest.raises(ValueError, match=f"{keyword}='maybe': choose one of"):
+        Settings.resolve(environ={}, **{keyword: "maybe"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("patches", [["kv_cash"], "kv_cache,kv_cash", [""]])

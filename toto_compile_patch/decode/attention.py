@@ -93,8 +93,10 @@ class CausalAttention:
     ) -> torch.Tensor:
         dtype = values.dtype
         queries, keys, values = (self.heads.split(part) for part in (queries, keys, values))
-        self.cache[self.idx] = keys.contiguous(), values.to(keys.dtype).contiguous()
-        return self.heads.join(attend_causally(queries.to(dtype), keys.to(dtype), values))
+        kept = keys.contiguous(), values.to(keys.dtype).contiguous()
+        self.cache[self.idx] = kept
+        attended = attend_causally(queries.to(dtype), kept[0].to(dtype), kept[1].to(dtype))
+        return self.heads.join(attended)
 
 
 @dataclass(frozen=True)

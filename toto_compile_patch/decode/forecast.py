@@ -43,8 +43,8 @@ class Options:
     Attributes:
         rng: ``fast`` draws once from the component chosen; ``upstream`` repeats upstream's
             draws in upstream's order.
-        runtime: one of ``runtime.RUNTIMES``.
-        precision: one of ``precision.PRECISIONS``.
+        runtime: ``auto``, or the name of a Runtime.
+        precision: the name of a Precision.
     """
 
     rng: str = "fast"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 MODEL, TF32, BF16 = "model", "tf32", "bf16"
-PRECISIONS = (MODEL, TF32, BF16)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -19,7 +19,6 @@ COMPILE = "compile"
 CUDAGRAPH = "cudagraph"
 BOTH = "compile+cudagraph"
 AUTO = "auto"
-RUNTIMES = (AUTO, EAGER, COMPILE, CUDAGRAPH, BOTH)
 
 _CUDAGRAPHS = "triton.cudagraphs"
 """Inductor's own graphs: they would record where our caches lie, and we capture the whole."""
@@ -30,7 +29,7 @@ class Runtime:
     """A way to run.
 
     Attributes:
-        name: one of RUNTIMES, but ``auto``.
+        name: ``eager``, ``compile``, ``cudagraph`` or ``compile+cudagraph``.
         regions: compiled or not.
         reason: why it is not the one that was asked for; else empty.
     """
@@ -58,7 +57,7 @@ class Ran:
     """How a forecast was made.
 
     Attributes:
-        runtime: one of RUNTIMES, but ``auto``.
+        runtime: the name of the Runtime.
         reason: why it is not the one that was asked for; else empty.
         unexpected: that is not as it should be.
         graphs: CUDA graphs that are kept for this model.

@@ -28,6 +28,7 @@ from toto_compile_patch.decode.layer import (
     Traceable,
 )
 from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
+from toto_compile_patch.decode.precision import BF16, MODEL
 from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttention
 
 _SAMPLED = 512
@@ -51,7 +52,7 @@ class Layout:
     @classmethod
     def for_model(cls, backbone: Any, precision: str) -> Layout:
         weight = backbone.unembed.weight
-        bf16 = precision == "bf16" and weight.dtype is torch.float32
+        bf16 = precision == BF16 and weight.dtype is torch.float32
         return cls(_can_be_packed(weight), bf16)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
@@ -120,7 +121,7 @@ _prepared: WeakKeyDictionary[Any, dict[Layout, Weights]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def prepared_weights(backbone: Any, precision: str = "model") -> Weights:
+def prepared_weights(backbone: Any, precision: str = MODEL) -> Weights:
     """A backbone's present weights, ready for decoding; freed with the backbone.
 
     Elsewhere than on a CPU, to look at their values is to wait for the device: the caller then asks
@@ -173,12 +174,12 @@ def _can_be_packed(weight: torch.Tensor) -> bool:
 
 
 def _layer(layer: Any, layout: Layout) -> Layer:
+    attention = layer.attention
     feed_forward: FeedForward | FeedForwardInBlocks | OtherModule = OtherModule(layer.mlp)
     if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
         up, down = (layout.linear(part.weight, part.bias) for part in up_and_down)
-        in_blocks = layer.norm2.parameters().__next__().is_cpu
-        feed_forward = FeedForwardInBlocks(up, down) if in_blocks else FeedForward(up, down)
-    attention = layer.attention
+        on_a_cpu = attention.wO.weight.is_cpu
+        feed_forward = FeedForwardInBlocks(up, down) if on_a_cpu else FeedForward(up, down)
     return Layer(
         over_time=isinstance(attention, TimeWiseMultiheadAttention),
         norm1=_norm(layer.norm1),

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Put the figures of examples/results into the README's tables.
+
+    python .ci/tables.py            write them
+    python .ci/tables.py --check    exit code 1 where the README differs
+
+A figure comes from a file that a command in the README wrote; a file that is not there (no GPU has
+been at hand, say) makes no table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "examples" / "results"
+COMPILED = "patched, compile"
+
+
+def bench_table(files: list[Path]) -> str:
+    """Workloads, upstream and patched, of runs on one machine."""
+    runs = [json.loads(file.read_text()) for file in files]
+    lines = [
+        "| workload: series x variates x context, horizon, samples | upstream | patched | times "
+        "faster | patched, compiled | peak GB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    some_batches = False
+    rows = {name: row for run in runs for name, row in run["workloads"].items()}
+    for name, row in sorted(rows.items()):
+        upstream, patched = row["upstream"], row["patched"]
+        batches = upstream["measured"].split()
+        extrapolated = batches[0] != batches[2]
+        some_batches |= extrapolated
+        compiled = f"{seconds(row[COMPILED])}" if COMPILED in row else ""
+        peaks = [side["peak_gb"] for side in (upstream, patched)]
+        peak = " / ".join(f"{gb:.1f}" for gb in peaks) if None not in peaks else ""
+        lines.append(
+            f"| {name}, {row['what'].replace(' samples', '')} | {seconds(upstream)}"
+            f"{' ¹' if extrapolated else ''} | {seconds(patched)} | **{upstream['ratio']:.3g}** | "
+            f"{compiled} | {peak} |"
+        )
+    machines = "; ".join(
+        dict.fromkeys(f"{run['machine']}, torch {run['torch']}, {run['date']}" for run in runs)
+    )
+    lines += ["", f"{machines}."]
+    if some_batches:
+        lines[-1] += (
+            " ¹ Measured on one of its batches of samples, times their number: the whole takes "
+            "minutes."
+        )
+    return "\n".join(lines)
+
+
+def start_table(file: Path) -> str:
+    """First forecasts of a compiled model."""
+    run = json.loads(file.read_text())
+    lines = [
+        "| seconds | trivial function | first forecast | second | steady |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, row in run["starts"].items():
+        figures = " | ".join(f"{row[key]:.3g}" for key in ("trivial", "first", "second", "steady"))
+        lines.append(f"| {name} | {figures} |")
+    lines += ["", f"{run['machine']}, torch {run['torch']}, {run['date']}."]
+    return "\n".join(lines)
+
+
+def seconds(side: dict[str, Any]) -> str:
+    """Seconds, to three digits."""
+    return f"{side['seconds']:.3g} s"
+
+
+def tables() -> dict[str, str]:
+    """The tables by their names in the README."""
+    found = {
+        "bench-cpu": bench_table(sorted(RESULTS.glob("bench_cpu*.json"))),
+        "start-cpu": start_table(RESULTS / "start_cpu.json"),
+    }
+    gpus = sorted(set(RESULTS.glob("bench_*.json")) - set(RESULTS.glob("bench_cpu*.json")))
+    found["bench-gpu"] = (
+        bench_table(gpus) if gpus else "**On a GPU nothing has been measured yet.**"
+    )
+    return found
+
+
+def main() -> int:
+    """Write or check the README."""
+    readme = ROOT / "README.md"
+    before = after = readme.read_text()
+    for name, table in tables().items():
+        block = f"<!-- table: {name} -->\n{table}\n<!-- end -->"
+        pattern = rf"<!-- table: {name} -->.*?<!-- end -->"
+        after = re.sub(pattern, lambda _, block=block: block, after, flags=re.DOTALL)
+    if "--check" in sys.argv:
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
