@@ -41,7 +41,7 @@ def bench_table(files: list[Path]) -> str:
         peak = " / ".join(f"{gb:.1f}" for gb in peaks) if None not in peaks else ""
         lines.append(
             f"| {name}, {row['what'].replace(' samples', '')} | {seconds(upstream)}"
-            f"{' ¹' if extrapolated else ''} | {seconds(patched)} | **{upstream['ratio']:.3g}** | "
+            f"{' ¹' if extrapolated else ''} | {seconds(patched)} | **{times(upstream['ratio'])}** | "
             f"{compiled} | {peak} |"
         )
     machines = "; ".join(
@@ -68,6 +68,11 @@ def start_table(file: Path) -> str:
         lines.append(f"| {name} | {figures} |")
     lines += ["", f"{run['machine']}, torch {run['torch']}, {run['date']}."]
     return "\n".join(lines)
+
+
+def times(ratio: float) -> str:
+    """A ratio, to three digits."""
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def seconds(side: dict[str, Any]) -> str:

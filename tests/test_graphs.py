@@ -34,10 +34,15 @@ class Again:
     def reset(self) -> None:
         self._compute = None
 
+    @property
+    def freed(self) -> bool:
+        return self._compute is None
+
 
 class CpuRecorder:
     def __init__(self) -> None:
         self.recorded = 0
+        self.last: Again | None = None
         self.refuses = ""
         self.fails: Exception | None = None
 
@@ -51,7 +56,8 @@ class CpuRecorder:
         state = torch.get_rng_state()
         outputs = compute()
         torch.set_rng_state(state)
-        return Again(compute, outputs), outputs
+        self.last = Again(compute, outputs)
+        return self.last, outputs
 
     def bytes_held(self, device: torch.device) -> int:
         return 1000 * self.recorded
@@ -188,7 +194,12 @@ def test_graphs_go_with_the_patch_and_with_changed_weights(recorder: CpuRecorder
     model.unembed.weight.data.mul_(1.5)
     changed = mean(model)
     assert path().runtime == "eager"
+    mean(model)
+    last = recorder.last
+    assert last is not None
+    assert not last.freed
     toto_compile_patch.revert()
+    assert last.freed
     torch.testing.assert_close(mean(model), changed, rtol=1e-5, atol=1e-3)
     toto_compile_patch.apply("fast_decode", fallback="error")
     mean(model)

@@ -2,7 +2,6 @@
 
 A region is a function of the rows of a hidden state. Their number is its only varying size, and
 is marked so: another context, horizon, batch or number of samples or variates needs no new code.
-A size of one is always a constant to a compiler: rows are filled up, or that one is compiled apart.
 """
 
 from __future__ import annotations
@@ -78,8 +77,9 @@ class Uncompiled:
 class Compiled:
     """The regions compiled, each at its first call.
 
-    Where there is one row in all, and the weights are packed, a region is compiled apart for it: a
-    series' mean forecast is nothing but reading weights, and compiled code reads them best.
+    A size of one is a constant to a compiler, so a single row is compiled apart: with packed weights,
+    for a series' mean forecast, which is nothing but reading weights, and compiled code reads the
+    plain ones best.
 
     Args:
         backend: of ``torch.compile``.
@@ -93,7 +93,7 @@ class Compiled:
         self._made: dict[tuple[Any, bool], Callable[..., Any]] = {}
 
     def padding(self, packed: bool) -> Padding:
-        return Padding(ROWS_OF_A_PACKED_PRODUCT if packed else 2, but_not_one=packed)
+        return Padding(ROWS_OF_A_PACKED_PRODUCT if packed else 1, but_not_one=True)
 
     def over_time(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, attend: Attend
