@@ -39,11 +39,15 @@ def bench_table(files: list[Path]) -> str:
         compiled = f"{seconds(row[COMPILED])}" if COMPILED in row else ""
         peaks = [side["peak_gb"] for side in (upstream, patched)]
         peak = " / ".join(f"{gb:.1f}" for gb in peaks) if None not in peaks else ""
-        lines.append(
-            f"| {name}, {row['what'].replace(' samples', '')} | {seconds(upstream)}"
-            f"{' ¹' if extrapolated else ''} | {seconds(patched)} | **{times(upstream['ratio'])}** | "
-            f"{compiled} | {peak} |"
-        )
+        cells = [
+            f"{name}, {row['what'].replace(' samples', '')}",
+            seconds(upstream) + (" ¹" if extrapolated else ""),
+            seconds(patched),
+            f"**{times(upstream['ratio'])}**",
+            compiled,
+            peak,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     machines = "; ".join(
         dict.fromkeys(f"{run['machine']}, torch {run['torch']}, {run['date']}" for run in runs)
     )

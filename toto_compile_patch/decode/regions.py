@@ -77,9 +77,9 @@ class Uncompiled:
 class Compiled:
     """The regions compiled, each at its first call.
 
-    A size of one is a constant to a compiler, so a single row is compiled apart: with packed weights,
-    for a series' mean forecast, which is nothing but reading weights, and compiled code reads the
-    plain ones best.
+    A size of one is a constant to a compiler, so a single row is compiled apart. A series' mean
+    forecast is then nothing but reading weights, and where they are packed, compiled code reads the
+    plain ones faster.
 
     Args:
         backend: of ``torch.compile``.
