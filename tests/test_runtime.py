@@ -20,7 +20,7 @@ from toto_cases import PATCH, forecast, series, small_model, tiny_model, values
 import toto_compile_patch
 from toto_compile_patch.decode import runtime
 from toto_compile_patch.decode.last_path import Path
-from toto_compile_patch.decode.regions import Compiled, Uncompiled
+from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.tools import machine
 from toto_compile_patch.tools.compile_health import CompileHealth
 
@@ -327,7 +327,7 @@ class TestPrecision:
 
 def test_few_rows_are_filled_up_where_that_is_faster() -> None:
     compiled = Compiled("eager", {})
-    plain = Uncompiled()
+    plain = Regions()
     assert [plain.padding(packed=True).missing(n) for n in (1, 3, 4, 9)] == [3, 1, 0, 0]
     assert [compiled.padding(packed=True).missing(n) for n in (1, 3, 4, 9)] == [0, 1, 0, 0]
     for regions in (compiled, plain):

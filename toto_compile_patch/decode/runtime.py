@@ -12,7 +12,7 @@ import torch._dynamo
 import torch._inductor.config as inductor
 from torch._dynamo.backends.cudagraphs import CudagraphsBackend
 
-from toto_compile_patch.decode.regions import Compiled, Regions, Uncompiled
+from toto_compile_patch.decode.regions import Compiled, Regions
 
 EAGER = "eager"
 COMPILE = "compile"
@@ -150,7 +150,7 @@ def forget() -> None:
         _made.clear()
 
 
-UNCOMPILED = Uncompiled()
+UNCOMPILED = Regions()
 
 _lock = threading.Lock()
 _made: dict[Any, Compiled] = {}

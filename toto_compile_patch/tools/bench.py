@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
         "ways": {name: dataclasses.asdict(way) for name, way in ways.items()},
         "workloads": {},
     }
-    with _progress(errors) as progress:
+    with progress_bar(errors) as progress:
         sides = _sides(upstream, ways, options, device, dtype)
         for name in options.workload:
             figures["workloads"][name] = _measure(
@@ -422,7 +422,8 @@ def _peak_of(options: argparse.Namespace, device: torch.device) -> float:
     return machine.peak_bytes(device) / 1e9
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A line that says what is being measured, and for how long; gone at the end."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from toto.inference.forecaster import TotoForecaster
 
@@ -43,13 +42,7 @@ def run(options: argparse.Namespace) -> int:
         errors.print(f"--json {options.json}: there is no such folder", markup=False)
         return 2
     found: dict[str, Any] = {}
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=errors,
-        transient=True,
-    ) as progress:
+    with bench.progress_bar(errors) as progress:
         task = progress.add_task("", total=None)
         for side in SIDES:
             with tempfile.TemporaryDirectory() as cache:
