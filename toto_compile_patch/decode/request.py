@@ -81,10 +81,6 @@ class Request:
         """Patches to forecast."""
         return ceil(self.horizon / patch_size)
 
-    @property
-    def is_finite(self) -> bool:
-        return bool(self.inputs.isfinite().all())
-
 
 def _expect(condition: bool, name: str) -> None:
     if not condition:

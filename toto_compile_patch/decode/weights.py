@@ -9,7 +9,6 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,7 +33,6 @@ from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttent
 _SAMPLED = 512
 """Elements of each weight that are compared to see whether it has changed."""
 
-MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
 
 @dataclass(frozen=True)
