@@ -34,7 +34,6 @@ _SAMPLED = 512
 """Elements of each weight that are compared to see whether it has changed."""
 
 
-
 @dataclass(frozen=True)
 class Layout:
     """How weights are kept.
