@@ -32,6 +32,8 @@ def bench_table(files: list[Path]) -> str:
     some_batches = False
     rows = {name: row for run in runs for name, row in run["workloads"].items()}
     for name, row in sorted(rows.items()):
+        if "failed" in row:
+            continue
         upstream, patched = row["upstream"], row["patched"]
         batches = upstream["measured"].split()
         extrapolated = batches[0] != batches[2]

@@ -69,6 +69,15 @@ def test_the_peak_is_this_processs() -> None:
 
 
 @pytest.mark.slow
+def test_what_upstream_cannot_do_is_said(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run("bench", "--workload", "W4", "--dtype", "bfloat16", "--json", str(figures))
+    assert done.returncode == 0, done.stderr
+    assert "W4: could not be measured" in done.stdout
+    assert "failed" in json.loads(figures.read_text())["workloads"]["W4"]
+
+
+@pytest.mark.slow
 def test_a_small_workload_is_measured_on_both_sides(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     done = run("bench", "--workload", "W9", "--pairs", "3", "--json", str(figures))

@@ -154,9 +154,13 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar(errors) as progress:
         sides = _sides(upstream, ways, options, device, dtype)
         for name in options.workload:
-            figures["workloads"][name] = _measure(
-                WORKLOADS[name], sides, rates, options, device, progress, name
-            )
+            try:
+                figures["workloads"][name] = _measure(
+                    WORKLOADS[name], sides, rates, options, device, progress, name
+                )
+            except RuntimeError as error:
+                # On a CPU, say, upstream cannot draw samples in 16 bits.
+                figures["workloads"][name] = {"failed": str(error).splitlines()[0]}
             if options.json:
                 # What is cut short leaves what it has measured.
                 options.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -23,6 +23,9 @@ def show(figures: dict[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     notes: list[str] = []
     for name, row in figures["workloads"].items():
+        if "failed" in row:
+            notes.append(f"{name}: could not be measured: {row['failed']}")
+            continue
         sides = [side for side in row if isinstance(row[side], dict)]
         for side in sides:
             table.add_row(*_cells(name, side, row[side]), end_section=side == sides[-1])
