@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import random
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, tiny_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import runtime
+from toto_compile_patch.decode import runtime, weights
 from toto_compile_patch.decode.last_path import Path
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.tools import machine
@@ -323,6 +325,17 @@ class TestPrecision:
         after = self.point("bf16", inputs, model)
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, self.point("model", inputs, model), rtol=0.02, atol=0.2)
+
+
+def test_a_compiled_forecast_leaves_nothing_with_the_thread() -> None:
+    model = compiled_by("eager")
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    values(forecast(model, series(40, variates=2), HORIZON))
+    held = weakref.ref(weights.prepared_weights(model).head.linears[0].weight)
+    assert held() is not None
+    toto_compile_patch.revert()
+    gc.collect()
+    assert held() is None
 
 
 def test_few_rows_are_filled_up_where_that_is_faster() -> None:

@@ -10,7 +10,8 @@ the call, in this thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,9 +30,17 @@ _here = _HandedOver()
 _library = torch.library.Library("toto_compile_patch", "FRAGMENT")
 
 
-def hand_over(linears: Sequence[Any], attend: Attend | None = None) -> None:
-    """Say what this thread's next call of compiled code is to find behind the operators."""
+@contextmanager
+def handed_over(linears: Sequence[Any], attend: Attend | None) -> Iterator[None]:
+    """Say what compiled code that this thread calls here is to find behind the operators.
+
+    Let go afterwards: it holds a model's weights and a forecast's caches.
+    """
     _here.linears, _here.attend = linears, attend
+    try:
+        yield
+    finally:
+        _here.linears, _here.attend = (), None
 
 
 def linear(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:

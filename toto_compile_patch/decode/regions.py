@@ -99,7 +99,6 @@ class Compiled(Regions):
         *rows: Any,
         attend: Attend | None = None,
     ) -> Any:
-        operators.hand_over(part.linears, attend)
         if attend is not None:
             rows = (*rows, operators.attend)
         one_row = hidden.shape[0] == 1
@@ -109,10 +108,12 @@ class Compiled(Regions):
             made = self._compile(own_code(region))
             compiled = self._made.setdefault((region, one_row), made)
         if one_row:
-            return compiled(part.for_one_row or part.stand_in, hidden, *rows)
+            with operators.handed_over(part.linears, attend):
+                return compiled(part.for_one_row or part.stand_in, hidden, *rows)
         for varying in (hidden, *rows):
             if isinstance(varying, torch.Tensor):
                 torch._dynamo.mark_dynamic(varying, 0)
             elif isinstance(varying, Rotation):
                 torch._dynamo.mark_dynamic(varying.tables, 1)
-        return compiled(part.stand_in, hidden, *rows)
+        with operators.handed_over(part.linears, attend):
+            return compiled(part.stand_in, hidden, *rows)
