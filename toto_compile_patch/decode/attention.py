@@ -74,6 +74,12 @@ class Heads:
         return self.rows.flatten(heads.transpose(2, 3).flatten(-2))
 
 
+def kept_heads(heads: Heads, keys: torch.Tensor, values: torch.Tensor) -> KeysAndValues:
+    """Keys and values of a context's rows as its cache holds them, dense and of one type."""
+    keys, values = heads.split(keys), heads.split(values)
+    return keys.contiguous(), values.to(keys.dtype).contiguous()
+
+
 @dataclass(frozen=True)
 class CausalAttention:
     """Attention over time within a context.
@@ -92,10 +98,11 @@ class CausalAttention:
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         dtype = values.dtype
-        queries, keys, values = (self.heads.split(part) for part in (queries, keys, values))
-        kept = keys.contiguous(), values.to(keys.dtype).contiguous()
-        self.cache[self.idx] = kept
-        attended = attend_causally(queries.to(dtype), kept[0].to(dtype), kept[1].to(dtype))
+        self.cache[self.idx] = kept_heads(self.heads, keys, values)
+        queries, keys, values = (
+            part.to(dtype) for part in (self.heads.split(queries), *self.cache[self.idx])
+        )
+        attended = attend_causally(queries, keys, values)
         return self.heads.join(attended)
 
 

@@ -293,7 +293,12 @@ def _decode(
     steps = request.steps(patch_size)
     scaled, state = context.scaled, context.state
     rows = context.rows.with_count(samples)
-    suffix = SuffixCache.empty(context.cache, samples, steps - 1)
+    suffix = SuffixCache.empty(
+        context.cache,
+        samples,
+        steps - 1,
+        single_row=regions.single_rows_apart and samples * rows.series == 1,
+    )
     hidden: torch.Tensor = context.hidden
     broken: torch.Tensor | None = None
     patches: list[torch.Tensor] = []

@@ -157,6 +157,43 @@ def over_time(
     return _after_attention(layer, hidden, attend(queries, keys, values))
 
 
+class Past(NamedTuple):
+    """What a single row attends to.
+
+    Attributes:
+        keys: of all positions, also of those to come, ``max_len embed_dim``; likewise values.
+        seen: which of them precede the row, ``max_len``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    seen: torch.Tensor
+
+
+def over_time_alone(
+    layer: Layer, hidden: torch.Tensor, rotation: Rotation, past: Past
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A layer that attends over time, for one patch of one series.
+
+    All of it is reading: weights, and the few keys and values, which need no operator of their own.
+
+    Returns:
+        ``1 embed_dim``, and this patch's keys and values.
+    """
+    queries, keys, values = layer.project.apply(layer.norm1.apply(hidden))
+    heads = layer.project.heads
+    queries = rotation.rotate(heads(queries), QUERIES)
+    keys = rotation.rotate(heads(keys), KEYS)
+    values = values.to(keys.dtype)
+    scores = heads(past.keys * queries).sum(-2).masked_fill(~past.seen.unsqueeze(-1), -torch.inf)
+    scores = torch.cat([scores, heads(keys * queries).sum(-2)]) * layer.project.head_dim**-0.5
+    weights = scores.softmax(0).unsqueeze(-2)
+    attended = (weights[:-1] * heads(past.values)).sum(0, keepdim=True)
+    attended = attended + weights[-1:] * heads(values)
+    joined = attended.transpose(-1, -2).flatten(-2).to(hidden.dtype)
+    return _after_attention(layer, hidden, joined), keys, values
+
+
 def over_variates(layer: Layer, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
     """A layer that attends over variates, ``row embed_dim`` to the same."""
     queries, keys, values = layer.project.apply(layer.norm1.apply(hidden))

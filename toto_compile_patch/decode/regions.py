@@ -15,7 +15,7 @@ import torch._dynamo
 
 from toto_compile_patch.decode import layer as layers
 from toto_compile_patch.decode import operators, sampling
-from toto_compile_patch.decode.layer import Rotation, Traceable
+from toto_compile_patch.decode.layer import Past, Rotation, Traceable
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.rows import Padding
 from toto_compile_patch.decode.sampling import StudentT
@@ -26,7 +26,14 @@ ROWS_OF_A_PACKED_PRODUCT = 4
 
 
 class Regions:
-    """The regions, run as they stand."""
+    """The regions, run as they stand.
+
+    Attributes:
+        single_rows_apart: whether a layer over time is to be asked for a single row by
+            ``over_time_alone``.
+    """
+
+    single_rows_apart = False
 
     def padding(self, packed: bool) -> Padding:
         """How many rows there should be, where weights are packed or not."""
@@ -37,6 +44,15 @@ class Regions:
     ) -> torch.Tensor:
         """See ``layer.over_time``."""
         found: torch.Tensor = self._run(layers.over_time, layer, hidden, rotation, attend=attend)
+        return found
+
+    def over_time_alone(
+        self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, past: Past
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See ``layer.over_time_alone``."""
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._run(
+            layers.over_time_alone, layer, hidden, rotation, past
+        )
         return found
 
     def over_variates(self, layer: Traceable, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
@@ -82,6 +98,8 @@ class Compiled(Regions):
         options: for inductor.
     """
 
+    single_rows_apart = True
+
     def __init__(self, backend: Any, options: dict[str, Any]) -> None:
         self._compile = partial(
             torch.compile, fullgraph=True, backend=backend, options=options or None
@@ -108,6 +126,8 @@ class Compiled(Regions):
             made = self._compile(own_code(region))
             compiled = self._made.setdefault((region, one_row), made)
         if one_row:
+            for varying in (part for row in rows if isinstance(row, Past) for part in row):
+                torch._dynamo.mark_dynamic(varying, 0)
             with operators.handed_over(part.linears, attend):
                 return compiled(part.for_one_row or part.stand_in, hidden, *rows)
         for varying in (hidden, *rows):

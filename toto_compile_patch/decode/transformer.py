@@ -19,9 +19,10 @@ from toto_compile_patch.decode.attention import (
     OwnContextAttention,
     SharedContextAttention,
     VariateAttention,
+    kept_heads,
     rotation,
 )
-from toto_compile_patch.decode.layer import Layer, Traceable, keys_and_values
+from toto_compile_patch.decode.layer import Layer, Past, Traceable, keys_and_values
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.rows import Rows
@@ -50,17 +51,32 @@ class SuffixCache:
         samples: of each series.
         layers: for each time-wise layer by its index, keys and values, written by position:
             ``batch variate head samples max_patches head_dim``; for a single sample its context's,
-            too, ``batch variate head max_len head_dim``.
+            too, ``batch variate head max_len head_dim``; for a single row, ``max_len embed_dim``.
+        single_row: one patch of one series is all that there is at a step.
     """
 
     context: ContextCache
     samples: int
     layers: dict[int, KeysAndValues]
+    single_row: bool
 
     @classmethod
-    def empty(cls, context: ContextCache, samples: int, max_patches: int) -> SuffixCache:
+    def empty(
+        cls, context: ContextCache, samples: int, max_patches: int, *, single_row: bool
+    ) -> SuffixCache:
+        """A cache with room for a number of patches.
+
+        Args:
+            context: what precedes them.
+            samples: of each series.
+            max_patches: how many will be added.
+            single_row: lay it out for one patch of one series.
+        """
+
         def buffer(like: torch.Tensor) -> torch.Tensor:
             batch, variates, heads, _, head_dim = like.shape
+            if single_row:
+                return _with_room(like[0, 0].permute(1, 2, 0).flatten(1), max_patches)
             if samples > 1:
                 return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
             room = like.new_empty(batch, variates, heads, max_patches, head_dim)
@@ -68,13 +84,24 @@ class SuffixCache:
 
         layers = context.layers if max_patches else {}
         buffers = {idx: (buffer(k), buffer(v)) for idx, (k, v) in layers.items()}
-        return cls(context, samples, buffers)
+        return cls(context, samples, buffers, single_row)
 
     def attention(self, idx: int, heads: Heads, step: int) -> Attend:
         """How a layer attends at a step."""
         if self.samples == 1:
             return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
         return SharedContextAttention(heads, self.context.layers[idx], self.layers[idx], step)
+
+    def seen(self, step: int) -> torch.Tensor:
+        """Which positions precede a step's, ``max_len``; for a single row."""
+        keys, _ = next(iter(self.layers.values()))
+        return _first(self.context.length + step, keys)
+
+    def add_row(self, idx: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep a single row's keys and values, ``1 embed_dim``."""
+        all_keys, all_values = self.layers[idx]
+        all_keys[self.context.length + step] = keys[0]
+        all_values[self.context.length + step] = values[0]
 
 
 def prefill(
@@ -124,12 +151,15 @@ def prefill(
         groups = None if groups is None else groups[:, -1:]
         if layer.real.over_time:
             kept = keys_and_values(layer.real, everywhere, positions)
-            heads = _heads(layer, rows_everywhere)
-            keys, values = (heads.split(part) for part in kept)
-            cache[idx] = keys.contiguous(), values.to(keys.dtype).contiguous()
-            last = LastPositionAttention(_heads(layer, rows), cache[idx])
+            cache[idx] = kept_heads(_heads(layer, rows_everywhere), *kept)
             here = rotation(rotary, rows, length - 1, 0, centre)
-            hidden = regions.over_time(layer, hidden, here, last)
+            if regions.single_rows_apart and rows.series == 1:
+                keys, values = (_with_room(part[:length], 1) for part in kept)
+                past = Past(keys, values.to(keys.dtype), _first(length - 1, keys))
+                hidden, _, _ = regions.over_time_alone(layer, hidden, here, past)
+            else:
+                last = LastPositionAttention(_heads(layer, rows), cache[idx])
+                hidden = regions.over_time(layer, hidden, here, last)
         else:
             hidden = over_variates(regions, layer, hidden, rows, groups)
     return hidden, rows, ContextCache(cache, length)
@@ -169,8 +199,13 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     here = rotation(rotary, rows, position, 0, centre)
+    seen = suffix.seen(step) if suffix.single_row else None
     for idx, layer in enumerate(layers):
-        if layer.real.over_time:
+        if seen is not None and layer.real.over_time:
+            past = Past(*suffix.layers[idx], seen)
+            hidden, keys, values = regions.over_time_alone(layer, hidden, here, past)
+            suffix.add_row(idx, step, keys, values)
+        elif layer.real.over_time:
             attention = suffix.attention(idx, _heads(layer, rows), step)
             hidden = regions.over_time(layer, hidden, here, attention)
         else:
@@ -189,6 +224,16 @@ def over_variates(
     if rows.variates == 1:
         return regions.over_one_variate(layer, hidden)
     return regions.over_variates(layer, hidden, VariateAttention(_heads(layer, rows), groups))
+
+
+def _with_room(rows: torch.Tensor, room: int) -> torch.Tensor:
+    """``row features``, and more rows of zeros: what is not seen yet is multiplied by 0."""
+    return torch.cat([rows, rows.new_zeros(room, rows.shape[1])])
+
+
+def _first(count: int, rows: torch.Tensor) -> torch.Tensor:
+    """True for the first of some rows, ``row``."""
+    return torch.arange(rows.shape[0], device=rows.device) < count
 
 
 def _heads(layer: Traceable, rows: Rows) -> Heads:
