@@ -1,8 +1,11 @@
-"""Count what dynamo did while a block ran: graphs, breaks, recompilations, limits hit."""
+"""See what dynamo did while a block ran: graphs, breaks, recompilations, limits hit, and why."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -12,44 +15,116 @@ from torch._dynamo.utils import (
     get_compilation_metrics,
     set_compilation_metrics_limit,
 )
+from torch._logging._internal import log_state
 
-_LIMIT_LOGGER = logging.getLogger("torch._dynamo.convert_frame")
 _METRICS_KEPT = 100_000
 _METRICS_KEPT_BY_TORCH = 64
+
+_BREAK_LOGS = (
+    "torch._dynamo.symbolic_convert.__graph_breaks",
+    "torch._dynamo.convert_frame.__graph_breaks",
+)
+_LIMIT_LOG = "torch._dynamo.convert_frame"
+# Where skipped CUDA graphs are logged: torch 2.7, and newer.
+_SKIP_LOGS = (
+    "torch._inductor.cudagraph_utils.__perf_hints",
+    "torch._inductor.cudagraph_utils.__cudagraphs",
+)
+
+_BROKEN = re.compile(r"Graph break .*?in user code at (.+):(\d+)\nGraph Break Reason: (.*)", re.S)
+_STACK_LINE = re.compile(r'File "(.+)", line (\d+), in (\S+)')
+_LIMIT = re.compile(
+    r"hit config\.(\w+) \((\d+)\)\s+function: '(.+)' \((.+):(\d+)\)\s+last reason: (.*)"
+)
+_NO_REASON_IN_ITSELF = ("Encountered graph break", "Failed to handle graph break")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of source code; no function where only the line is known, no file where nothing is."""
+
+    file: str
+    line: int
+    function: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})"
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One frame that dynamo compiled, and whether that gave a graph."""
+
+    place: Place
+    graph: bool
+
+
+@dataclass(frozen=True)
+class GraphBreak:
+    """One place where tracing stopped, in the words of dynamo's log."""
+
+    place: Place
+    reason: str
 
 
 @dataclass(frozen=True)
 class Recompilation:
     """One recompilation: which frame, and the guards that failed."""
 
-    frame: str
+    place: Place
+    reason: str
+
+    @property
+    def frame(self) -> str:
+        """The frame in words."""
+        return str(self.place)
+
+
+@dataclass(frozen=True)
+class LimitHit:
+    """A frame that was compiled too often: which setting of dynamo's says so, and its value."""
+
+    place: Place
+    limit: str
+    value: int
     reason: str
 
 
 @dataclass
 class CompileHealth:
-    """Counts of a ``with`` block, filled in when it ends; not for nested or concurrent use.
+    """What dynamo did in a ``with`` block, filled in when that ends; neither nested nor concurrent.
 
     Attributes:
         graphs: graphs handed to the backend.
         graph_breaks: places where tracing stopped.
-        recompilations: frames compiled again because a guard failed.
-        limit_hits: warnings that a frame reached the recompile limit.
         cudagraph_skips: graphs that were not captured as CUDA graphs though asked to be.
+        compilations: frames that were compiled.
+        breaks: where tracing stopped, and why. A break that dynamo met again while it recovered
+            from another may be listed twice, or be missing.
+        recompilations: frames compiled again because a guard failed.
+        limits: frames that reached the recompile limit.
+        skips: why graphs were not captured as CUDA graphs.
     """
 
     graphs: int = 0
     graph_breaks: int = 0
-    recompilations: list[Recompilation] = field(default_factory=list)
-    limit_hits: int = 0
     cudagraph_skips: int = 0
+    compilations: list[Compilation] = field(default_factory=list)
+    breaks: list[GraphBreak] = field(default_factory=list)
+    recompilations: list[Recompilation] = field(default_factory=list)
+    limits: list[LimitHit] = field(default_factory=list)
+    skips: list[str] = field(default_factory=list)
 
     def __enter__(self) -> CompileHealth:
         set_compilation_metrics_limit(_METRICS_KEPT)
         self._metrics_before = len(get_compilation_metrics())
         self._before = _counts()
-        self._handler = _LimitHits()
-        _LIMIT_LOGGER.addHandler(self._handler)
+        self._reasons_before = Counter(counters["graph_break"])
+        self._listeners = [
+            *(_Listener(name, self._note_break, debug=True) for name in _BREAK_LOGS),
+            _Listener(_LIMIT_LOG, self._note_limit),
+            *(_Listener(name, self._note_skip) for name in _SKIP_LOGS),
+        ]
         return self
 
     def __exit__(
@@ -58,18 +133,27 @@ class CompileHealth:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _LIMIT_LOGGER.removeHandler(self._handler)
+        for listener in self._listeners:
+            listener.stop()
         after = _counts()
         self.graphs, self.graph_breaks, self.cudagraph_skips = (
-            now - then for now, then in zip(after, self._before, strict=True)
+            max(0, now - then) for now, then in zip(after, self._before, strict=True)
         )
-        self.limit_hits = self._handler.count
-        self.recompilations = [
-            Recompilation(f"{m.co_name} ({m.co_filename}:{m.co_firstlineno})", m.recompile_reason)
-            for m in get_compilation_metrics()[self._metrics_before :]
-            if m.recompile_reason
-        ]
+        if not self.breaks:
+            # The program set up torch's logs anew: what is left are reasons without places.
+            found = Counter(counters["graph_break"]) - self._reasons_before
+            self.breaks = [GraphBreak(Place("", 0), reason) for reason in found.elements()]
+        for metrics in self._metrics():
+            place = Place(metrics.co_filename, metrics.co_firstlineno, metrics.co_name)
+            self.compilations.append(Compilation(place, bool(metrics.graph_op_count)))
+            if metrics.recompile_reason:
+                self.recompilations.append(Recompilation(place, metrics.recompile_reason))
         set_compilation_metrics_limit(_METRICS_KEPT_BY_TORCH)
+
+    @property
+    def limit_hits(self) -> int:
+        """How often a frame reached the recompile limit."""
+        return len(self.limits)
 
     def counts(self) -> dict[str, int]:
         """The counts as plain numbers."""
@@ -81,14 +165,69 @@ class CompileHealth:
             "cudagraph_skips": self.cudagraph_skips,
         }
 
+    def _metrics(self) -> Iterator[Any]:
+        """Those of frames: a compilation that the limit forbade has no name."""
+        for metrics in get_compilation_metrics()[self._metrics_before :]:
+            if metrics.co_name:
+                yield metrics
 
-class _LimitHits(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
+    def _note_break(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if found := _BROKEN.match(message):
+            place = Place(found[1], int(found[2]))
+            self.breaks.append(GraphBreak(place, _first_reason(found[3])))
+        elif stack := _STACK_LINE.findall(message):
+            file, line, function = stack[-1]
+            why = record.exc_info[1] if record.exc_info else None
+            reason = _first_reason(str(why or "the frame was skipped"))
+            self.breaks.append(GraphBreak(Place(file, int(line), function), reason))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += record.getMessage().startswith("torch._dynamo hit config.")
+    def _note_limit(self, record: logging.LogRecord) -> None:
+        if found := _LIMIT.search(record.getMessage()):
+            limit, value, function, file, line, reason = found.groups()
+            place = Place(file, int(line), function)
+            self.limits.append(LimitHit(place, limit, int(value), reason))
+
+    def _note_skip(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "cudagraph" in message:
+            self.skips.append(message.strip().splitlines()[0])
+
+
+class _Listener(logging.Filter):
+    """Hears what one logger is told.
+
+    As a filter, not a handler, and so unheard by others: what torch shows stays the same, and
+    what it would not show is dropped here.
+    """
+
+    def __init__(
+        self, logger: str, note: Callable[[logging.LogRecord], None], debug: bool = False
+    ) -> None:
+        super().__init__()
+        self._logger = logging.getLogger(logger)
+        self._note = note
+        self._level = self._logger.level
+        self._unasked = debug
+        if debug:
+            self._logger.setLevel(logging.DEBUG)
+        self._logger.addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._note(record)
+        return not self._unasked or log_state.is_artifact_enabled("graph_breaks")
+
+    def stop(self) -> None:
+        self._logger.removeFilter(self)
+        if self._unasked:
+            self._logger.setLevel(self._level)
+
+
+def _first_reason(text: str) -> str:
+    """The first line that says something of this break."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = (line for line in lines if not line.startswith(_NO_REASON_IN_ITSELF))
+    return next(said, "unknown")
 
 
 def _counts() -> tuple[Any, Any, Any]:

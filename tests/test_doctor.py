@@ -1,0 +1,482 @@
+"""The doctor: what it finds in an environment, and in scripts that it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toto_compile_patch.errors import TotoNotFoundError
+from toto_compile_patch.tools.cli import main
+from toto_compile_patch.tools.doctor import environment
+from toto_compile_patch.tools.doctor.diagnosis import diagnose
+from toto_compile_patch.tools.doctor.findings import problems
+from toto_compile_patch.tools.doctor.places import function_at, short
+from toto_compile_patch.tools.doctor.script import Examination, Group, examine_script
+
+HERE = Path(__file__).parent
+
+PRELUDE = f"""\
+import sys
+sys.path.insert(0, {str(HERE)!r})
+"""
+
+MODEL = """\
+import torch
+from toto_cases import series, small_model, tiny_model
+from toto.inference.forecaster import TotoForecaster
+"""
+
+BACKTEST = """\
+# Three layers and a limit of four, which are quicker than twelve and eight.
+torch._dynamo.config.recompile_limit = 4
+toto = small_model(num_layers=3, spacewise_every_n_layers=3)
+toto.model.compile(backend="eager")
+forecaster = TotoForecaster(toto.model)
+for length in (40, 48):
+    forecaster.forecast(series(length), prediction_length=24)
+"""
+
+APPLY = "import toto_compile_patch; toto_compile_patch.apply()\n"
+
+
+def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user would run it."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("TORCH")}
+    return subprocess.run(
+        [sys.executable, "-m", "toto_compile_patch", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        env={**kept, "COLUMNS": "100", **environ},
+    )
+
+
+def examined(folder: Path, code: str, *arguments: str, **environ: str) -> dict[str, Any]:
+    """What the doctor says of a script, as JSON."""
+    script = folder / "script.py"
+    script.write_text(PRELUDE + textwrap.dedent(code))
+    found = folder / "found.json"
+    run = doctor("--json", str(found), "--script", str(script), *arguments, **environ)
+    report: dict[str, Any] = json.loads(found.read_text())
+    assert run.returncode == (0 if report["healthy"] else 1), run.stderr
+    return {**report, "stdout": run.stdout, "stderr": run.stderr}
+
+
+def told(report: dict[str, Any], part: str) -> dict[str, Any]:
+    """The one finding that says this."""
+    found = [finding for finding in report["findings"] if part in finding["what"]]
+    assert len(found) == 1, report["findings"]
+    return found[0]
+
+
+def line_of(folder: Path, text: str) -> str:
+    lines = (folder / "script.py").read_text().splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if line.startswith(text))
+    return f"script.py:{number}"
+
+
+# The environment.
+
+
+def test_what_is_installed_and_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    assert main(["doctor", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["healthy"]
+    assert found["versions"]["toto"].startswith(("toto-ts ", "timecopilot-toto "))
+    assert {row["state"] for row in found["patches"]} == {"applied"}
+    assert not [symbol for symbol in found["symbols"] if symbol["problem"]]
+    assert "toto.model.util.KVCache" in {symbol["name"] for symbol in found["symbols"]}
+    assert "apply() applies everything" in capsys.readouterr().out
+
+
+def test_plain_text_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["doctor"]) == 0
+    assert "fast_decode           applied\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "cure"),
+    [
+        ("0", "leaves upstream untouched", "unset TOTO_COMPILE_PATCH"),
+        ("fsat_decode", "unknown patch 'fsat_decode'", "unset it"),
+    ],
+)
+def test_a_toggle_that_stops_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    says: str,
+    cure: str,
+) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", text)
+    assert main(["doctor", "--json", "-"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert cure in told(found, says)["cure"]
+    assert found["variables"]["TOTO_COMPILE_PATCH"] == text
+    assert told(found, "toto.compile() compiles nothing")["level"] == "trap"
+
+
+def test_a_foreign_patch_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from toto.model.transformer import TransformerLayer
+
+    monkeypatch.setattr(TransformerLayer, "forward", lambda self, *args: None)
+    found = environment.examine_environment()
+    assert not found.healthy
+    report = found.as_json()
+    assert "TransformerLayer.forward" in told(report, "apply() fails")["cure"]
+    assert "toto.model.transformer.TransformerLayer.forward" in {
+        symbol.name for symbol in found.symbols if symbol.problem
+    }
+
+
+def test_nothing_is_left_applied() -> None:
+    import toto_compile_patch
+
+    assert environment.examine_environment().healthy
+    assert not any(row.state == "applied" for row in toto_compile_patch.status())
+
+
+@pytest.mark.parametrize(
+    ("distribution", "installed", "level", "cure"),
+    [
+        ("huggingface_hub", "1.2.0", "trap", "huggingface_hub<1"),
+        ("wrapt", "2.2.0", "problem", "wrapt>=1.16"),
+        ("wrapt", "1.15.0", "problem", "wrapt>=1.16"),
+        ("torch", "2.9.1+cu130", "note", "pytest"),
+        ("torch", "2.6.0", "problem", "torch==2.7.0"),
+    ],
+)
+def test_versions_that_are_traps(
+    monkeypatch: pytest.MonkeyPatch, distribution: str, installed: str, level: str, cure: str
+) -> None:
+    real = environment.version
+    assert environment.examine_environment().findings == []
+    monkeypatch.setattr(
+        environment,
+        "version",
+        lambda name: installed if name == distribution else real(name),
+    )
+    [finding] = environment.examine_environment().findings
+    assert (finding.level, installed in finding.what) == (level, True)
+    assert cure in finding.cure
+
+
+def test_no_compiler_is_a_trap_and_a_problem_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "_cuda", lambda: "no device")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert [f.level for f in environment.examine_environment().findings] == ["trap"]
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_RUNTIME", "compile")
+    [finding] = environment.examine_environment().findings
+    assert finding.level == "problem"
+    assert "no-such-compiler" in finding.what
+
+
+def test_other_traps(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = environment.version
+    monkeypatch.setattr(
+        environment, "version", lambda name: "0.0.30" if name == "xformers" else real(name)
+    )
+    monkeypatch.setattr(environment, "_cuda", lambda: "no device")
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "fast_decode")
+    report = environment.examine_environment().as_json()
+    assert report["healthy"]
+    assert "use_memory_efficient_attention=False" in told(report, "xformers")["cure"]
+    assert "unset" in told(report, "TORCHDYNAMO_DISABLE")["cure"]
+    assert "compile_method" in told(report, "toto.compile() compiles nothing")["cure"]
+    assert "recompile_limit = 64" in told(report, "recompile_limit is 8")["cure"]
+    assert told(report, "has not been tested; 3.10 to 3.12")["level"] == "note"
+
+
+WITHOUT = """\
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+from toto_compile_patch.tools.cli import main
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["toto"], "pip install toto-ts"),
+        (["rich", "torch"], "pip install torch==2.7.0"),
+    ],
+)
+def test_on_a_sick_environment(names: list[str], says: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(names=names)], capture_output=True, text=True
+    )
+    assert run.returncode == 1, run.stderr
+    assert says in run.stdout
+    assert "Traceback" not in run.stderr
+
+
+def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(*arguments: object) -> None:
+        missing = ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
+        raise TotoNotFoundError("toto cannot be imported") from missing
+
+    monkeypatch.setattr("toto_compile_patch.api._bring_about", apply)
+    [finding] = problems(environment.examine_environment().findings)
+    assert "pkg_resources" in finding.what
+    assert finding.cure == "pip install 'setuptools<81'"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--script"], ["--script", "no/such.py", "--flag"], ["--json", "no/such/dir.json"]],
+)
+def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(["doctor", *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("doctor: error: ")
+
+
+def test_help_says_what_is_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "--help"])
+    assert "not those that it starts" in " ".join(capsys.readouterr().out.split())
+
+
+# Scripts.
+
+
+def test_a_call_that_compiles_nothing(tmp_path: Path) -> None:
+    code = """\
+toto = tiny_model()
+toto.compile()
+torch.compile(toto.model)
+forecaster = TotoForecaster(toto.model)
+for _ in range(3):
+    forecaster.forecast(series(40), prediction_length=8)
+print("printed by the script", sys.argv[1:])
+"""
+    report = examined(tmp_path, MODEL + code, "--windows", "8")
+    finding = told(report, "NOTHING WAS COMPILED")
+    assert f"toto.compile() at {line_of(tmp_path, 'toto.compile')}" in finding["what"]
+    assert f"torch.compile(model) at {line_of(tmp_path, 'torch.compile')}" in finding["what"]
+    assert "toto_compile_patch.apply()" in finding["cure"]
+    [way] = report["forecasts"]
+    assert (way["path"], way["count"], way["compiled"]) == ("upstream", 3, False)
+    assert way["place"] == line_of(tmp_path, "    forecaster.forecast")
+    printed, heading = report["stdout"].split("doctor: ", 1)
+    assert printed.strip().startswith("printed by the script ['--windows', '8']")
+    assert "NOTHING WAS COMPILED" in heading
+    assert len(report["findings"]) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_backtest_of_upstreams(tmp_path: Path) -> None:
+    report = examined(tmp_path, MODEL + BACKTEST)
+    finding = told(report, "falls to pieces")
+    assert "positional_embedding" in finding["what"]
+    assert "limit was hit in TransformerLayer.forward" in finding["what"]
+    assert "cut short" in finding["what"]
+    assert "toto_compile_patch.apply()" in finding["cure"]
+    counts = report["counts"]
+    assert counts["limit_hits"] >= 1
+    assert sum(group["count"] for group in report["recompilations"]) == counts["recompilations"]
+    functions = {function["name"]: function for function in report["functions"]}
+    layer = functions["TransformerLayer.forward"]
+    assert layer["limit_hits"] >= 1
+    assert layer["place"].startswith("toto/model/transformer.py:")
+    assert functions["KVCache.seq_len"]["breaks"] > 0
+    assert 0 < sum(function["graphs"] for function in report["functions"]) <= counts["graphs"]
+    assert not [name for name in functions if name.startswith("torch_dynamo_resume")]
+    reasons = {group["reason"]: group for group in report["recompilations"]}
+    assert "TransformerLayer.forward" in reasons["layer_idx == N"]["functions"]
+    assert len(reasons["layer_idx == N"]["functions"]) > 1
+    assert {"inputs", "q"} <= set(reasons["size along axis 2 of N"]["values"])
+    assert any(group["place"].startswith("toto/model/util.py:") for group in report["breaks"])
+    assert all(way["compiled"] for way in report["forecasts"])
+    assert max(map(len, report["stdout"].splitlines())) <= 100
+
+
+def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
+    report = examined(tmp_path, APPLY + MODEL + BACKTEST)
+    assert report["healthy"]
+    assert report["findings"] == []
+    assert {way["path"] for way in report["forecasts"]} == {"fast"}
+    assert {way["runtime"] for way in report["forecasts"]} == {"compile"}
+    assert sum(way["count"] for way in report["forecasts"]) == 2
+    assert report["counts"]["graphs"] > 0
+    assert report["counts"]["graph_breaks"] == 0
+    assert "Nothing is in the way." in report["stdout"]
+
+
+def test_forecasts_that_fall_back_and_a_script_that_raises(tmp_path: Path) -> None:
+    code = """\
+import toto_compile_patch, os, torch._dynamo
+os.environ["TORCHDYNAMO_CAPTURE_SCALAR_OUTPUTS"] = "1"
+toto = tiny_model()
+forecaster = TotoForecaster(toto.model)
+forecaster.forecast(series(40), prediction_length=8)
+toto_compile_patch.apply()
+with torch.autocast("cpu"):
+    forecaster.forecast(series(40), prediction_length=8)
+toto.model.train()
+forecaster.forecast(series(40), prediction_length=8, num_samples=4, samples_per_batch=2)
+raise LookupError("as it happens")
+"""
+    report = examined(tmp_path, MODEL + code)
+    assert (report["exit_code"], report["error"]) == (1, "LookupError: as it happens")
+    assert told(report, "The script failed with LookupError: as it happens")
+    early = told(report, "unpatched, before apply()")
+    assert (
+        line_of(tmp_path, "forecaster.forecast(series(40), prediction_length=8)") in early["what"]
+    )
+    assert "model.eval()" in told(report, "although patched")["cure"]
+    assert "training mode" in told(report, "although patched")["what"]
+    assert "capture_scalar_outputs" in told(report, "set too late")["cure"]
+    assert told(report, "within torch.autocast('cpu')")["level"] == "note"
+    first, *others, last = report["stderr"].split("Traceback")[1].strip().splitlines()[1:]
+    assert "script.py" in first
+    assert last == "LookupError: as it happens"
+    assert not any("runpy" in line for line in others)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "says"),
+    [
+        ("sys.exit(3)", 3, "ended with exit code 3"),
+        ("raise SystemExit", 0, "No forecast was seen"),
+        ("x = (", 1, "SyntaxError"),
+        ("import os; os._exit(0)", 0, "left without its end"),
+        ("import os; os.kill(os.getpid(), 9)", -9, "killed by SIGKILL"),
+        ("raise ModuleNotFoundError(\"No module named 'toto'\")", 1, "toto is not installed"),
+        (
+            "raise TypeError(\"Toto._from_pretrained() missing 'proxies'\")",
+            1,
+            "breaks upstream's Toto.from_pretrained",
+        ),
+    ],
+)
+def test_how_a_script_may_end(tmp_path: Path, code: str, exit_code: int, says: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PRELUDE + code)
+    found = examine_script(script, [])
+    assert found.exit_code == exit_code
+    assert any(says in finding.what for finding in found.findings)
+    assert found.healthy == (code == "raise SystemExit")
+
+
+def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("x = 1\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys, beside\n"
+        "print(json.dumps([__name__, __file__, sys.argv, sys.path[0], 'torch' in sys.modules]))\n"
+    )
+    by_python, by_doctor = (
+        subprocess.run([*command, str(script), "-x"], capture_output=True, text=True, check=True)
+        for command in (
+            [sys.executable],
+            [sys.executable, "-m", "toto_compile_patch", "doctor", "--script"],
+        )
+    )
+    assert by_doctor.stdout.splitlines()[0] == by_python.stdout.strip()
+
+
+def test_json_to_stdout_is_nothing_but_json(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('printed')")
+    run = doctor("--json", "-", "--script", str(script))
+    assert json.loads(run.stdout)["healthy"]
+    assert "printed" in run.stderr
+
+
+def seen(**changes: Any) -> Examination:
+    known = {"script": "s.py", "exit_code": 0, "error": "", "observed": True}
+    return Examination(**{**known, **changes})
+
+
+def way(**changes: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {"path": "fast", "reason": "", "runtime": "eager", "compiled": False}
+    known |= {"patches": [], "autocast": "", "place": "s.py:1", "count": 2, "first": 0}
+    return {**known, **changes}
+
+
+@pytest.mark.parametrize(
+    ("found", "says", "cure"),
+    [
+        (seen(forecasts=[way(path="upstream")]), "2 forecasts were made", "apply()"),
+        (
+            seen(
+                forecasts=[way(path="upstream")],
+                variables={"TOTO_COMPILE_PATCH": "off"},
+            ),
+            "unpatched",
+            "unset TOTO_COMPILE_PATCH",
+        ),
+        (
+            seen(
+                forecasts=[way()],
+                calls=[{"how": "function", "target": "Toto", "place": "s.py:3", "used": False}],
+            ),
+            "torch.compile(toto) at s.py:3: Toto has no forward",
+            "the fast path needs no compiling",
+        ),
+        (
+            seen(forecasts=[way(), way(path="upstream", first=2)]),
+            "unpatched, after revert()",
+            "patched() around all",
+        ),
+        (
+            seen(
+                forecasts=[way(path="upstream", compiled=True, patches=["kv_cache"])],
+                limits=[Group("recompile_limit = 8", ["Net.forward"], count=1)],
+            ),
+            "recompile limit was hit in Net.forward",
+            "recompile_limit",
+        ),
+        (
+            seen(forecasts=[way()], skips={"skipping cudagraphs due to cpu device (arg0)": 2}),
+            "2 graphs not captured",
+            "mode='default'",
+        ),
+        (
+            seen(forecasts=[way(reason="no memory for a graph")]),
+            "2 forecasts were made in runtime eager: no memory for a graph",
+            "",
+        ),
+    ],
+)
+def test_diagnoses(found: Examination, says: str, cure: str) -> None:
+    [finding] = diagnose(found, [], True)
+    assert says in finding.what
+    assert cure in finding.cure
+
+
+def test_patches_for_compiled_models_alone_are_healthy() -> None:
+    ways = [way(path="upstream", compiled=True, patches=["kv_cache", "positional_embedding"])]
+    assert list(diagnose(seen(forecasts=ways), [], True)) == []
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short.cache_clear()
+    file = tmp_path / "code.py"
+    file.write_text(
+        "class A:\n    @property\n    def f(self):\n        def g(): 0\n        return g\n"
+    )
+    assert [function_at(str(file), line) for line in (2, 3, 4, 5)] == ["A.f", "A.f", "A.f.g", "A.f"]
+    assert function_at(str(file), 1, "otherwise") == "otherwise"
+    assert function_at("no such file", 1, "otherwise") == "otherwise"
+    assert short(str(file)) == "code.py"
+    assert short("/x/lib/python3/site-packages/toto/model/util.py") == "toto/model/util.py"
+    assert short(environment.__file__) == "toto_compile_patch/tools/doctor/environment.py"

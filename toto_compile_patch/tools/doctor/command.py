@@ -1,0 +1,53 @@
+"""The command: an examination, its report, its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TypeAlias
+
+from toto_compile_patch.tools.doctor import report
+from toto_compile_patch.tools.doctor.environment import Environment, examine_environment
+from toto_compile_patch.tools.doctor.script import Examination, examine_script
+
+_Found: TypeAlias = Environment | Examination
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine, report, and return 0 (healthy), 1 (something waits for a cure) or 2 (bad usage)."""
+    if options.script == []:
+        return _bad_usage("--script: name a script")
+    script, *arguments = options.script or [None]
+    if script is not None and not Path(script).is_file():
+        return _bad_usage(f"no such script: {script}")
+    to_stdout = options.json == "-"
+    if options.json and not to_stdout and not Path(options.json).parent.is_dir():
+        return _bad_usage(f"no such directory: {Path(options.json).parent}")
+    found: _Found
+    if script is None:
+        found = examine_environment()
+    else:
+        found = examine_script(Path(script), arguments, keep_stdout=not to_stdout)
+    if not to_stdout:
+        _show(found)
+    if options.json:
+        text = json.dumps(found.as_json(), indent=2) + "\n"
+        if to_stdout:
+            sys.stdout.write(text)
+        else:
+            Path(options.json).write_text(text)
+    return 0 if found.healthy else 1
+
+
+def _show(found: _Found) -> None:
+    if isinstance(found, Examination):
+        report.show_examination(found, sys.stdout)
+    else:
+        report.show_environment(found, sys.stdout)
+
+
+def _bad_usage(message: str) -> int:
+    print(f"doctor: error: {message}", file=sys.stderr)
+    return 2
