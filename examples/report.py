@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from series import Floats, Series, Window
-from workers import Answer, Job, Way
 
 from toto_compile_patch.settings import ENV_TOGGLE, Settings
+from toto_compile_patch.tools import models
+from toto_compile_patch.tools.series import Floats, Series, Window
+from toto_compile_patch.tools.workers import Answer, Job, Way
 
 _LEGEND = {
     "speed-up": "eager's seconds divided by the way's, per window: median, and least-greatest",
@@ -34,46 +33,16 @@ def print_setting(
 ) -> None:
     """Say on what the ways are compared, before the long wait."""
     gaps = f"{series.gaps} gaps" if series.gaps else "no gaps"
-    _print_line(console, "data", f"{series.source}, {len(series.values)} rows, {gaps}")
-    _print_line(console, "column", series.column)
-    _print_line(console, "model", describe_model(job))
-    text = "{device}, {threads} threads, torch {torch}, {toto}".format_map(machine)
+    _print_line(console, "data", f"{series.source}, {series.rows} rows, {gaps}")
+    _print_line(console, "column", series.columns[0])
+    _print_line(console, "model", models.describe(job.model))
+    text = "{device}, torch {torch}, {toto}".format_map(machine)
     _print_line(console, "machine", text)
     _print_line(console, "patches", _describe_patches(standing))
 
 
 def _print_line(console: Console, label: str, text: str) -> None:
     console.print(f"{label + ':':<9} {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def describe_model(job: Job) -> str:
-    if job.model is not None:
-        return job.model
-    size = "a small model" if job.small else "the architecture of Toto-Open-Base-1.0"
-    return f"RANDOM weights (seed 0), {size}: equality and speed are real, forecast skill is not"
-
-
-def machine_facts(device: str) -> dict[str, Any]:
-    import torch
-
-    from toto_compile_patch.upstream import distribution
-
-    on_gpu = torch.device(device).type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_model(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "toto": distribution(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _describe_patches(standing: list[str]) -> str:
@@ -152,7 +121,7 @@ def summarize(record: Record, eager: Record, windows: list[Window], std: float) 
         speedup=float(np.median(speedups)),
         speedup_min=float(speedups.min()),
         speedup_max=float(speedups.max()),
-        compile_seconds=compile_seconds if record.way.compiled else None,
+        compile_seconds=compile_seconds if record.health["graphs"] else None,
         mean_absolute_error=_mean_absolute_error(points, windows),
         max_difference=float(np.abs(points - np.stack(eager.points)).max()) / std,
         sampling_noise=(float(noise.mean()), float(noise.max())),
@@ -168,10 +137,10 @@ def _mean_absolute_error(points: Floats, windows: list[Window]) -> float:
     return float(np.abs(points - truth)[known].mean()) if known.any() else math.nan
 
 
-def remarks_on(records: list[Record], stolen: float | None) -> list[str]:
+def remarks_on(records: list[Record], stolen: float) -> list[str]:
     """Say what disturbed the clock."""
     found = []
-    if stolen is not None and stolen > _STEAL_WORTH_A_WARNING:
+    if stolen > _STEAL_WORTH_A_WARNING:
         found.append(
             f"{stolen:.0%} of the CPU time was stolen by other virtual machines: trust ratios only"
         )
@@ -253,19 +222,3 @@ def as_json(summaries: list[Summary]) -> list[dict[str, Any]]:
 
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def cpu_times() -> tuple[int, int] | None:
-    """Ticks of all CPUs that were stolen by the hypervisor, and all ticks, where Linux tells."""
-    try:
-        _, *ticks = Path("/proc/stat").read_text().partition("\n")[0].split()
-    except (OSError, ValueError):
-        return None
-    # What follows the first eight is counted among them already.
-    return int(ticks[7]), sum(map(int, ticks[:8]))
-
-
-def stolen_fraction(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
-    if before is None or after is None or after[1] == before[1]:
-        return None
-    return (after[0] - before[0]) / (after[1] - before[1])

@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "says"),
     [
         (["--workload", "W99"], "choose from W1"),
-        (["--pairs", "0"], "positive"),
+        (["--pairs", "0"], "at least 1"),
         (["--dtype", "int8"], "float32"),
         (["--device", "abacus"], "abacus"),
         (["--json", "nowhere/at/all.json"], "no such folder"),

@@ -20,28 +20,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
-from toto.model.toto import Toto
 
 import toto_compile_patch
-from toto_compile_patch.tools import accuracy, bench_report, machine
+from toto_compile_patch.tools import accuracy, bench_report, machine, models
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
-
-BASE: dict[str, Any] = {
-    "patch_size": 64,
-    "stride": 64,
-    "embed_dim": 768,
-    "num_layers": 12,
-    "num_heads": 12,
-    "mlp_hidden_dim": 3072,
-    "dropout": 0.1,
-    "spacewise_every_n_layers": 12,
-    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
-    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
-    "spacewise_first": False,
-    "output_distribution_kwargs": {"k_components": 24},
-    "use_memory_efficient_attention": False,
-}
-"""The shape of Toto-Open-Base-1.0."""
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
 """What a patch has to be multiplied by."""
@@ -187,8 +169,7 @@ def _sides(
 
 def base_model(device: torch.device, dtype: torch.dtype) -> Any:
     """Toto-Open-Base-1.0's shape, with seeded random weights."""
-    torch.manual_seed(0)
-    return Toto(**BASE).eval().model.to(device=device, dtype=dtype)
+    return models.load("base").model.to(device=device, dtype=dtype)
 
 
 def _measure(

@@ -7,12 +7,25 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from toto_compile_patch.decode.linear import PackedLinear
+from toto_compile_patch.upstream import distribution
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What a figure depends on: the machine, and what is installed there."""
+    return {
+        "device": name(torch.device(device)),
+        "torch": torch.__version__,
+        "toto": distribution(),
+        "date": date.today().isoformat(),
+    }
 
 
 def name(device: torch.device) -> str:

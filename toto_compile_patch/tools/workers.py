@@ -19,38 +19,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from series import Floats, Window
 
 from toto_compile_patch.settings import ENV_LOG
+from toto_compile_patch.tools.series import Floats, Window
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
     from toto.inference.forecaster import TotoForecaster
 
-BASE: dict[str, Any] = {
-    "patch_size": 64,
-    "stride": 64,
-    "embed_dim": 768,
-    "num_layers": 12,
-    "num_heads": 12,
-    "mlp_hidden_dim": 3072,
-    "dropout": 0.1,
-    "spacewise_every_n_layers": 12,
-    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
-    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
-    "spacewise_first": False,
-    "output_distribution_kwargs": {"k_components": 24},
-    "use_memory_efficient_attention": False,
-    "stabilize_with_global": True,
-    "scale_factor_exponent": 10.0,
-}
-"""The architecture of Toto-Open-Base-1.0."""
-
-SMALL: dict[str, Any] = {**BASE, "embed_dim": 64, "num_heads": 4, "mlp_hidden_dim": 128}
+    from toto_compile_patch.decode.last_path import Path
 
 _STDERR = "stderr.txt"
 _SECONDS_TO_STOP = 5.0
@@ -68,7 +49,8 @@ class Way:
 
 EAGER = Way("upstream, eager", compiled=False, patched=False)
 COMPILED = Way("upstream, compiled", compiled=True, patched=False)
-PATCHED = Way("patched", compiled=True, patched=True)
+PATCHED = Way("patched", compiled=False, patched=True)
+PATCHED_COMPILED = Way("patched, compiled", compiled=True, patched=True)
 
 
 @dataclass(frozen=True)
@@ -76,8 +58,7 @@ class Job:
     """What all workers do alike.
 
     Attributes:
-        model: Hugging Face id or checkpoint directory; None for random weights.
-        small: whether random weights are those of a small model.
+        model: what ``models.load`` knows.
         device: a torch device.
         mode: the ``torch.compile`` mode of the compiled ways.
         horizon: steps to forecast.
@@ -85,8 +66,7 @@ class Job:
         samples_per_batch: paths to draw at once.
     """
 
-    model: str | None
-    small: bool
+    model: str
     device: str
     mode: str
     horizon: int
@@ -94,22 +74,44 @@ class Job:
     samples_per_batch: int
 
 
+QUANTILES = tuple(level / 10 for level in range(1, 10))
+
+
 @dataclass(frozen=True)
 class Question:
+    """A forecast to make; ``mean``: without samples, whatever the job says."""
+
     seed: int
     window: Window
+    mean: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds that a forecast took, its point forecast (``horizon``), and that one's own noise.
+    """A forecast.
 
-    The noise is the standard error of the median of the samples; 0 for a mean forecast.
+    Attributes:
+        seconds: that it took.
+        point: the median of the samples, or the mean (``variate horizon``).
+        noise: standard error of the median; 0 for a mean forecast (``variate horizon``).
+        quantiles: of the samples, at ``QUANTILES``; None for a mean forecast
+            (``quantile variate horizon``).
+        path: what ``last_path()`` says of it; None where nothing is patched.
     """
 
     seconds: float
     point: Floats
     noise: Floats
+    quantiles: Floats | None
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a process did in all: counts of dynamo, and its peak memory in bytes."""
+
+    health: dict[str, int]
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class WorkerError(RuntimeError):
 class Worker:
     """The parent's handle on one way's process."""
 
-    def __init__(self, way: Way, job: Job, folder: Path) -> None:
+    def __init__(self, way: Way, job: Job, folder: FilePath) -> None:
         context = multiprocessing.get_context("spawn")
         folder.mkdir()
         self.way = way
@@ -143,12 +145,12 @@ class Worker:
         answer: Answer = self._receive()
         return answer
 
-    def finish(self) -> dict[str, int]:
-        """End the forecasts and return what dynamo did during all of them."""
+    def finish(self) -> Account:
+        """End the forecasts and return what they took in all."""
         self._send(None)
-        counts: dict[str, int] = self._receive()
+        account: Account = self._receive()
         self._process.join(_SECONDS_TO_STOP)
-        return counts
+        return account
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -186,7 +188,7 @@ class Worker:
         return f"{how}; its last words: {last}" if last else how
 
 
-def _last_line(path: Path) -> str:
+def _last_line(path: FilePath) -> str:
     try:
         lines = path.read_text(errors="replace").split("\n")
     except OSError:
@@ -207,7 +209,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def serve(way: Way, job: Job, folder: Path, pipe: Connection) -> None:
+def serve(way: Way, job: Job, folder: FilePath, pipe: Connection) -> None:
     """Answer the parent's questions until it has none left or is gone.
 
     Args:
@@ -229,7 +231,7 @@ def serve(way: Way, job: Job, folder: Path, pipe: Connection) -> None:
         raise SystemExit(1) from error
 
 
-def _keep_quiet(path: Path) -> None:
+def _keep_quiet(path: FilePath) -> None:
     """Keep what libraries print out of the progress bar, unless somebody asked for a log."""
     warnings.filterwarnings("ignore")
     if not {"TORCH_LOGS", ENV_LOG} & os.environ.keys():
@@ -238,6 +240,9 @@ def _keep_quiet(path: Path) -> None:
 
 
 def _answer_all(way: Way, job: Job, pipe: Connection) -> None:
+    import torch
+
+    from toto_compile_patch.tools import machine
     from toto_compile_patch.tools.compile_health import CompileHealth
 
     forecaster = _prepare(way, job)
@@ -245,7 +250,7 @@ def _answer_all(way: Way, job: Job, pipe: Connection) -> None:
     with CompileHealth() as health:
         for question in _questions(pipe):
             pipe.send(_forecast(forecaster, question, job))
-    pipe.send(health.counts())
+    pipe.send(Account(health.counts(), machine.peak_bytes(torch.device(job.device))))
 
 
 def _questions(pipe: Connection) -> Iterator[Question]:
@@ -263,40 +268,26 @@ def _prepare(way: Way, job: Job) -> TotoForecaster:
     from toto.inference.forecaster import TotoForecaster
 
     import toto_compile_patch
+    from toto_compile_patch.tools import models
 
     if way.patched:
         toto_compile_patch.apply()
-    forecaster = TotoForecaster(_load_model(job).to(job.device).model)
+    forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
     if way.patched:
-        # fast_decode makes the forecast itself; without it, the patches are for a compiled model.
-        if not toto_compile_patch.is_applied("fast_decode"):
+        # Without fast_decode, the patches are for a compiled model.
+        if way.compiled or not toto_compile_patch.is_applied("fast_decode"):
             toto_compile_patch.compile(forecaster, mode=job.mode)
     elif way.compiled:
         forecaster.model.compile(mode=job.mode)
     return forecaster
 
 
-def _load_model(job: Job) -> Any:
-    import torch
-    from toto.model.toto import Toto
-
-    if job.model is None:
-        torch.manual_seed(0)
-        return Toto(**(SMALL if job.small else BASE))
-    if Path(job.model).is_dir():
-        return Toto.load_from_checkpoint(job.model)
-    try:
-        return Toto.from_pretrained(job.model)
-    except Exception as error:
-        raise RuntimeError(
-            f"cannot load {job.model!r}, which is no directory here, from the Hugging Face Hub: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
 def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answer:
     import torch
 
+    import toto_compile_patch
+
+    samples = 0 if question.mean else job.samples
     inputs = _inputs(question.window, job.device)
     torch.manual_seed(question.seed)
     _wait_for(job.device)
@@ -304,31 +295,42 @@ def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answe
     forecast = forecaster.forecast(
         inputs,
         prediction_length=job.horizon,
-        num_samples=job.samples or None,
+        num_samples=samples or None,
         samples_per_batch=job.samples_per_batch,
     )
     _wait_for(job.device)
     seconds = time.perf_counter() - start
-    point = forecast.median if job.samples else forecast.mean
+    path = toto_compile_patch.last_path()
+    point = forecast.median if samples else forecast.mean
     noise = torch.zeros_like(point)
-    if job.samples > 1:
+    if samples > 1:
         # The median's standard error, were the samples normal.
-        noise = (math.pi / 2 / job.samples) ** 0.5 * forecast.std
-    return Answer(seconds, *(t[0, 0].cpu().numpy().astype(np.float64) for t in (point, noise)))
+        noise = (math.pi / 2 / samples) ** 0.5 * forecast.std
+    quantiles = None
+    if forecast.samples is not None:
+        quantiles = np.quantile(forecast.samples[0].double().cpu().numpy(), QUANTILES, axis=-1)
+    return Answer(seconds, _array(point), _array(noise), quantiles, path)
+
+
+def _array(tensor: Any) -> Floats:
+    """The only series of a batch, in float64."""
+    array: Floats = tensor[0].cpu().numpy().astype(np.float64)
+    return array
 
 
 def _inputs(window: Window, device: str) -> MaskedTimeseries:
-    """The window as upstream takes it: one variate, ``variates series_len``."""
+    """The window as upstream takes it, ``variate series_len``."""
     import torch
     from toto.data.util.dataset import MaskedTimeseries
 
-    series = torch.from_numpy(window.values)[None].to(device)
+    series = torch.from_numpy(window.values).to(device)
+    seconds = torch.from_numpy(window.seconds).expand(series.shape)
     return MaskedTimeseries(
         series=series,
-        padding_mask=torch.from_numpy(window.observed)[None].to(device),
+        padding_mask=torch.from_numpy(window.observed).to(device),
         id_mask=torch.zeros_like(series, dtype=torch.int),
-        timestamp_seconds=torch.from_numpy(window.seconds)[None].to(device),
-        time_interval_seconds=torch.tensor([window.interval], device=device),
+        timestamp_seconds=seconds.to(device),
+        time_interval_seconds=torch.full((len(series),), window.interval, device=device),
     )
 
 

@@ -1,0 +1,239 @@
+"""``ab``: what it refuses, how it judges, and a comparison from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toto_compile_patch.tools import cli, scores
+from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
+from toto_compile_patch.tools.series import Floats, Shape, Window, cut_windows, read_series
+from toto_compile_patch.tools.workers import EAGER, PATCHED, QUANTILES, Account, Answer
+
+COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits")
+HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
+
+
+def table(path: Path, hours: list[str], load: list[object]) -> Path:
+    rows = zip(hours, load, strict=False)
+    path.write_text(
+        "\n".join(["time,load,price", *(f"{hour},{cell},1{cell}" for hour, cell in rows)])
+    )
+    return path
+
+
+def numbers(count: int = 400) -> list[object]:
+    return [round(100 + 10 * np.sin(i / 4) + i % 7, 2) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "says"),
+    [
+        ("no file", ["nowhere.csv"], "no file nowhere.csv"),
+        ("missing column", ["good.csv", "--column", "power"], "time, load, price"),
+        ("column not named", ["good.csv"], "--column"),
+        ("text", ["text.csv", "--column", "load"], "data row 51: 'twelve' is not a number"),
+        ("duplicates", ["twice.csv", "--column", "load"], "data rows 8 and 9"),
+        ("one row", ["one.csv", "--column", "load"], "1 row"),
+        ("no rows", ["none.csv", "--column", "load"], "0 rows"),
+        ("empty", ["empty.csv"], "not a table"),
+        ("gaps only", ["gaps.csv", "--column", "load"], "nothing but gaps"),
+        ("too long", ["good.csv", "--column", "load", "--context", "4000"], "400 rows"),
+        ("not parquet", ["good.parquet", "--column", "load"], "not a table"),
+        ("model", ["good.csv", "--column", "load", "--model", "./nowhere"], "nowhere"),
+        ("samples", ["--samples", "10", "--samples-per-batch", "3"], "--samples-per-batch"),
+        ("report", ["--report", "nowhere/ab.html"], "no directory nowhere"),
+        ("report's name", ["--report", "ab.pdf"], ".html"),
+        ("season", ["good.csv", "--column", "load", "--season", "300"], "--season"),
+        ("windows", ["--windows", "0"], "--windows"),
+        ("mode", ["--compile", "fastest"], "fastest"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(
+    case: str,
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "good.csv", HOURS, numbers())
+    table(tmp_path / "text.csv", HOURS, [*numbers(50), "twelve", *numbers(300)])
+    table(tmp_path / "twice.csv", [*HOURS[:8], *HOURS[7:]], numbers())
+    table(tmp_path / "one.csv", HOURS, numbers(1))
+    table(tmp_path / "none.csv", HOURS, [])
+    table(tmp_path / "gaps.csv", HOURS, [""] * 400)
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "good.parquet").write_text("time,load\n1,2\n")
+    before = sorted(tmp_path.iterdir())
+    try:
+        code = cli.main(["ab", *arguments])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    assert code == 2, case
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert says in lines[-1]
+    assert "error: " in lines[-1]
+    assert len(lines) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_toggle_leaves_nothing_to_compare(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "0")
+    assert cli.main(["ab", "--no-report"]) == 2
+    assert "TOTO_COMPILE_PATCH=0" in capfd.readouterr().err
+
+
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for module in [name for name in sys.modules if name.startswith("toto_compile_patch.tools.ab")]:
+        monkeypatch.delitem(sys.modules, module)
+    assert cli.main(["ab", "--no-report"]) == 2
+    assert "rich is missing: pip install rich" in capsys.readouterr().err
+
+
+def window(values: list[float], truth: list[float]) -> Window:
+    context = np.array([values], np.float32)
+    return Window(
+        values=np.nan_to_num(context),
+        observed=~np.isnan(context),
+        seconds=np.arange(len(values)),
+        interval=1,
+        truth=np.array([truth]),
+    )
+
+
+def test_the_naive_scale_skips_gaps() -> None:
+    # Pairs one season of 2 apart: (1, 4) and (6, 2); the others meet a gap.
+    scale = scores.naive_scale(window([1, np.nan, 4, 2, np.nan, 5], [0.0]), 2)
+    assert scale == pytest.approx([3.0])
+    assert np.isnan(scores.naive_scale(window([1, 2, 1, 2], [0.0]), 2)).all()
+
+
+def test_the_naive_forecast_repeats_the_season() -> None:
+    assert scores.seasonal_naive(window([9, 1, 2, 3], [0.0] * 5), 3).tolist() == [[1, 2, 3, 1, 2]]
+
+
+def test_the_pinball_loss_is_that_of_a_point_forecast() -> None:
+    # All quantiles at one point: twice the pinball loss averages to the absolute error.
+    quantiles = np.full((9, 1, 2), 3.0)
+    assert scores.pinball(quantiles, np.array([[5.0, np.nan]]))[0, 0] == pytest.approx(2.0)
+
+
+def test_the_pinball_loss_of_uniform_quantiles() -> None:
+    quantiles = np.array(QUANTILES)[:, None, None]
+    expected = np.mean([2 * level * (1 - level) for level in QUANTILES])
+    assert scores.pinball(quantiles, np.array([[1.0]]))[0, 0] == pytest.approx(expected)
+
+
+def test_the_interval_is_closed_and_skips_what_nobody_knows() -> None:
+    quantiles = np.linspace(0, 1, 9)[:, None, None] + np.zeros((1, 4))
+    covered = scores.covered(quantiles, np.array([[1.0, -0.1, 0.5, np.nan]]))
+    assert covered[0, :3].tolist() == [1, 0, 1]
+    assert np.isnan(covered[0, 3])
+
+
+@pytest.mark.parametrize(
+    ("frequency", "season"), [("h", 24), ("15min", 96), ("D", 7), ("MS", 12), ("7D", 52), ("3D", 1)]
+)
+def test_the_season_follows_from_the_interval(frequency: str, season: int, tmp_path: Path) -> None:
+    times = pd.date_range("2020-01-01", periods=400, freq=frequency).strftime("%Y-%m-%d %H:%M")
+    series = read_series(table(tmp_path / "a.csv", times.tolist(), numbers()), ["load"])
+    assert scores.season_of(series, 512) == season
+    assert scores.season_of(series, 1) == 1
+
+
+def test_a_parquet_file_reads_like_a_csv_file(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"load": numbers()}, pd.date_range("2024-01-01", periods=400, freq="h"))
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = read_series(tmp_path / "a.parquet")
+    expected = read_series(table(tmp_path / "a.csv", HOURS, numbers()), ["load"])
+    assert found.columns == ("load",)
+    assert (found.values == expected.values).all()
+    assert (found.seconds == expected.seconds).all()
+    assert (found.interval, found.timed) == (3600, True)
+
+
+def judged(shift: float = 0.0, mean_shift: float = 0.0, tmp_path: Path = Path()) -> Figures:
+    """Figures of two sides that say the same but for chance and a shift in standard deviations."""
+    series = read_series(table(tmp_path / "a.csv", HOURS, numbers()), ["load"])
+    shape = Shape(8, 100, 24)
+    data = Data(series, cut_windows(series, shape), shape, 24)
+    generator, std = np.random.default_rng(0), float(series.std[0])
+
+    def side(way: object, shift: float, mean_shift: float) -> Forecasts:
+        made = Forecasts(way, [2.0])  # type: ignore[arg-type]
+        for one in data.windows:
+            noise: Floats = generator.normal(0, 0.1, (1, 24))
+            point = np.nan_to_num(one.truth) + std * (noise + shift)
+            made.add(Answer(1.0, point, point * 0, np.stack([point] * 9), None))
+            made.means.append(one.truth + std * (1 + mean_shift))
+        made.account = Account(dict.fromkeys(COUNTS, 0), 10**9)
+        return made
+
+    sides = [side(EAGER, 0, 0), side(PATCHED, shift, mean_shift)]
+    return figures_of(data, sides, side(EAGER, 0, 0), {}, 64, 0.0)
+
+
+def test_chance_alone_is_the_same(tmp_path: Path) -> None:
+    figures = judged(tmp_path=tmp_path)
+    assert figures.same
+    assert figures.difference == pytest.approx(figures.seeds_difference, rel=0.3)
+
+
+def test_another_forecast_is_not_the_same(tmp_path: Path) -> None:
+    assert not judged(shift=0.3, tmp_path=tmp_path).samples_agree
+    assert not judged(mean_shift=0.002, tmp_path=tmp_path).means_agree
+    assert judged(mean_shift=0.0001, tmp_path=tmp_path).same
+
+
+def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
+    figures = judged(tmp_path=tmp_path)
+    unknown = replace(figures.accuracies[0], mae=float("nan"))
+    figures = replace(figures, accuracies=[unknown, *figures.accuracies[1:]])
+    text = json.dumps(figures.as_json(), allow_nan=False)
+    assert json.loads(text)["accuracy"][0]["mae"] is None
+
+
+@pytest.mark.slow
+def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
+    load = numbers()
+    load[380:384] = ["", "", "", ""]
+    table(tmp_path / "a.csv", [*HOURS[:200], *HOURS[201:]], load)
+    arguments = "a.csv --column load --column price --samples 32 --windows 4 --json ab.json"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "ab", *arguments.split()],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "8 gaps, 1 jump in the times" in done.stdout
+    found = json.loads((tmp_path / "ab.json").read_text())
+    assert found["same"]
+    assert found["season"] == 24
+    assert [speed["path"] for speed in found["speed"]] == ["upstream's code", "fast path, eager"]
+    assert found["difference_of_means"] < 1e-4
+    assert {row["column"] for row in found["accuracy"]} == {"load", "price"}
+    page = (tmp_path / "toto_ab.html").read_text()
+    assert "the same forecast" in page
+    assert "<img" in page
+    assert (tmp_path / "toto_ab.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.csv", "ab.json", "toto_ab.html", "toto_ab.png")
+    ]

@@ -1,0 +1,112 @@
+"""What a command refuses before anything long begins."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class UsageError(ValueError):
+    """An argument or the environment asks for what cannot be; the message says what to do."""
+
+
+def what_is_missing(error: ModuleNotFoundError) -> str:
+    """A module that is not installed, and how to install it."""
+    name = str(error.name).partition(".")[0]
+    distribution = {"toto": "toto-ts"}.get(name, name)
+    return f"{name} is missing: pip install {distribution}, or this package's extras toto and tools"
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as an argument."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0, as an argument."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"give a whole number of at least {least}, not {text!r}")
+    return number
+
+
+def check_batch(samples: int, per_batch: int | None) -> int:
+    """Samples per batch: as asked, else all of them.
+
+    Raises:
+        UsageError: it does not divide the samples.
+    """
+    if per_batch and samples % per_batch:
+        raise UsageError(
+            f"--samples {samples} is not a multiple of --samples-per-batch {per_batch}: "
+            "choose one that divides it"
+        )
+    return per_batch or max(1, samples)
+
+
+def check_model(model: str) -> str:
+    """A checkpoint's directory or a Hugging Face id, as given.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    directory = Path(model)
+    if not directory.is_dir():
+        if directory.exists() or not _HUB_ID.fullmatch(model):
+            raise UsageError(
+                f"--model {model} is neither a directory nor a Hugging Face id (owner/name): "
+                "correct it"
+            )
+        return model
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise UsageError(f"--model {model} holds no {name}: give the directory of a checkpoint")
+    return model
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Whether a file can be written there.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no directory {path.parent}: make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option} {path} cannot be written: choose another file")
+
+
+def choose_device(asked: str | None) -> str:
+    """The device to use, which must be one that upstream's float64 scaler runs on.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if asked is None:
+        return "cuda" if count else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(
+            f"--device {asked}: torch {torch.__version__} sees {count} CUDA devices on this "
+            "machine: choose another one, or --device cpu"
+        )
+    return asked

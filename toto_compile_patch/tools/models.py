@@ -1,0 +1,81 @@
+"""The models that the tools forecast with: the demo model, random ones, and the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toto.model.toto import Toto
+
+DEMO = Path(__file__).parent.parent / "demo"
+"""Folder of the demo model's checkpoint and of the bundled series."""
+
+BUNDLED = DEMO / "jfk_hourly_2013.csv"
+"""Hourly weather at JFK airport in 2013."""
+
+BASE: dict[str, Any] = {
+    "patch_size": 64,
+    "stride": 64,
+    "embed_dim": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "mlp_hidden_dim": 3072,
+    "dropout": 0.1,
+    "spacewise_every_n_layers": 12,
+    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
+    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
+    "spacewise_first": False,
+    "output_distribution_kwargs": {"k_components": 24},
+    "use_memory_efficient_attention": False,
+    "stabilize_with_global": True,
+    "scale_factor_exponent": 10.0,
+}
+"""The architecture of Toto-Open-Base-1.0."""
+
+SMALL: dict[str, Any] = {**BASE, "embed_dim": 64, "num_heads": 4, "mlp_hidden_dim": 128}
+"""As deep, and much narrower."""
+
+RANDOM = {"base": BASE, "small": SMALL}
+"""Architectures that are to be had with random weights, by name."""
+
+KNOWN = ("demo", *RANDOM)
+"""Names of models."""
+
+
+def load(model: str) -> Toto:
+    """A model to forecast with, by name (``KNOWN``), directory or Hugging Face id.
+
+    Random weights come from seed 0.
+
+    Raises:
+        RuntimeError: nothing of that name is to be had.
+    """
+    import torch
+    from toto.model.toto import Toto
+
+    if model in RANDOM:
+        torch.manual_seed(0)
+        return Toto(**RANDOM[model]).eval()
+    directory = DEMO if model == "demo" else Path(model)
+    if directory.is_dir():
+        return Toto.load_from_checkpoint(str(directory)).eval()
+    try:
+        return Toto.from_pretrained(model).eval()
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot load {model!r}, which is no directory here, from the Hugging Face Hub: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def describe(model: str) -> str:
+    """What a reader should know of it."""
+    if model == "demo":
+        return "the demo model, small, trained on the first part of the bundled series"
+    if model in RANDOM:
+        what = "a small model" if model == "small" else "the architecture of Toto-Open-Base-1.0"
+        return (
+            f"RANDOM weights (seed 0), {what}: equality and speed are real, forecast skill is not"
+        )
+    return model

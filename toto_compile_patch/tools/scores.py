@@ -1,0 +1,71 @@
+"""How good forecasts are: errors, intervals, and what a naive forecast would have made.
+
+All arrays end in ``horizon``; a truth that nobody knows is NaN and counts nowhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toto_compile_patch.tools.series import Floats, Series, Window
+from toto_compile_patch.tools.workers import QUANTILES
+
+_DAY = 86_400
+
+
+def absolute_errors(points: Floats, truth: Floats) -> Floats:
+    """Distance of point forecasts from the truth, of the same shape."""
+    return np.abs(points - truth)
+
+
+def pinball(quantiles: Floats, truth: Floats) -> Floats:
+    """Twice the pinball loss, averaged over the quantiles: an estimate of the CRPS.
+
+    Gneiting & Ranjan (2011): the CRPS is the integral over all levels of twice the pinball loss.
+
+    Args:
+        quantiles: forecasts at ``QUANTILES`` (``... quantile variate horizon``).
+        truth: what came true (``... variate horizon``).
+    """
+    levels = np.array(QUANTILES)[:, None, None]
+    miss = truth[..., None, :, :] - quantiles
+    return np.asarray(2 * np.maximum(levels * miss, (levels - 1) * miss).mean(axis=-3))
+
+
+def covered(quantiles: Floats, truth: Floats) -> Floats:
+    """1 where the truth lies between the outermost quantiles, 0 where not, NaN where unknown."""
+    low, high = quantiles[..., 0, :, :], quantiles[..., -1, :, :]
+    return np.where(np.isnan(truth), np.nan, (low <= truth) & (truth <= high))
+
+
+def seasonal_naive(window: Window, season: int) -> Floats:
+    """The last season of the context, again and again (``variate horizon``)."""
+    steps = np.arange(window.truth.shape[-1]) % season
+    return np.asarray(window.values[:, -season:][:, steps], float)
+
+
+def naive_scale(window: Window, season: int) -> Floats:
+    """What MASE divides by: the mean absolute error, within the context, of the value one season
+    before (``variate``); NaN where that is 0 or unknown.
+
+    Hyndman & Koehler (2006).
+    """
+    values = np.where(window.observed, window.values, np.nan)
+    steps = np.abs(values[:, season:] - values[:, :-season])
+    known = ~np.isnan(steps)
+    total = np.where(known, steps, 0.0).sum(axis=-1)
+    return np.where(total > 0, total / np.maximum(known.sum(axis=-1), 1), np.nan)
+
+
+def season_of(series: Series, context: int) -> int:
+    """Steps after which a series is likely to repeat itself; 1 where that is anybody's guess."""
+    interval = series.interval
+    if not series.timed:
+        return 1
+    if interval < _DAY:
+        season = round(_DAY / interval)
+    else:
+        days = interval / _DAY
+        known = ((1, 7), (7, 52), (30, 12), (91, 4))
+        season = next((s for length, s in known if abs(days / length - 1) < 0.1), 1)
+    return season if 2 * season <= context else 1
