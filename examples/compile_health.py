@@ -13,25 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dynamo_calls import CALLS, UNSEEN, in_own_process, timed
 from rich.console import Console
 from rich.table import Table
 
-from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES
-
-if TYPE_CHECKING:
-    from toto.inference.forecaster import TotoForecaster
+from toto_compile_patch.settings import PATCH_NAMES
 
 SIDES = ("upstream", "patched")
 RECOMPILE_LIMIT = 64
-HORIZON = 336
 HEADINGS = {
     "graphs": "graphs",
     "graph_breaks": "breaks",
@@ -40,22 +32,10 @@ HEADINGS = {
     "seconds": "seconds",
 }
 
-# Context length, horizon, samples and samples per batch of each call.
-CALLS: list[tuple[int, int, int | None, int]] = [
-    *[(512, HORIZON, None, 1)] * 3,
-    *[(512, 8, 256, 128)] * 2,
-    *[(512, HORIZON, 64, 64)] * 2,
-    *[(length, HORIZON, None, 1) for length in (640, 704, 768) for _ in range(2)],
-]
-UNSEEN: list[tuple[int, int, int | None, int]] = [(896, HORIZON, None, 1)]
-
 
 def main() -> None:
     arguments = parse()
-    if arguments.side:
-        print(json.dumps(measure(arguments)))
-        return
-    results = {side: run_side(side) for side in SIDES}
+    results = {side: in_own_process(measure, side, arguments) for side in SIDES}
     report(results, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
@@ -73,30 +53,19 @@ def parse() -> argparse.Namespace:
         help="leave each side its own recompile limit: torch's, and that of the patches",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_side(side: str) -> dict[str, Any]:
-    """Measure one side in a fresh interpreter with the same arguments."""
-    command = [sys.executable, *sys.argv, "--side", side]
-    environ = {name: text for name, text in os.environ.items() if name != ENV_TOGGLE}
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    warnings.filterwarnings("ignore")
+def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     from toto.inference.forecaster import TotoForecaster
     from toto.model.toto import Toto
-    from workers import BASE, SMALL
 
     import toto_compile_patch
     from toto_compile_patch.tools.compile_health import CompileHealth
+    from toto_compile_patch.tools.models import BASE, SMALL
 
-    if arguments.side == "patched":
+    if side == "patched":
         # Without fast_decode, which does not call the model.
         toto_compile_patch.apply([name for name in PATCH_NAMES if name != "fast_decode"])
     if not arguments.own_limits:
@@ -109,30 +78,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"torch": torch.__version__}
     for name, calls in (("first", CALLS), ("again", CALLS), ("unseen length", UNSEEN)):
         with CompileHealth() as health:
-            seconds = [timed(forecaster, *call) for call in calls]
+            seconds = [timed(forecaster, call) for call in calls]
         result[name] = {**health.counts(), "seconds": round(sum(seconds), 1)}
     return result
-
-
-def timed(
-    forecaster: TotoForecaster, length: int, horizon: int, samples: int | None, per_batch: int
-) -> float:
-    import torch
-    from toto.data.util.dataset import MaskedTimeseries
-
-    values = 100 + torch.randn(1, length).cumsum(-1)
-    inputs = MaskedTimeseries(
-        series=values,
-        padding_mask=torch.ones_like(values, dtype=torch.bool),
-        id_mask=torch.zeros_like(values),
-        timestamp_seconds=torch.zeros_like(values, dtype=torch.int),
-        time_interval_seconds=torch.full((1,), 3600, dtype=torch.int),
-    )
-    start = time.perf_counter()
-    forecaster.forecast(
-        inputs, prediction_length=horizon, num_samples=samples, samples_per_batch=per_batch
-    )
-    return time.perf_counter() - start
 
 
 def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
