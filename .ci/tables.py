@@ -76,6 +76,54 @@ def start_table(file: Path) -> str:
     return "\n".join(lines)
 
 
+def fixes_table(file: Path) -> str:
+    """What dynamo does for each way to compile and patch Toto."""
+    run = json.loads(file.read_text())
+    lines = [
+        "| what is written | graphs | breaks | recompiled | limit hits |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in run["rows"].values():
+        counts = ("graphs", "graph_breaks", "recompilations", "limit_hits")
+        figures = " | ".join(str(row.get(count, "")) for count in counts)
+        remark = f" (raises {row['error']})" if "error" in row else ""
+        if runs := row.get("wrapper_runs"):
+            remark = f" (it runs in {runs['compiled']} of {runs['eager']} compiled calls)"
+        lines.append(f"| {row['way']}{remark} | {figures} |")
+    machine = run["machine"]
+    lines += ["", f"Backend {run['backend']}, torch {machine['torch']}, {machine['date']}."]
+    return "\n".join(lines)
+
+
+def ab_table(file: Path) -> str:
+    """The demo model on the bundled series, upstream and patched."""
+    run = json.loads(file.read_text())
+    speeds = {speed["way"]: speed for speed in run["speed"]}
+    lines = [
+        "| | median seconds | times faster | MAE | MASE | CRPS | 80 % interval holds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in run["accuracy"]:
+        speed = speeds.get(row["way"])
+        cells = [row["way"], "", "", f"{row['mae']:.3f}", f"{row['mase']:.3f}", "", ""]
+        if speed:
+            cells[1:3] = f"{speed['median']:.3g}", f"**{times(speed['ratio'])}**"
+        if row["coverage"] is not None:
+            cells[5:] = f"{row['crps']:.3f}", f"{row['coverage']:.0%}"
+        lines.append(f"| {' | '.join(cells)} |")
+    between = run["difference_between_seeds"]
+    setting = run["setting"]
+    lines += [
+        "",
+        f"{setting['forecasts']}; {setting['machine']}, {setting['date']}. Median forecasts of the "
+        f"two sides differ by {run['difference'] / between:.0%} of what two seeds of upstream "
+        f"differ by, mean forecasts by {run['difference_of_means']:.0e} standard deviations; the "
+        f"mean absolute error of median forecasts by {abs(run['mae_change']):.1%}, of mean "
+        f"forecasts by {abs(run['mae_change_of_means']):.4%}.",
+    ]
+    return "\n".join(lines)
+
+
 def times(ratio: float) -> str:
     """A ratio, to three digits."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
@@ -91,6 +139,8 @@ def tables() -> dict[str, str]:
     found = {
         "bench-cpu": bench_table(sorted(RESULTS.glob("bench_cpu*.json"))),
         "start-cpu": start_table(RESULTS / "start_cpu.json"),
+        "ab-cpu": ab_table(RESULTS / "ab_cpu.json"),
+        "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
     gpus = sorted(set(RESULTS.glob("bench_*.json")) - set(RESULTS.glob("bench_cpu*.json")))
     found["bench-gpu"] = (

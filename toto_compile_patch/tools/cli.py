@@ -181,9 +181,9 @@ def _add_ab(commands: _Commands) -> None:
     ab.add_argument(
         "--samples",
         type=not_negative,
-        default=128,
         metavar="N",
-        help="of a forecast; its median is the point forecast; 0: means (default: 128)",
+        help="of a forecast; its median is the point forecast; 0: means (default: 128; with the "
+        "demo model, which is small, 512)",
     )
     ab.add_argument(
         "--samples-per-batch",

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         _check_flags()
         Settings.resolve()
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"run: error: {error}", file=sys.stderr)
         return 2
     command = [sys.executable, *_flags(sys.orig_argv), *program]
     return _become(command, _environment(os.environ))

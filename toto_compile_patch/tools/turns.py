@@ -53,11 +53,12 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
         progress = stack.enter_context(_progress(questions + len(ways)))
         workers = []
         for way in ways:
-            _describe(progress, "loading", way)
             worker = Worker(way, job, Path(folder) / way.name.replace(", ", "-"))
             stack.callback(worker.stop)
-            worker.wait_until_ready()
             workers.append(worker)
+        for worker in workers:
+            _describe(progress, "loading", worker.way)
+            worker.wait_until_ready()
             progress.advance(progress.task_ids[0])
         yield Turns(workers, progress)
 

@@ -39,6 +39,7 @@ from toto_compile_patch.tools.workers import (
 
 BUNDLED_COLUMN = "temp"
 WINDOWS, CONTEXT, HORIZON = 16, 512, 96
+SAMPLES, FEWER_SAMPLES = {"demo": 512}, 128
 OTHER_SEED = 1_000_000
 WIDTH_OF_A_FILE = 100
 
@@ -110,7 +111,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    samples_per_batch = checks.check_batch(options.samples, options.samples_per_batch)
+    samples: int = SAMPLES.get(options.model, FEWER_SAMPLES)
+    if options.samples is not None:
+        samples = options.samples
+    samples_per_batch = checks.check_batch(samples, options.samples_per_batch)
     if options.model not in models.KNOWN:
         checks.check_model(options.model)
     for option, path in (("--report", options.report), ("--json", options.json)):
@@ -138,7 +142,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             device=checks.choose_device(options.device),
             mode=options.mode or "default",
             horizon=shape.horizon,
-            samples=options.samples,
+            samples=samples,
             samples_per_batch=samples_per_batch,
         ),
     )

@@ -42,6 +42,7 @@ def setting_of(data: Data, job: Job, facts: dict[str, str]) -> dict[str, str]:
         + (f"{job.samples} samples" if job.samples else "means")
         + f", season {data.season}",
         "machine": "{device}, torch {torch}, {toto}".format_map(facts),
+        "date": facts["date"],
     }
 
 

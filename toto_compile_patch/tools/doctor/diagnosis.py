@@ -156,8 +156,8 @@ def _compiled_upstream(found: Examination) -> Iterator[Finding]:
         f"Upstream's compiled model falls to pieces: {counts['graphs']} graphs, "
         f"{counts['graph_breaks']} graph breaks, {counts['recompilations']} recompilations. "
         "positional_embedding (toto/model/attention.py) reads and moves the cache's position on "
-        f"the device, in each layer: {reads} of the {listed} breaks listed, and recompilations for "
-        "every layer_idx and length."
+        f"the device, in each layer: {reads} of the {listed} breaks listed; what is between "
+        "them is compiled again for other layers and lengths."
     )
     if found.limits:
         what += (
