@@ -111,13 +111,14 @@ def ab_table(file: Path) -> str:
         if row["coverage"] is not None:
             cells[5:] = f"{row['crps']:.3f}", f"{row['coverage']:.0%}"
         lines.append(f"| {' | '.join(cells)} |")
-    between = run["difference_between_seeds"]
+    judgement = run["judgement"]
     setting = run["setting"]
     lines += [
         "",
-        f"{setting['forecasts']}; {setting['machine']}, {setting['date']}. Median forecasts of the "
-        f"two sides differ by {run['difference'] / between:.0%} of what two seeds of upstream "
-        f"differ by, mean forecasts by {run['difference_of_means']:.0e} standard deviations; the "
+        f"{setting['forecasts']}; {setting['machine']}, {setting['date']}. Quantiles of the "
+        f"two sides differ by {judgement['distance']:.1%} of the interval, two seeds of upstream "
+        f"by {judgement['between_seeds']:.1%}; mean forecasts by {judgement['mean']:.0e} standard "
+        "deviations. Patched changes the "
         f"mean absolute error of median forecasts by {abs(run['mae_change']):.1%}, of mean "
         f"forecasts by {abs(run['mae_change_of_means']):.4%}.",
     ]

@@ -15,8 +15,10 @@ import pytest
 
 from toto_compile_patch.tools import cli, scores
 from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
-from toto_compile_patch.tools.series import Floats, Shape, Window, cut_windows, read_series
-from toto_compile_patch.tools.workers import EAGER, PATCHED, QUANTILES, Account, Answer
+from toto_compile_patch.tools.ab.judgement import judge, judge_means
+from toto_compile_patch.tools.ab.report import verdicts
+from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
+from toto_compile_patch.tools.workers import EAGER, PATCHED, QUANTILES, Account, Answer, Way
 
 COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits")
 HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
@@ -47,7 +49,14 @@ def numbers(count: int = 400) -> list[object]:
         ("empty", ["empty.csv"], "not a table"),
         ("gaps only", ["gaps.csv", "--column", "load"], "nothing but gaps"),
         ("too long", ["good.csv", "--column", "load", "--context", "4000"], "400 rows"),
-        ("not parquet", ["good.parquet", "--column", "load"], "not a table"),
+        ("more cells", ["wide.csv", "--column", "load"], "more cells than its header"),
+        ("semicolons", ["semicolons.csv"], "';'"),
+        ("one name twice", ["same.csv"], "load, load"),
+        ("nothing to forecast", ["ends.csv", "--column", "load"], "nothing but gaps from data row"),
+        ("a folder", ["."], "cannot read"),
+        ("json is the report", ["--json", "toto_ab.png"], "--json"),
+        ("a model that is none", ["--model", "broken"], "broken"),
+        ("not parquet", ["good.parquet", "--column", "load"], "good.parquet"),
         ("model", ["good.csv", "--column", "load", "--model", "./nowhere"], "nowhere"),
         ("samples", ["--samples", "10", "--samples-per-batch", "3"], "--samples-per-batch"),
         ("report", ["--report", "nowhere/ab.html"], "no directory nowhere"),
@@ -72,7 +81,13 @@ def test_bad_input_gets_one_clear_line(
     table(tmp_path / "one.csv", HOURS, numbers(1))
     table(tmp_path / "none.csv", HOURS, [])
     table(tmp_path / "gaps.csv", HOURS, [""] * 400)
+    table(tmp_path / "ends.csv", HOURS, [*numbers(100), *[""] * 300])
     (tmp_path / "empty.csv").touch()
+    (tmp_path / "wide.csv").write_text("time,load\n" + "1,2,3\n" * 20)
+    (tmp_path / "semicolons.csv").write_text("time;load\n" + "1;2\n" * 20)
+    (tmp_path / "same.csv").write_text("time,load,load\n1,2,3\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
     (tmp_path / "good.parquet").write_text("time,load\n1,2\n")
     before = sorted(tmp_path.iterdir())
     try:
@@ -168,41 +183,80 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path: Path) -> None:
     assert (found.interval, found.timed) == (3600, True)
 
 
-def judged(shift: float = 0.0, mean_shift: float = 0.0, tmp_path: Path = Path()) -> Figures:
-    """Figures of two sides that say the same but for chance and a shift in standard deviations."""
+def judged(
+    tmp_path: Path, shift: float = 0.0, spread: float = 1.0, mean_shift: float = 0.0
+) -> Figures:
+    """Figures of two sides that differ by chance, and by what is asked for."""
     series = read_series(table(tmp_path / "a.csv", HOURS, numbers()), ["load"])
     shape = Shape(8, 100, 24)
     data = Data(series, cut_windows(series, shape), shape, 24)
-    generator, std = np.random.default_rng(0), float(series.std[0])
+    generator = np.random.default_rng(0)
 
-    def side(way: object, shift: float, mean_shift: float) -> Forecasts:
-        made = Forecasts(way, [2.0])  # type: ignore[arg-type]
+    def side(way: Way, shift: float, spread: float, mean_shift: float) -> Forecasts:
+        made = Forecasts(way, [2.0])
         for one in data.windows:
-            noise: Floats = generator.normal(0, 0.1, (1, 24))
-            point = np.nan_to_num(one.truth) + std * (noise + shift)
-            made.add(Answer(1.0, point, point * 0, np.stack([point] * 9), None))
-            made.means.append(one.truth + std * (1 + mean_shift))
+            samples = one.truth[..., None] + shift + spread * generator.normal(size=(1, 24, 256))
+            quantiles = np.quantile(samples, QUANTILES, axis=-1)
+            made.add(Answer(1.0, quantiles[4], 0 * quantiles[4], quantiles, None))
+            made.means.append(one.truth + 5 + mean_shift * one.values.std())
         made.account = Account(dict.fromkeys(COUNTS, 0), 10**9)
         return made
 
-    sides = [side(EAGER, 0, 0), side(PATCHED, shift, mean_shift)]
-    return figures_of(data, sides, side(EAGER, 0, 0), {}, 64, 0.0)
+    sides = [side(EAGER, 0, 1, 0), side(PATCHED, shift, spread, mean_shift)]
+    return figures_of(data, sides, side(EAGER, 0, 1, 0), {}, 256, 0.0)
 
 
 def test_chance_alone_is_the_same(tmp_path: Path) -> None:
-    figures = judged(tmp_path=tmp_path)
-    assert figures.same
-    assert figures.difference == pytest.approx(figures.seeds_difference, rel=0.3)
+    judgement = judged(tmp_path).judgement
+    assert judgement.same
+    assert judgement.distance == pytest.approx(judgement.between_seeds, rel=0.3)
 
 
-def test_another_forecast_is_not_the_same(tmp_path: Path) -> None:
-    assert not judged(shift=0.3, tmp_path=tmp_path).samples_agree
-    assert not judged(mean_shift=0.002, tmp_path=tmp_path).means_agree
-    assert judged(mean_shift=0.0001, tmp_path=tmp_path).same
+@pytest.mark.parametrize(
+    ("change", "means_agree", "samples_agree"),
+    [
+        ({"shift": 0.25}, True, False),
+        ({"spread": 0.7}, True, False),
+        ({"spread": 1.4}, True, False),
+        ({"mean_shift": 0.002}, False, True),
+        ({"mean_shift": 0.0001}, True, True),
+    ],
+)
+def test_another_forecast_is_not_the_same(
+    change: dict[str, float], means_agree: bool, samples_agree: bool, tmp_path: Path
+) -> None:
+    figures = judged(tmp_path, **change)
+    assert figures.judgement.means_agree is means_agree
+    assert figures.judgement.samples_agree is samples_agree
+    said = [good for good, _ in verdicts(figures)][1:]
+    assert said == [means_agree, samples_agree]
+
+
+@pytest.mark.parametrize(("windows", "horizon"), [(1, 1), (16, 1), (1, 96), (16, 96)])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_chance_is_seldom_taken_for_a_difference(windows: int, horizon: int, uneven: bool) -> None:
+    generator = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        size = np.exp(2 * generator.normal(size=(windows, 1, 1, 1))) if uneven else 1.0
+        shape = (windows, 1, horizon, 64)
+        sides = (size * generator.standard_t(3, shape) for _ in range(3))
+        one, two, three = (
+            np.moveaxis(np.quantile(side, QUANTILES, axis=-1), 0, 1) for side in sides
+        )
+        wrong += not judge(one, two, three, 64, (0.0, True)).samples_agree
+    assert wrong <= 4
+
+
+def test_rounding_at_a_high_level_is_no_difference() -> None:
+    high = [window([2e6 + i % 3 for i in range(50)], [2e6])]
+    mean = np.array([[[2e6]]])
+    assert judge_means(mean, mean + 0.25, high)[1]
+    assert not judge_means(mean, mean + 25, high)[1]
 
 
 def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
-    figures = judged(tmp_path=tmp_path)
+    figures = judged(tmp_path)
     unknown = replace(figures.accuracies[0], mae=float("nan"))
     figures = replace(figures, accuracies=[unknown, *figures.accuracies[1:]])
     text = json.dumps(figures.as_json(), allow_nan=False)
@@ -223,12 +277,12 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "8 gaps, 1 jump in the times" in done.stdout
+    assert "4 gaps, 1 jump in the times" in done.stdout
     found = json.loads((tmp_path / "ab.json").read_text())
     assert found["same"]
     assert found["season"] == 24
     assert [speed["path"] for speed in found["speed"]] == ["upstream's code", "fast path, eager"]
-    assert found["difference_of_means"] < 1e-4
+    assert found["judgement"]["mean"] < 1e-4
     assert {row["column"] for row in found["accuracy"]} == {"load", "price"}
     page = (tmp_path / "toto_ab.html").read_text()
     assert "the same forecast" in page

@@ -29,7 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--pairs", "0"], "at least 1"),
         (["--dtype", "int8"], "float32"),
         (["--device", "abacus"], "abacus"),
-        (["--json", "nowhere/at/all.json"], "no such folder"),
+        (["--json", "nowhere/at/all.json"], "no directory"),
     ],
 )
 def test_bad_usage_gets_one_clear_line(

@@ -92,10 +92,10 @@ class SuffixCache:
             return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
         return SharedContextAttention(heads, self.context.layers[idx], self.layers[idx], step)
 
-    def seen(self, step: int) -> torch.Tensor:
-        """Which positions precede a step's, ``max_len``; for a single row."""
-        keys, _ = next(iter(self.layers.values()))
-        return _first(self.context.length + step, keys)
+    def past(self, idx: int, step: int) -> Past:
+        """What a single row attends to at a step."""
+        keys, values = self.layers[idx]
+        return Past(keys, values, _first(self.context.length + step, keys))
 
     def add_row(self, idx: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep a single row's keys and values, ``1 embed_dim``."""
@@ -199,10 +199,9 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     here = rotation(rotary, rows, position, 0, centre)
-    seen = suffix.seen(step) if suffix.single_row else None
     for idx, layer in enumerate(layers):
-        if seen is not None and layer.real.over_time:
-            past = Past(*suffix.layers[idx], seen)
+        if suffix.single_row and layer.real.over_time:
+            past = suffix.past(idx, step)
             hidden, keys, values = regions.over_time_alone(layer, hidden, here, past)
             suffix.add_row(idx, step, keys, values)
         elif layer.real.over_time:

@@ -23,6 +23,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import accuracy, bench_report, machine, models
+from toto_compile_patch.tools.checks import UsageError, check_writable, write_whole
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
@@ -109,9 +110,13 @@ def run(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         errors.print(f"--device {options.device}: {str(error).splitlines()[0]}", markup=False)
         return 2
-    if options.json and not options.json.parent.is_dir():
-        errors.print(f"--json {options.json}: there is no such folder", markup=False)
+    try:
+        if options.json:
+            check_writable("--json", options.json)
+    except UsageError as error:
+        errors.print(f"bench: error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
+    to_stdout = str(options.json) == "-"
     if options.memory_of:
         print(_peak_of(options, device))
         return 0
@@ -143,10 +148,13 @@ def run(options: argparse.Namespace) -> int:
             except RuntimeError as error:
                 # On a CPU, say, upstream cannot draw samples in 16 bits.
                 figures["workloads"][name] = {"failed": str(error).splitlines()[0]}
-            if options.json:
+            if options.json and not to_stdout:
                 # What is cut short leaves what it has measured.
-                options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    bench_report.show(figures, console)
+                write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+    if to_stdout:
+        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+    else:
+        bench_report.show(figures, console)
     return 0
 
 

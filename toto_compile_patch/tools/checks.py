@@ -17,8 +17,35 @@ class UsageError(ValueError):
 def what_is_missing(error: ModuleNotFoundError) -> str:
     """A module that is not installed, and how to install it."""
     name = str(error.name).partition(".")[0]
-    distribution = {"toto": "toto-ts"}.get(name, name)
+    distribution = {"toto": "toto-ts", "pkg_resources": "'setuptools<81'"}.get(name, name)
     return f"{name} is missing: pip install {distribution}, or this package's extras toto and tools"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, which is then whole or not there; ``-`` stands for standard output.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if isinstance(content, str):
+        if str(path) == "-":
+            print(content, end="")
+            return
+        content = content.encode(errors="replace")
+    path = path.resolve()
+    try:
+        if path.exists() and not path.is_file():
+            # A pipe or a device, which nothing may take the place of.
+            path.write_bytes(content)
+            return
+        beside = path.with_name(path.name + ".part")
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def positive(text: str) -> int:
@@ -76,14 +103,16 @@ def check_model(model: str) -> str:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Whether a file can be written there.
+    """Whether a file can be written there; ``-`` stands for standard output.
 
     Raises:
         UsageError: it cannot.
     """
+    if str(path) == "-":
+        return
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no directory {path.parent}: make it first")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{option} {path} cannot be written: choose another file")
 
 

@@ -85,10 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
+        code: int = tool.run(options)
     except ModuleNotFoundError as error:
         print(f"{parser.prog}: error: {what_is_missing(error)}", file=sys.stderr)
         return 2
-    code: int = tool.run(options)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
     return code
 
 
@@ -203,7 +206,9 @@ def _add_ab(commands: _Commands) -> None:
     report.add_argument(
         "--no-report", dest="report", action="store_const", const=None, help="write neither"
     )
-    ab.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    ab.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
+    )
     ab.set_defaults(tool="ab")
 
 
@@ -318,7 +323,9 @@ def _add_bench(commands: _Commands) -> None:
         "on one of its batches of samples, and the table says so (default: 120)",
     )
     bench.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    bench.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
+    )
     bench.add_argument("--memory-of", help=argparse.SUPPRESS)
     bench.set_defaults(tool="bench")
 
@@ -331,7 +338,9 @@ def _add_start(commands: _Commands) -> None:
         "each in a process of its own, with an empty cache of compiled code and with a filled one.",
     )
     start.add_argument("--mode", choices=COMPILE_MODES, default="default", help="of torch.compile")
-    start.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    start.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
+    )
     start.add_argument("--side", help=argparse.SUPPRESS)
     start.set_defaults(tool="start")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,9 +88,12 @@ def peak_bytes(device: torch.device) -> int:
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
+    if sys.platform == "win32":
+        return 0
     import resource
 
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident_bytes() -> int:

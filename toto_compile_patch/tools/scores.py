@@ -64,8 +64,11 @@ def season_of(series: Series, context: int) -> int:
         return 1
     if interval < _DAY:
         season = round(_DAY / interval)
+    elif interval == _DAY:
+        # Five where weekends are left out.
+        season = round(7 * _DAY / float(np.diff(series.seconds).mean()))
     else:
         days = interval / _DAY
-        known = ((1, 7), (7, 52), (30, 12), (91, 4))
+        known = ((7, 52), (30, 12), (91, 4))
         season = next((s for length, s in known if abs(days / length - 1) < 0.1), 1)
-    return season if 2 * season <= context else 1
+    return season if season < context else 1

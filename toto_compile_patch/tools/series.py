@@ -145,6 +145,13 @@ def cut_windows(series: Series, shape: Shape) -> list[Window]:
         )
     filled = pd.DataFrame(series.values.T).ffill().fillna(0.0).to_numpy(np.float32).T
     first = series.rows - shape.horizon * shape.windows
+    unknown = np.isnan(series.values[:, first:]).all(axis=-1)
+    if unknown.any():
+        raise SeriesError(
+            f"column {series.columns[int(unknown.argmax())]!r} of {series.source} holds nothing "
+            f"but gaps from data row {first + 1} on, where it is to be forecast: ask for more "
+            "--windows, or choose another --column"
+        )
     return [_window(series, filled, first + i * shape.horizon, shape) for i in range(shape.windows)]
 
 
@@ -168,11 +175,10 @@ def _window(series: Series, filled: npt.NDArray[np.float32], origin: int, shape:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """Read everything as text, so that a bad cell can be named instead of changing the type."""
     try:
-        if path.suffix in (".parquet", ".pq"):
-            return _read_parquet(path)
-        return pd.read_csv(path, dtype=str)
+        table = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path)
+    except SeriesError:
+        raise
     except FileNotFoundError:
         raise SeriesError(
             f"there is no file {path}: give the path of a CSV or Parquet file"
@@ -185,19 +191,42 @@ def _read_table(path: Path) -> pd.DataFrame:
     except ValueError as error:
         raise SeriesError(
             f"{path} is not a table with a header line ({_first(error)}): "
-            "give the path of a CSV or Parquet file"
+            "give the path of a CSV (in UTF-8) or Parquet file"
         ) from None
+    if len(set(table.columns)) < len(table.columns):
+        raise SeriesError(f"{path} has columns of one name: {_listed(table.columns)}: rename one")
+    return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Everything as text, so that a bad cell can be named instead of changing the type."""
+    table = pd.read_csv(path, dtype=str)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise SeriesError(
+            f"{path} has rows with more cells than its header line: name every column there"
+        )
+    separator = next((mark for mark in ";\t|" if mark in str(table.columns[0])), None)
+    if separator and len(table.columns) == 1:
+        raise SeriesError(f"{path} is separated by {separator!r}: separate the cells by commas")
+    return table
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
     except ImportError:
-        raise SeriesError(f"cannot read {path} without pyarrow: pip install pyarrow") from None
-    if isinstance(table.index, pd.DatetimeIndex):
-        name = table.index.name if table.index.name in TIME_COLUMNS else "time"
-        table = table.rename_axis(index=name).reset_index()
+        raise SeriesError(
+            f"cannot read {path}: pandas finds no engine for Parquet that works here: install a "
+            f"pyarrow that fits numpy {np.__version__}, or give a CSV file"
+        ) from None
     table.columns = table.columns.map(str)
+    if isinstance(table.index, pd.DatetimeIndex) and _time_column(table) is None:
+        table = table.rename_axis(index="time").reset_index()
+    elif not isinstance(table.index, pd.RangeIndex | pd.DatetimeIndex):
+        raise SeriesError(
+            f"{path} has an index that is not its times: make its levels columns (reset_index), "
+            "one row for each time"
+        )
     return table
 
 
@@ -211,6 +240,8 @@ def _only_column(table: pd.DataFrame, path: Path) -> tuple[str, ...]:
 
 
 def _numbers(cells: pd.Series, path: Path) -> Floats:
+    if _is_time(cells):
+        raise SeriesError(f"column {cells.name!r} of {path} holds times: choose another --column")
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan)
     bad = cells.notna().to_numpy() & ~(np.abs(numbers) < _LARGEST)
     if bad.any():
@@ -247,21 +278,45 @@ def _times(table: pd.DataFrame, name: str | None, path: Path) -> Floats:
         row = int((np.diff(seconds) <= 0).argmax()) + 1
         raise SeriesError(
             f"column {name!r} of {path}, data rows {row} and {row + 1}: times must increase: "
-            "sort the rows by time and leave one for each time"
+            "sort the rows by time and leave one for each time, or rename the column if it does "
+            "not give the times"
         )
     return seconds
 
 
+def _is_time(cells: pd.Series) -> bool:
+    return getattr(cells.dtype, "kind", "") == "M"
+
+
 def _seconds(cells: pd.Series) -> Floats:
-    if not pd.api.types.is_datetime64_any_dtype(cells):
+    if not _is_time(cells):
         numbers = pd.to_numeric(cells, errors="coerce")
         if numbers.notna().mean() > 0.5:
-            return np.asarray(numbers, float)
+            seconds = np.asarray(numbers, float)
+            if not _are_dates(seconds):
+                return seconds / _parts_of_a_second(seconds)
+            cells = numbers.astype("Int64").astype(str)
     with warnings.catch_warnings():
         # What pandas warns of here ends as an error that names the row.
         warnings.simplefilter("ignore")
         times = pd.to_datetime(cells, utc=True, errors="coerce")
     return np.asarray((times - pd.Timestamp(0, tz="UTC")).dt.total_seconds(), float)
+
+
+def _are_dates(numbers: Floats) -> bool:
+    """Whether numbers are dates written as YYYYMMDD."""
+    day, month = numbers % 100, numbers // 100 % 100
+    year = numbers // 10_000
+    return bool(
+        np.all((year >= 1800) & (year < 2200) & (month >= 1) & (month <= 12) & (day >= 1))
+        and np.all(day <= 31)
+    )
+
+
+def _parts_of_a_second(numbers: Floats) -> float:
+    """In what unit numbers count from 1970: seconds, or a thousandth, millionth, billionth."""
+    size = float(np.nanmax(np.abs(numbers)))
+    return next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
 
 
 def _counted(number: int, what: str) -> str:

@@ -24,6 +24,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
+from toto_compile_patch.tools.checks import UsageError, check_writable, write_whole
 from toto_compile_patch.tools.workloads import Workload
 
 JOB = Workload("first forecast", 1, 1, 512, 128, 16, 16)
@@ -38,8 +39,11 @@ def run(options: argparse.Namespace) -> int:
     if options.side:
         print(json.dumps(_first_forecasts(options.side, options.mode)))
         return 0
-    if options.json and not options.json.parent.is_dir():
-        errors.print(f"--json {options.json}: there is no such folder", markup=False)
+    try:
+        if options.json:
+            check_writable("--json", options.json)
+    except UsageError as error:
+        errors.print(f"start: error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     found: dict[str, Any] = {}
     with bench.progress_bar(errors) as progress:
@@ -61,9 +65,10 @@ def run(options: argparse.Namespace) -> int:
         "mode": options.mode,
         "starts": found,
     }
-    _show(figures)
+    if str(options.json) != "-":
+        _show(figures)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -12,7 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.workers import Answer, Job, Question, Way, Worker
+from toto_compile_patch.tools.models import describe
+from toto_compile_patch.tools.workers import Answer, Job, Question, Way, Worker, WorkerError
+
+
+class LoadError(WorkerError):
+    """A way could not even begin: its model is not to be had, say."""
 
 
 class Turns:
@@ -46,7 +51,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
         questions: how many will be asked, for the progress bar.
 
     Raises:
-        WorkerError: one of them cannot do it.
+        LoadError: one of them cannot begin.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
@@ -58,7 +63,10 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
             workers.append(worker)
         for worker in workers:
             _describe(progress, "loading", worker.way)
-            worker.wait_until_ready()
+            try:
+                worker.wait_until_ready()
+            except WorkerError as error:
+                raise LoadError(f"cannot load {describe(job.model)}: {error}") from None
             progress.advance(progress.task_ids[0])
         yield Turns(workers, progress)
 

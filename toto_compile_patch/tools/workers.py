@@ -182,7 +182,7 @@ class Worker:
             how = f"its process was killed by {signal.Signals(-code).name}"
         else:
             how = f"its process ended with exit code {code}"
-        if code == -signal.SIGKILL:
+        if code == -9:
             how += ", perhaps for want of memory: try fewer --samples-per-batch"
         last = _last_line(self._folder / _STDERR)
         return f"{how}; its last words: {last}" if last else how
@@ -272,6 +272,9 @@ def _prepare(way: Way, job: Job) -> TotoForecaster:
 
     if way.patched:
         toto_compile_patch.apply()
+    else:
+        # What Python does at its start may have applied them.
+        toto_compile_patch.revert()
     forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
     if way.patched:
         # Without fast_decode, the patches are for a compiled model.
@@ -286,11 +289,12 @@ def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answe
     import torch
 
     import toto_compile_patch
+    from toto_compile_patch.tools import machine
 
     samples = 0 if question.mean else job.samples
     inputs = _inputs(question.window, job.device)
     torch.manual_seed(question.seed)
-    _wait_for(job.device)
+    machine.wait_for(torch.device(job.device))
     start = time.perf_counter()
     forecast = forecaster.forecast(
         inputs,
@@ -298,7 +302,7 @@ def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answe
         num_samples=samples or None,
         samples_per_batch=job.samples_per_batch,
     )
-    _wait_for(job.device)
+    machine.wait_for(torch.device(job.device))
     seconds = time.perf_counter() - start
     path = toto_compile_patch.last_path()
     point = forecast.median if samples else forecast.mean
@@ -332,14 +336,6 @@ def _inputs(window: Window, device: str) -> MaskedTimeseries:
         timestamp_seconds=seconds.to(device),
         time_interval_seconds=torch.full((len(series),), window.interval, device=device),
     )
-
-
-def _wait_for(device: str) -> None:
-    """Let the device finish what was asked of it, so that the clock counts all of it."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from toto_compile_patch.settings import ENV_TOGGLE
 from toto_compile_patch.tools import checks, machine, models
 from toto_compile_patch.tools.ab import report
 from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
-from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.checks import UsageError, write_whole
 from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series import (
     Series,
@@ -25,7 +26,7 @@ from toto_compile_patch.tools.series import (
     cut_windows,
     read_series,
 )
-from toto_compile_patch.tools.turns import standing_patches, started, warmups
+from toto_compile_patch.tools.turns import LoadError, standing_patches, started, warmups
 from toto_compile_patch.tools.workers import (
     COMPILED,
     EAGER,
@@ -55,36 +56,40 @@ class Plan:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    to_stdout = str(options.json) == "-"
+    console = Console(stderr=to_stdout)
     if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_FILE)
+        console = Console(stderr=to_stdout, width=WIDTH_OF_A_FILE)
     try:
-        plan = _plan(options)
-        facts = machine.facts(plan.job.device)
-        drawn = _can_draw(options)
-        setting = report.setting_of(plan.data, plan.job, facts)
-        report.show_setting(setting, console)
-        figures = measure(plan, setting)
-    except (UsageError, SeriesError) as error:
+        return _compare(options, console)
+    except (UsageError, SeriesError, LoadError) as error:
         return _fail(2, str(error))
     except WorkerError as error:
         return _fail(1, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    plan = _plan(options)
+    drawn = _can_draw(options)
+    setting = report.setting_of(plan.data, plan.job, machine.facts(plan.job.device))
+    report.show_setting(setting, console)
+    figures = measure(plan, setting)
     report.show(figures, console)
+    if options.json:
+        write_whole(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
     if drawn:
         console.print(f"\nreport: {write_report(options.report, figures)}", markup=False)
-    if options.json:
-        _write(options.json, (json.dumps(figures.as_json(), indent=1) + "\n").encode())
-    return 0 if figures.same else 1
+    return 0 if figures.judgement.same else 1
 
 
 def _can_draw(options: argparse.Namespace) -> bool:
-    """Whether there will be a report; says so where matplotlib is missing."""
-    if options.report is None or find_spec("matplotlib"):
-        return options.report is not None
-    print("ab: no report: matplotlib is missing: pip install matplotlib", file=sys.stderr)
-    return False
+    """Whether there will be a report; says so where something for it is missing."""
+    missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
+    if options.report and missing:
+        names = " ".join(missing)
+        print(f"ab: no report: {names} missing: pip install {names}", file=sys.stderr)
+    return options.report is not None and not missing
 
 
 def write_report(path: Path, figures: Figures) -> Path:
@@ -93,21 +98,14 @@ def write_report(path: Path, figures: Figures) -> Path:
     from toto_compile_patch.tools.ab.picture import draw
 
     picture = draw(figures)
-    _write(path.with_suffix(".png"), picture)
-    _write(path, page(figures, picture).encode())
+    write_whole(path.with_suffix(".png"), picture)
+    write_whole(path, page(figures, picture))
     return path
 
 
 def _fail(code: int, message: str) -> int:
     print(f"ab: error: {message}", file=sys.stderr)
     return code
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file that is whole or not there."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -117,11 +115,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     samples_per_batch = checks.check_batch(samples, options.samples_per_batch)
     if options.model not in models.KNOWN:
         checks.check_model(options.model)
-    for option, path in (("--report", options.report), ("--json", options.json)):
-        if path is not None:
-            checks.check_writable(option, path)
-    if options.report and options.report.suffix != ".html":
-        raise UsageError(f"--report {options.report}: give a file named .html")
+    _check_outputs(options)
     if options.file is None:
         series = read_series(models.BUNDLED, options.column or [BUNDLED_COLUMN])
     else:
@@ -129,7 +123,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     shape = _shape(series, options)
     windows = cut_windows(series, shape)
     season = options.season or season_of(series, shape.context)
-    if season >= shape.context:
+    if options.season and season >= shape.context:
         raise UsageError(f"--season {season} must be shorter than the context, {shape.context}")
     if not standing_patches():
         raise UsageError(_nothing_to_compare())
@@ -148,6 +142,19 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def _check_outputs(options: argparse.Namespace) -> None:
+    outputs = [("--json", options.json)] if options.json else []
+    if options.report:
+        if options.report.suffix != ".html":
+            raise UsageError(f"--report {options.report}: give a file named .html")
+        picture = options.report.with_suffix(".png")
+        outputs += [("--report", options.report), ("--report", picture)]
+    for option, path in outputs:
+        checks.check_writable(option, path)
+    if len({path for _, path in outputs}) < len(outputs):
+        raise UsageError(f"--json {options.json} is the report: choose another file")
+
+
 def _nothing_to_compare() -> str:
     toggle = os.environ.get(ENV_TOGGLE)
     if toggle is not None:
@@ -157,27 +164,30 @@ def _nothing_to_compare() -> str:
 
 def _shape(series: Series, options: argparse.Namespace) -> Shape:
     """As asked; what was not asked for fits the series."""
-    horizon = options.horizon or min(HORIZON, series.rows // 4)
-    context = options.context or max(1, min(CONTEXT, series.rows - horizon, series.rows // 2))
-    windows = options.windows or max(1, min(WINDOWS, (series.rows - context) // horizon))
+    rows, least = series.rows, options.windows or 1
+    horizon = options.horizon or max(1, min(HORIZON, rows // (2 * max(2, least))))
+    context = options.context or max(1, min(CONTEXT, rows // 2, rows - least * horizon))
+    windows = options.windows or max(1, min(WINDOWS, (rows - context) // horizon))
     return Shape(windows, context, horizon)
 
 
 def measure(plan: Plan, setting: dict[str, str]) -> Figures:
     """Let the ways take turns at every window.
 
-    Upstream's eager code makes each forecast with a second seed too, and two of them without
-    chance: the means.
+    Of samples, upstream's eager code makes each forecast with a second seed, too, and every way
+    makes the mean, which involves no chance.
 
     Raises:
         WorkerError: one of the ways cannot do it.
     """
     sides = [Forecasts(way) for way in plan.ways]
     warm = warmups(plan.job.device)
-    other_seed = Forecasts(EAGER)
-    count = len(plan.data.windows) * (2 * len(sides) + 1) + warm * len(sides)
+    other_seed = Forecasts(EAGER) if plan.job.samples else None
+    per_window = 2 * len(sides) + 1 if plan.job.samples else len(sides)
     stolen = machine.read_stolen()
-    with started(plan.ways, plan.job, count) as turns:
+    with started(
+        plan.ways, plan.job, len(plan.data.windows) * per_window + warm * len(sides)
+    ) as turns:
         for _ in range(warm):
             answers = turns.ask_all(Question(0, plan.data.windows[0]), "first forecast")
             for side, answer in zip(sides, answers, strict=True):
@@ -187,11 +197,17 @@ def measure(plan: Plan, setting: dict[str, str]) -> Figures:
             answers = turns.ask_all(Question(seed, window), doing, first=seed)
             for side, answer in zip(sides, answers, strict=True):
                 side.add(answer)
-            question = Question(OTHER_SEED + seed, window)
-            other_seed.add(turns.ask(turns.workers[0], question, f"{doing}, another seed"))
+            if other_seed:
+                question = Question(OTHER_SEED + seed, window)
+                answer = turns.ask(turns.workers[0], question, f"{doing}, another seed")
+                other_seed.add(answer)
         for seed, window in enumerate(plan.data.windows):
-            answers = turns.ask_all(Question(seed, window, mean=True), "means")
-            for side, answer in zip(sides, answers, strict=True):
+            for i, side in enumerate(sides):
+                # Forecasts that are means already need not be made again.
+                answer = side.answers[seed]
+                if other_seed:
+                    question = Question(seed, window, mean=True)
+                    answer = turns.ask(turns.workers[i], question, f"mean {seed + 1}")
                 side.means.append(answer.point)
         for side, worker in zip(sides, turns.workers, strict=True):
             side.account = worker.finish()

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from toto_compile_patch.tools import scores
+from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
 from toto_compile_patch.tools.series import Floats, Series, Shape, Window
 from toto_compile_patch.tools.workers import Account, Answer, Way
 
-LARGEST_MEAN_DIFFERENCE = 1e-3
-"""Between mean forecasts, which involve no chance, in standard deviations of a column: rounding."""
-
 STOLEN_WORTH_A_REMARK = 0.05
 
-NAIVE, OTHER_SEED = "seasonal naive", "upstream, another seed"
+OTHER_SEED = "upstream, another seed"
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,11 @@ class Data:
     windows: list[Window]
     shape: Shape
     season: int
+
+    @property
+    def naive(self) -> str:
+        """Name of the forecast that repeats the last season."""
+        return "seasonal naive" if self.season > 1 else "last value"
 
     @property
     def truth(self) -> Floats:
@@ -67,16 +70,10 @@ class Forecasts:
         return np.stack([answer.point for answer in self.answers])
 
     @property
-    def quantiles(self) -> Floats:
-        """``window quantile variate horizon``; a mean forecast has one and the same nine times."""
-        return np.stack(
-            [
-                np.broadcast_to(answer.point, (9, *answer.point.shape))
-                if answer.quantiles is None
-                else answer.quantiles
-                for answer in self.answers
-            ]
-        )
+    def quantiles(self) -> Floats | None:
+        """``window quantile variate horizon``; None for mean forecasts."""
+        found = [answer.quantiles for answer in self.answers if answer.quantiles is not None]
+        return np.stack(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -145,11 +142,7 @@ class Figures:
         samples: of each forecast; 0: mean forecasts.
         speeds: of each way, upstream's eager code first, patched last.
         accuracies: by column and way.
-        difference: of patched from upstream: distance of median forecasts, in standard deviations
-            of the column, averaged.
-        seeds_difference: the same of upstream from itself with another seed.
-        mean_difference: greatest distance of a mean forecast from upstream's, in standard
-            deviations of the column.
+        judgement: whether they say the same.
         mean_mae_change: how much patched changes the mean absolute error of mean forecasts,
             relatively.
         stolen: share of the processor's time that other virtual machines took.
@@ -161,54 +154,24 @@ class Figures:
     samples: int
     speeds: list[Speed]
     accuracies: list[Accuracy]
-    difference: float
-    seeds_difference: float
-    mean_difference: float
+    judgement: Judgement
     mean_mae_change: float
     stolen: float
     sides: list[Forecasts]
-
-    @property
-    def chance(self) -> float:
-        """What chance may make of the difference over that of two seeds of upstream.
-
-        Four standard deviations of the ratio, for four independent stretches in a window: the mean
-        of n distances between normal medians varies by 0.76 / sqrt(n) of itself.
-        """
-        return 1 + 4 * math.sqrt(2) * 0.76 / math.sqrt(4 * len(self.data.windows))
-
-    @property
-    def means_agree(self) -> bool:
-        """Whether mean forecasts are the same but for rounding."""
-        return self.mean_difference <= LARGEST_MEAN_DIFFERENCE
-
-    @property
-    def samples_agree(self) -> bool:
-        """Whether median forecasts differ no more than chance makes them."""
-        return self.difference <= self.chance * self.seeds_difference + LARGEST_MEAN_DIFFERENCE
-
-    @property
-    def same(self) -> bool:
-        """Whether both sides say the same."""
-        return self.means_agree and self.samples_agree
 
     def accuracy(self, way: str, column: str) -> Accuracy:
         """A row of the accuracies."""
         return next(row for row in self.accuracies if (row.way, row.column) == (way, column))
 
-    def mae_change(self) -> tuple[float, float]:
-        """How much patched changes upstream's mean absolute error, relatively, and the standard
-        error of that: what chance makes of it; in the column where it changes most."""
-        changes = []
-        for column in self.data.series.columns:
-            upstream, patched = (
-                self.accuracy(speed.way, column) for speed in (self.speeds[0], self.speeds[-1])
-            )
-            steps = np.array(patched.errors) - np.array(upstream.errors)
-            steps = steps[~np.isnan(steps)]
-            chance = steps.std(ddof=1) / math.sqrt(steps.size) if steps.size > 1 else math.nan
-            changes.append((patched.mae / upstream.mae - 1, float(chance / upstream.mae)))
-        return max(changes, key=lambda change: abs(change[0]))
+    def mae_change(self, way: str) -> float:
+        """How much a way's mean absolute error differs from upstream's, relatively, in the column
+        where it differs most."""
+        upstream = self.speeds[0].way
+        changes = [
+            self.accuracy(way, column).mae / self.accuracy(upstream, column).mae - 1
+            for column in self.data.series.columns
+        ]
+        return max(changes, key=abs)
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the forecasts; what is no finite number is null."""
@@ -221,14 +184,11 @@ class Figures:
             "setting": self.setting,
             "speed": [asdict(speed) for speed in self.speeds],
             "accuracy": [asdict(row) for row in self.accuracies],
-            "difference": self.difference,
-            "difference_between_seeds": self.seeds_difference,
-            "difference_that_chance_explains": self.chance * self.seeds_difference,
-            "difference_of_means": self.mean_difference,
-            "mae_change": self.mae_change()[0],
-            "mae_change_standard_error": self.mae_change()[1],
+            "same": self.judgement.same,
+            "judgement": asdict(self.judgement),
+            "mae_change": self.mae_change(self.speeds[-1].way),
+            "mae_change_of_another_seed": self.mae_change(OTHER_SEED) if self.samples else None,
             "mae_change_of_means": self.mean_mae_change,
-            "same": self.same,
             "stolen_cpu": self.stolen,
         }
         return dict(_finite(found))
@@ -237,7 +197,7 @@ class Figures:
 def figures_of(
     data: Data,
     sides: list[Forecasts],
-    other_seed: Forecasts,
+    other_seed: Forecasts | None,
     setting: dict[str, str],
     samples: int,
     stolen: float,
@@ -247,27 +207,29 @@ def figures_of(
     Args:
         data: what was forecast.
         sides: the ways: upstream's eager code first, patched last.
-        other_seed: upstream's eager code with other random numbers.
+        other_seed: upstream's eager code with other random numbers; None for mean forecasts.
         setting: machine, versions, model.
         samples: of each forecast.
         stolen: share of the processor's time.
     """
     upstream, patched = sides[0], sides[-1]
-    std = data.series.std[:, None]
-    means = np.abs(np.stack(upstream.means) - np.stack(patched.means)) / std
+    means = judge_means(np.stack(upstream.means), np.stack(patched.means), data.windows)
+    judgement = Judgement(*means)
     rows = [_accuracies(side.way.name, side.points, side.quantiles, sides, data) for side in sides]
-    rows += [_accuracies(OTHER_SEED, other_seed.points, other_seed.quantiles, sides, data)]
+    if other_seed is not None:
+        rows += [_accuracies(OTHER_SEED, other_seed.points, other_seed.quantiles, sides, data)]
+        quantiles = [side.quantiles for side in (upstream, patched, other_seed)]
+        one, two, three = (part for part in quantiles if part is not None)
+        judgement = judge(one, two, three, samples, means)
     naive = np.stack([scores.seasonal_naive(window, data.season) for window in data.windows])
-    rows += [_accuracies(NAIVE, naive, None, sides, data)]
+    rows += [_accuracies(data.naive, naive, None, sides, data)]
     return Figures(
         data=data,
         setting=setting,
         samples=samples,
         speeds=[_speed(side, upstream) for side in sides],
         accuracies=[row for column in zip(*rows, strict=True) for row in column],
-        difference=float((np.abs(patched.points - upstream.points) / std).mean()),
-        seeds_difference=float((np.abs(other_seed.points - upstream.points) / std).mean()),
-        mean_difference=float(means.max()),
+        judgement=judgement,
         mean_mae_change=_mean_error(patched, data) / _mean_error(upstream, data) - 1,
         stolen=stolen,
         sides=sides,

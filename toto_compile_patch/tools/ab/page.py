@@ -21,9 +21,9 @@ def page(figures: Figures, picture: bytes) -> str:
         picture: as PNG.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_TEMPLATE.read_text()).render(
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         verdicts=report.verdicts(figures),
-        same=figures.same,
+        same=figures.judgement.same,
         faster=report.ratio(figures.speeds[-1].ratio),
         setting=figures.setting,
         tables=[report.speed_rows(figures), report.accuracy_rows(figures)],

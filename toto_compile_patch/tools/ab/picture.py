@@ -27,6 +27,8 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    # A column's name may have dollars in it.
+    "text.parse_math": False,
 }
 
 
@@ -52,7 +54,7 @@ def draw(figures: Figures) -> bytes:
 
 def _headline(figures: Figures) -> str:
     patched = figures.speeds[-1]
-    says = "the same forecast" if figures.same else "NOT the same forecast"
+    says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
     return f"Toto, {patched.way}: {report.ratio(patched.ratio)} times the speed of upstream, {says}"
 
 
@@ -99,8 +101,8 @@ def _band(axes: Any, steps: Any, side: Forecasts, window: int, samples: int) -> 
 
 def _levels(side: Forecasts, window: int) -> tuple[Floats, Floats, Floats]:
     """10, 50 and 90 % of the first column."""
-    quantiles = side.quantiles[window][:, 0]
-    return quantiles[0], side.points[window][0], quantiles[-1]
+    point, quantiles = side.points[window][0], side.answers[window].quantiles
+    return (point,) * 3 if quantiles is None else (quantiles[0, 0], point, quantiles[-1, 0])
 
 
 def _seconds(axes: Any, figures: Figures) -> None:
@@ -119,11 +121,10 @@ def _seconds(axes: Any, figures: Figures) -> None:
 def _errors(axes: Any, figures: Figures) -> None:
     """Each window's error, way by way."""
     column = figures.data.series.columns[0]
-    colors = {
-        figures.speeds[0].way: UPSTREAM,
-        OTHER_SEED: OTHERS[0],
-        figures.speeds[-1].way: PATCHED,
-    }
+    colors = {figures.speeds[0].way: UPSTREAM}
+    if figures.samples:
+        colors[OTHER_SEED] = OTHERS[0]
+    colors[figures.speeds[-1].way] = PATCHED
     rows = [(figures.accuracy(way, column), color) for way, color in colors.items()]
     _bars(
         axes,

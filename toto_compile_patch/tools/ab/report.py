@@ -7,10 +7,11 @@ import math
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from toto_compile_patch.tools import models
 from toto_compile_patch.tools.ab.figures import (
-    NAIVE,
+    OTHER_SEED,
     STOLEN_WORTH_A_REMARK,
     Data,
     Figures,
@@ -54,7 +55,7 @@ def show_setting(setting: dict[str, str], console: Console) -> None:
 
 def verdicts(figures: Figures) -> list[tuple[bool, str]]:
     """What the comparison comes to: whether each is good news, and the sentence."""
-    patched = figures.speeds[-1]
+    patched, judgement = figures.speeds[-1], figures.judgement
     found = [
         (
             patched.ratio > 1,
@@ -62,24 +63,23 @@ def verdicts(figures: Figures) -> list[tuple[bool, str]]:
             f"{ratio(patched.ratio_from)} to {ratio(patched.ratio_to)})",
         ),
         (
-            figures.means_agree,
+            judgement.means_agree,
             "mean forecasts, which involve no chance, "
-            + ("are equal" if figures.means_agree else "DIFFER")
-            + f": at most {figures.mean_difference:.1e} standard deviations apart; their mean "
-            f"absolute error changes by {abs(figures.mean_mae_change):.4%}",
+            + ("are equal" if judgement.means_agree else "DIFFER")
+            + f": at most {judgement.mean:.1e} standard deviations apart; their mean absolute "
+            f"error changes by {abs(figures.mean_mae_change):.4%}",
         ),
     ]
-    if figures.samples:
-        change, chance = figures.mae_change()
-        share = figures.difference / figures.seeds_difference if figures.seeds_difference else 0.0
+    if judgement.distance is not None:
+        more = "as much as" if judgement.samples_agree else "MORE than"
         found.append(
             (
-                figures.samples_agree,
-                "median forecasts differ "
-                + ("as" if figures.samples_agree else "MORE THAN")
-                + f" two seeds of upstream do: {share:.0%} of that (chance explains up to "
-                f"{figures.chance:.0%}); their mean absolute error changes by {change:+.1%}, "
-                f"chance alone by {chance:.1%}",
+                judgement.samples_agree,
+                f"samples differ {more} two seeds of upstream do: their quantiles by "
+                f"{judgement.distance:.1%} of the interval, two seeds' by "
+                f"{judgement.between_seeds:.1%} (chance explains {judgement.explained:.1%}); the "
+                f"median's mean absolute error changes by {figures.mae_change(patched.way):+.1%}, "
+                f"with another seed by {figures.mae_change(OTHER_SEED):+.1%}",
             )
         )
     return found
@@ -96,8 +96,9 @@ def remarks(figures: Figures) -> list[str]:
             "trust ratios only, or measure again"
         )
     upstream, first = figures.speeds[0].way, figures.data.series.columns[0]
-    if figures.accuracy(upstream, first).mae > figures.accuracy(NAIVE, first).mae:
-        found.append("this model forecasts worse than the season before, on either side")
+    if figures.accuracy(upstream, first).mae > figures.accuracy(figures.data.naive, first).mae:
+        naive = figures.data.naive
+        found.append(f"this model forecasts worse than the {naive} forecast, on either side")
     return found
 
 
@@ -121,7 +122,8 @@ def table_of(headings: list[str], rows: list[list[str]]) -> Table:
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        # As text: a column's name may look like markup.
+        table.add_row(*map(Text, row))
     return table
 
 

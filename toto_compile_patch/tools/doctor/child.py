@@ -32,7 +32,7 @@ def main() -> None:
         runpy.run_path(script, run_name="__main__")
     except BaseException as raised:
         error = raised
-    Path(report).write_text(json.dumps(_seen(watch, error), default=str))
+    Path(report).write_text(json.dumps(_seen(watch, error), default=str), encoding="utf-8")
     if isinstance(error, SystemExit):
         raise error
     if error is not None:

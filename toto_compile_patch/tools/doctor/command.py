@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
+from toto_compile_patch.tools.checks import UsageError, check_writable, write_whole
 from toto_compile_patch.tools.doctor import report
 from toto_compile_patch.tools.doctor.environment import Environment, examine_environment
 from toto_compile_patch.tools.doctor.script import Examination, examine_script
@@ -23,8 +24,11 @@ def run(options: argparse.Namespace) -> int:
     if script is not None and not Path(script).is_file():
         return _bad_usage(f"no such script: {script}")
     to_stdout = options.json == "-"
-    if options.json and not to_stdout and not Path(options.json).parent.is_dir():
-        return _bad_usage(f"no such directory: {Path(options.json).parent}")
+    try:
+        if options.json:
+            check_writable("--json", Path(options.json))
+    except UsageError as error:
+        return _bad_usage(str(error))
     found: _Found
     if script is None:
         found = examine_environment()
@@ -33,11 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if not to_stdout:
         _show(found)
     if options.json:
-        text = json.dumps(found.as_json(), indent=2) + "\n"
-        if to_stdout:
-            sys.stdout.write(text)
-        else:
-            Path(options.json).write_text(text)
+        write_whole(Path(options.json), json.dumps(found.as_json(), indent=2) + "\n")
     return 0 if found.healthy else 1
 
 

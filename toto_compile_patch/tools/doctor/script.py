@@ -145,7 +145,7 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
         with _ctrl_c_left_to_the_script():
             code = subprocess.run(command, stdout=None if keep_stdout else 2).returncode
         try:
-            seen: dict[str, Any] = json.loads(report.read_text())
+            seen: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             finding = Finding("problem", f"Nothing could be seen: {_death(code)}.")
             return Examination(str(script), code, _death(code), False, findings=[finding])
