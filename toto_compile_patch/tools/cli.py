@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -84,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
+        with warnings.catch_warnings():
+            # Of libraries that toto imports, to whoever maintains it.
+            warnings.simplefilter("ignore")
+            tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
         code: int = tool.run(options)
     except ModuleNotFoundError as error:
         print(f"{parser.prog}: error: {what_is_missing(error)}", file=sys.stderr)
