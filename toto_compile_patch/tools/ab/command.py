@@ -88,7 +88,7 @@ def _can_draw(options: argparse.Namespace) -> bool:
     missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
     if options.report and missing:
         names = " ".join(missing)
-        print(f"ab: no report: {names} missing: pip install {names}", file=sys.stderr)
+        print(f"ab: no report without {names}: pip install {names}", file=sys.stderr)
     return options.report is not None and not missing
 
 
