@@ -252,7 +252,7 @@ def test_rounding_at_a_high_level_is_no_difference() -> None:
     high = [window([2e6 + i % 3 for i in range(50)], [2e6])]
     mean = np.array([[[2e6]]])
     assert judge_means(mean, mean + 0.25, high)[1]
-    assert not judge_means(mean, mean + 25, high)[1]
+    assert not judge_means(mean, mean + 25.0, high)[1]
 
 
 def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:

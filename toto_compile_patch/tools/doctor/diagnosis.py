@@ -164,6 +164,8 @@ def _compiled_upstream(found: Examination) -> Iterator[Finding]:
             f" The recompile limit was hit in {_limited(found)}, which runs uncompiled from there "
             "on; the counts are cut short by it."
         )
+    else:
+        what += " The recompile limit was not reached; further lengths may."
     cure = (
         f"before the first forecast: {APPLY}. The fast path makes the forecast from five graphs "
         "without breaks if the model is compiled"
