@@ -25,7 +25,7 @@ try:
     from rich.console import Console
 
     from toto_compile_patch.tools import machine, models
-    from toto_compile_patch.tools.checks import UsageError, choose_device
+    from toto_compile_patch.tools.checks import UsageError, choose_device, write_whole
     from toto_compile_patch.tools.series import SeriesError, Shape, Window, cut_windows, read_series
     from toto_compile_patch.tools.turns import standing_patches, started, warmups
     from toto_compile_patch.tools.workers import (
@@ -93,7 +93,7 @@ def run(options: Options, console: Console) -> None:
             "stolen_cpu": stolen,
             "warnings": remarks,
         }
-        options.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_whole(options.json, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def _job(options: Options) -> Job:

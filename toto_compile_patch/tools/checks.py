@@ -103,17 +103,25 @@ def check_model(model: str) -> str:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Whether a file can be written there; ``-`` stands for standard output.
+    """Whether a file can be written there.
 
     Raises:
         UsageError: it cannot.
     """
-    if str(path) == "-":
-        return
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no directory {path.parent}: make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{option} {path} cannot be written: choose another file")
+
+
+def check_json(path: Path | None) -> None:
+    """Whether figures can be written there; ``-`` stands for standard output.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if path is not None and str(path) != "-":
+        check_writable("--json", path)
 
 
 def choose_device(asked: str | None) -> str:

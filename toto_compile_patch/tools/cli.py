@@ -210,9 +210,7 @@ def _add_ab(commands: _Commands) -> None:
     report.add_argument(
         "--no-report", dest="report", action="store_const", const=None, help="write neither"
     )
-    ab.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
-    )
+    _add_json(ab)
     ab.set_defaults(tool="ab")
 
 
@@ -257,6 +255,7 @@ def _add_doctor(commands: _Commands) -> None:
     )
     doctor.add_argument(
         "--json",
+        type=Path,
         metavar="FILE",
         help="write everything there too; - writes it to stdout instead of the report (and what "
         "the script prints goes to stderr)",
@@ -327,9 +326,7 @@ def _add_bench(commands: _Commands) -> None:
         "on one of its batches of samples, and the table says so (default: 120)",
     )
     bench.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    bench.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
-    )
+    _add_json(bench)
     bench.add_argument("--memory-of", help=argparse.SUPPRESS)
     bench.set_defaults(tool="bench")
 
@@ -342,11 +339,15 @@ def _add_start(commands: _Commands) -> None:
         "each in a process of its own, with an empty cache of compiled code and with a filled one.",
     )
     start.add_argument("--mode", choices=COMPILE_MODES, default="default", help="of torch.compile")
-    start.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
-    )
+    _add_json(start)
     start.add_argument("--side", help=argparse.SUPPRESS)
     start.set_defaults(tool="start")
+
+
+def _add_json(command: _Parser) -> None:
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
+    )
 
 
 def _workloads(text: str) -> list[str]:

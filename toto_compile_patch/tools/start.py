@@ -24,7 +24,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
-from toto_compile_patch.tools.checks import UsageError, check_writable, write_whole
+from toto_compile_patch.tools.checks import UsageError, check_json, write_whole
 from toto_compile_patch.tools.workloads import Workload
 
 JOB = Workload("first forecast", 1, 1, 512, 128, 16, 16)
@@ -40,8 +40,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_first_forecasts(options.side, options.mode)))
         return 0
     try:
-        if options.json:
-            check_writable("--json", options.json)
+        check_json(options.json)
     except UsageError as error:
         errors.print(f"start: error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -143,15 +143,15 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    outputs = [("--json", options.json)] if options.json else []
-    if options.report:
-        if options.report.suffix != ".html":
-            raise UsageError(f"--report {options.report}: give a file named .html")
-        picture = options.report.with_suffix(".png")
-        outputs += [("--report", options.report), ("--report", picture)]
-    for option, path in outputs:
-        checks.check_writable(option, path)
-    if len({path for _, path in outputs}) < len(outputs):
+    checks.check_json(options.json)
+    if not options.report:
+        return
+    if options.report.suffix != ".html":
+        raise UsageError(f"--report {options.report}: give a file named .html")
+    written = (options.report, options.report.with_suffix(".png"))
+    for path in written:
+        checks.check_writable("--report", path)
+    if options.json in written:
         raise UsageError(f"--json {options.json} is the report: choose another file")
 
 

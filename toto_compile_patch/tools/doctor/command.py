@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from toto_compile_patch.tools.checks import UsageError, check_writable, write_whole
+from toto_compile_patch.tools.checks import UsageError, check_json, write_whole
 from toto_compile_patch.tools.doctor import report
 from toto_compile_patch.tools.doctor.environment import Environment, examine_environment
 from toto_compile_patch.tools.doctor.script import Examination, examine_script
@@ -23,10 +23,9 @@ def run(options: argparse.Namespace) -> int:
     script, *arguments = options.script or [None]
     if script is not None and not Path(script).is_file():
         return _bad_usage(f"no such script: {script}")
-    to_stdout = options.json == "-"
+    to_stdout = str(options.json) == "-"
     try:
-        if options.json:
-            check_writable("--json", Path(options.json))
+        check_json(options.json)
     except UsageError as error:
         return _bad_usage(str(error))
     found: _Found
@@ -37,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if not to_stdout:
         _show(found)
     if options.json:
-        write_whole(Path(options.json), json.dumps(found.as_json(), indent=2) + "\n")
+        write_whole(options.json, json.dumps(found.as_json(), indent=2) + "\n")
     return 0 if found.healthy else 1
 
 

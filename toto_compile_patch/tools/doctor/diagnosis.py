@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toto_compile_patch.settings import ENV_TOGGLE
-from toto_compile_patch.tools.doctor.findings import APPLY, Finding
+from toto_compile_patch.tools.doctor.findings import APPLY, OLDER_HUB, WITHOUT_XFORMERS, Finding
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.doctor.script import Examination
@@ -20,12 +20,12 @@ _KNOWN_ERRORS = (
     (
         ("_from_pretrained", "proxies"),
         "huggingface_hub 1 or newer breaks upstream's Toto.from_pretrained.",
-        "pip install 'huggingface_hub<1', or Toto.load_from_checkpoint(directory)",
+        OLDER_HUB,
     ),
     (
         ("memory_efficient_attention",),
         "xformers' attention has no kernel for this device.",
-        "load the model with use_memory_efficient_attention=False",
+        WITHOUT_XFORMERS,
     ),
     (
         ("_standard_gamma", "not implemented"),

@@ -25,7 +25,13 @@ from toto_compile_patch.settings import (
     PATCH_NAMES,
     Settings,
 )
-from toto_compile_patch.tools.doctor.findings import Finding, problems
+from toto_compile_patch.tools.doctor.findings import (
+    OLDER_HUB,
+    WITHOUT_XFORMERS,
+    Finding,
+    bearing_variables,
+    problems,
+)
 
 TESTED_TORCH = ("2.7.0", "2.13.0")
 TESTED_PYTHON = ((3, 10), (3, 11), (3, 12))
@@ -34,7 +40,6 @@ LEAST_WRAPT = (1, 16)
 LAYERS = 12
 """Of the published model: each is a case of its own to the compiler of upstream's code."""
 
-_PREFIXES = ("TOTO_COMPILE_PATCH", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE")
 _COMPILED_RUNTIMES = ("compile", "compile+cudagraph")
 
 
@@ -93,7 +98,7 @@ def examine_environment() -> Environment:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Importing torch sets some.
-        variables = _variables()
+        variables = bearing_variables()
         versions = _versions()
         symbols = _symbols()
         patches, stops = _applied_here(symbols)
@@ -168,10 +173,6 @@ def _compiler() -> str:
 
 def _default_compiler() -> str:
     return "clang++" if sys.platform == "darwin" else "g++"
-
-
-def _variables() -> dict[str, str]:
-    return {name: text for name, text in sorted(os.environ.items()) if name.startswith(_PREFIXES)}
 
 
 def _symbols() -> list[Symbol]:
@@ -274,8 +275,7 @@ def _hub(versions: dict[str, str], applied: set[str]) -> Finding | None:
     if numbers(versions["huggingface_hub"])[:1] < (1,):
         return None
     what = f"huggingface_hub {versions['huggingface_hub']}: Toto.from_pretrained raises TypeError."
-    cure = "pip install 'huggingface_hub<1', or Toto.load_from_checkpoint(directory)"
-    return Finding("trap", what, cure)
+    return Finding("trap", what, OLDER_HUB)
 
 
 def _wrapt(versions: dict[str, str], applied: set[str]) -> Finding | None:
@@ -308,8 +308,7 @@ def _xformers(versions: dict[str, str], applied: set[str]) -> Finding | None:
     if not numbers(versions["xformers"]) or numbers(versions["CUDA"]):
         return None
     what = "xformers without a GPU: upstream's attention asks for it, and it has no CPU kernels."
-    cure = "load the model with use_memory_efficient_attention=False"
-    return Finding("trap", what, cure)
+    return Finding("trap", what, WITHOUT_XFORMERS)
 
 
 def _toto_compile(versions: dict[str, str], applied: set[str]) -> Finding | None:

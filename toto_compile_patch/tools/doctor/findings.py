@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 APPLY = "import toto_compile_patch; toto_compile_patch.apply()"
+OLDER_HUB = "pip install 'huggingface_hub<1', or Toto.load_from_checkpoint(directory)"
+WITHOUT_XFORMERS = "load the model with use_memory_efficient_attention=False"
+
+_PREFIXES = ("TOTO_COMPILE_PATCH", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE")
 
 
 @dataclass(frozen=True)
@@ -26,3 +31,8 @@ class Finding:
 def problems(findings: list[Finding]) -> list[Finding]:
     """Those that are in the way."""
     return [finding for finding in findings if finding.level == "problem"]
+
+
+def bearing_variables() -> dict[str, str]:
+    """The environment variables that bear on compiling and on this package."""
+    return {name: text for name, text in sorted(os.environ.items()) if name.startswith(_PREFIXES)}

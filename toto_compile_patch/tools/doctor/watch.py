@@ -8,7 +8,6 @@ those of the fast path where it notes them; dynamo by its logs and metrics.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import sysconfig
 import threading
@@ -23,11 +22,11 @@ import wrapt
 
 from toto_compile_patch import status
 from toto_compile_patch.decode import last_path
+from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.compile_health import CompileHealth
 
-_PREFIXES = ("TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE", "TOTO_COMPILE_PATCH")
 _READ_ONCE = "TORCHDYNAMO_"
 _GENERATORS = ("generate_mean", "generate_samples")
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
@@ -128,19 +127,21 @@ class Watch:
                 for way, count in self.forecasts.items()
             ]
             found["calls"] = [asdict(call) for call in self.calls]
-        found["environment"] = variables()
+        found["environment"] = bearing_variables()
         found["set_too_late"] = self._set_too_late()
         found["applied"] = list(_applied())
         return found
 
     def _read_environment(self) -> None:
-        self.environment_read = variables()
+        self.environment_read = bearing_variables()
 
     def _set_too_late(self) -> list[str]:
         """What dynamo would have read, had it been there when dynamo was imported."""
         if self.environment_read is None:
             return []
-        now = {name: text for name, text in variables().items() if name.startswith(_READ_ONCE)}
+        now = {
+            name: text for name, text in bearing_variables().items() if name.startswith(_READ_ONCE)
+        }
         return [name for name, text in now.items() if self.environment_read.get(name) != text]
 
     def _watch_dynamo(self, dynamo: Any) -> None:
@@ -227,11 +228,6 @@ class Watch:
             self.forecasts[way] = self.forecasts.get(way, 0) + 1
             for made, call in self.compiled_objects:
                 call.used = call.used or made() is model
-
-
-def variables() -> dict[str, str]:
-    """The environment variables that bear on compiling and on this package."""
-    return {name: text for name, text in sorted(os.environ.items()) if name.startswith(_PREFIXES)}
 
 
 def _applied() -> tuple[str, ...]:
