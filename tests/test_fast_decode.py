@@ -87,7 +87,7 @@ class TestWhatItDoesNotKnow:
         model = small_model().model
         seen: list[str] = []
         model.transformer.layers[1].register_forward_hook(lambda *_: seen.append("called"))
-        assert_goes_to_upstream(model, "has hooks")
+        assert_goes_to_upstream(model, "transformer.layers.1 has hooks")
         assert seen
 
     def test_global_hooks(self) -> None:
@@ -264,6 +264,12 @@ class TestChangedWeights:
         model.unembed.weight.data[0, 1] += 5
         toto_compile_patch.refresh(TotoForecaster(model))
         self.assert_follows(model)
+
+    def test_a_weight_that_is_no_number_is_not_prepared_for_ever(self) -> None:
+        model = small_model().model
+        with torch.no_grad():
+            model.unembed.weight[0] = torch.nan
+        assert weights.prepared_weights(model) is weights.prepared_weights(model)
 
     def test_refresh_of_something_else(self) -> None:
         with pytest.raises(TypeError, match="TotoBackbone"):

@@ -24,7 +24,7 @@ from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.rows import Rows
 from toto_compile_patch.decode.runtime import Ran, Runtime
 from toto_compile_patch.decode.scaling import scale_patch
-from toto_compile_patch.decode.transformer import SuffixCache, decode_step
+from toto_compile_patch.decode.transformer import decode_step, suffix_cache
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 from toto_compile_patch.decode.weights import Weights, prepared_weights
 from toto_compile_patch.upstream import is_extreme_value
@@ -293,12 +293,8 @@ def _decode(
     steps = request.steps(patch_size)
     scaled, state = context.scaled, context.state
     rows = context.rows.with_count(samples)
-    suffix = SuffixCache.empty(
-        context.cache,
-        samples,
-        steps - 1,
-        single_row=regions.single_rows_apart and samples * rows.series == 1,
-    )
+    one_row = regions.single_rows_apart and samples * rows.series == 1
+    suffix = suffix_cache(context.cache, samples, steps - 1, one_row=one_row)
     hidden: torch.Tensor = context.hidden
     broken: torch.Tensor | None = None
     patches: list[torch.Tensor] = []

@@ -9,6 +9,7 @@ import torch
 from torch.nn.modules import module as torch_module
 
 from toto_compile_patch import upstream
+from toto_compile_patch.decode.modules import modules_of, name_of, parameters_of
 from toto_compile_patch.decode.request import Request
 
 _SCALERS = (
@@ -95,16 +96,17 @@ def _other_model(backbone: Any) -> str | None:
 def _other_modules(backbone: Any) -> str | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "there are global forward hooks"
-    for name, module in backbone.named_modules():
+    for module in modules_of(backbone):
         kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
-            return f"{name} is a {kind.__module__}.{kind.__qualname__}"
+            return f"{name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
         if module.training:
             return "the model is in training mode"
         if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name or 'the model'} has hooks"
-        if own := _methods(kind) & vars(module).keys():
-            return f"{name or 'the model'} has its own {min(own)}"
+            return f"{name_of(module, backbone)} has hooks"
+        if not _methods(kind).isdisjoint(vars(module)):
+            own = min(_methods(kind) & vars(module).keys())
+            return f"{name_of(module, backbone)} has its own {own}"
     return None
 
 
@@ -115,8 +117,9 @@ def _methods(kind: type) -> frozenset[str]:
 
 def _other_weights(backbone: Any, request: Request) -> str | None:
     first = backbone.unembed.weight
-    for name, weight in backbone.named_parameters():
+    for weight in parameters_of(backbone):
         if type(weight) is not torch.nn.Parameter or weight.layout != torch.strided:
+            name = next(name for name, it in backbone.named_parameters() if it is weight)
             return f"{name} is a {type(weight).__name__}"
         if weight.device != first.device or weight.dtype != first.dtype:
             return "the weights are not all on one device and of one type"

@@ -6,6 +6,7 @@ new position (decode step).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from toto_compile_patch.decode.attention import (
     kept_heads,
     rotation,
 )
-from toto_compile_patch.decode.layer import Layer, Past, Traceable, keys_and_values
+from toto_compile_patch.decode.layer import Layer, Past, Rotation, Traceable, keys_and_values
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.rows import Rows
@@ -43,7 +44,7 @@ class ContextCache:
 
 
 @dataclass(frozen=True)
-class SuffixCache:
+class RowsCache:
     """Keys and values of the patches that each sample has generated.
 
     Attributes:
@@ -51,32 +52,19 @@ class SuffixCache:
         samples: of each series.
         layers: for each time-wise layer by its index, keys and values, written by position:
             ``batch variate head samples max_patches head_dim``; for a single sample its context's,
-            too, ``batch variate head max_len head_dim``; for a single row, ``max_len embed_dim``.
-        single_row: one patch of one series is all that there is at a step.
+            too, ``batch variate head max_len head_dim``.
     """
 
     context: ContextCache
     samples: int
     layers: dict[int, KeysAndValues]
-    single_row: bool
 
     @classmethod
-    def empty(
-        cls, context: ContextCache, samples: int, max_patches: int, *, single_row: bool
-    ) -> SuffixCache:
-        """A cache with room for a number of patches.
-
-        Args:
-            context: what precedes them.
-            samples: of each series.
-            max_patches: how many will be added.
-            single_row: lay it out for one patch of one series.
-        """
+    def empty(cls, context: ContextCache, samples: int, max_patches: int) -> RowsCache:
+        """A cache with room for a number of patches."""
 
         def buffer(like: torch.Tensor) -> torch.Tensor:
             batch, variates, heads, _, head_dim = like.shape
-            if single_row:
-                return _with_room(like[0, 0].permute(1, 2, 0).flatten(1), max_patches)
             if samples > 1:
                 return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
             room = like.new_empty(batch, variates, heads, max_patches, head_dim)
@@ -84,7 +72,7 @@ class SuffixCache:
 
         layers = context.layers if max_patches else {}
         buffers = {idx: (buffer(k), buffer(v)) for idx, (k, v) in layers.items()}
-        return cls(context, samples, buffers, single_row)
+        return cls(context, samples, buffers)
 
     def attention(self, idx: int, heads: Heads, step: int) -> Attend:
         """How a layer attends at a step."""
@@ -92,16 +80,55 @@ class SuffixCache:
             return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
         return SharedContextAttention(heads, self.context.layers[idx], self.layers[idx], step)
 
-    def past(self, idx: int, step: int) -> Past:
-        """What a single row attends to at a step."""
-        keys, values = self.layers[idx]
-        return Past(keys, values, _first(self.context.length + step, keys))
 
-    def add_row(self, idx: int, step: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep a single row's keys and values, ``1 embed_dim``."""
-        all_keys, all_values = self.layers[idx]
-        all_keys[self.context.length + step] = keys[0]
-        all_values[self.context.length + step] = values[0]
+@dataclass(frozen=True)
+class OneRowCache:
+    """The same where there is one path of one series, with its context's before them.
+
+    Attributes:
+        context: what precedes them.
+        layers: for each time-wise layer by its index, keys and values, ``max_len embed_dim``: views
+            of the next two.
+        keys: of all those layers, ``layer max_len embed_dim``; likewise values.
+    """
+
+    context: ContextCache
+    layers: dict[int, KeysAndValues]
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def empty(cls, context: ContextCache, max_patches: int) -> OneRowCache:
+        """A cache with room for a number of patches."""
+
+        def buffer(of_layers: Iterable[torch.Tensor]) -> torch.Tensor:
+            rows = torch.stack([heads[0, 0].permute(1, 2, 0).flatten(1) for heads in of_layers])
+            return _with_room(rows, max_patches)
+
+        keys, values = (buffer(part) for part in zip(*context.layers.values(), strict=True))
+        views = zip(keys.unbind(), values.unbind(), strict=True)
+        return cls(context, dict(zip(context.layers, views, strict=True)), keys, values)
+
+    def seen(self, step: int) -> torch.Tensor:
+        """Which positions precede a step's, ``max_len``."""
+        return _first(self.context.length + step, self.keys.shape[1], self.keys.device)
+
+    def add(self, step: int, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        """Keep the keys and values of all layers, each ``1 embed_dim``."""
+        self.keys[:, self.context.length + step] = torch.cat(keys)
+        self.values[:, self.context.length + step] = torch.cat(values)
+
+
+SuffixCache = RowsCache | OneRowCache
+
+
+def suffix_cache(
+    context: ContextCache, samples: int, max_patches: int, *, one_row: bool
+) -> SuffixCache:
+    """A cache with room for a number of patches of each sample; laid out for one row on demand."""
+    if one_row and max_patches and context.layers:
+        return OneRowCache.empty(context, max_patches)
+    return RowsCache.empty(context, samples, max_patches)
 
 
 def prefill(
@@ -155,7 +182,8 @@ def prefill(
             here = rotation(rotary, rows, length - 1, 0, centre)
             if regions.single_rows_apart and rows.series == 1:
                 keys, values = (_with_room(part[:length], 1) for part in kept)
-                past = Past(keys, values.to(keys.dtype), _first(length - 1, keys))
+                seen = _first(length - 1, length + 1, keys.device)
+                past = Past(keys, values.to(keys.dtype), seen)
                 hidden, _, _ = regions.over_time_alone(layer, hidden, here, past)
             else:
                 last = LastPositionAttention(_heads(layer, rows), cache[idx])
@@ -199,16 +227,39 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     here = rotation(rotary, rows, position, 0, centre)
+    if isinstance(suffix, OneRowCache):
+        return _one_row_step(layers, regions, hidden, rows, groups, here, suffix, step)
     for idx, layer in enumerate(layers):
-        if suffix.single_row and layer.real.over_time:
-            past = suffix.past(idx, step)
-            hidden, keys, values = regions.over_time_alone(layer, hidden, here, past)
-            suffix.add_row(idx, step, keys, values)
-        elif layer.real.over_time:
+        if layer.real.over_time:
             attention = suffix.attention(idx, _heads(layer, rows), step)
             hidden = regions.over_time(layer, hidden, here, attention)
         else:
             hidden = over_variates(regions, layer, hidden, rows, groups)
+    return hidden
+
+
+def _one_row_step(
+    layers: tuple[Traceable, ...],
+    regions: Regions,
+    hidden: torch.Tensor,
+    rows: Rows,
+    groups: torch.Tensor | None,
+    here: Rotation,
+    suffix: OneRowCache,
+    step: int,
+) -> torch.Tensor:
+    seen = suffix.seen(step)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for idx, layer in enumerate(layers):
+        if layer.real.over_time:
+            past = Past(*suffix.layers[idx], seen)
+            hidden, key, value = regions.over_time_alone(layer, hidden, here, past)
+            keys.append(key)
+            values.append(value)
+        else:
+            hidden = over_variates(regions, layer, hidden, rows, groups)
+    suffix.add(step, keys, values)
     return hidden
 
 
@@ -226,13 +277,14 @@ def over_variates(
 
 
 def _with_room(rows: torch.Tensor, room: int) -> torch.Tensor:
-    """``row features``, and more rows of zeros: what is not seen yet is multiplied by 0."""
-    return torch.cat([rows, rows.new_zeros(room, rows.shape[1])])
+    """``... row features``, and more rows of zeros: what is not seen yet is multiplied by 0."""
+    zeros = rows.new_zeros(*rows.shape[:-2], room, rows.shape[-1])
+    return torch.cat([rows, zeros], dim=-2)
 
 
-def _first(count: int, rows: torch.Tensor) -> torch.Tensor:
-    """True for the first of some rows, ``row``."""
-    return torch.arange(rows.shape[0], device=rows.device) < count
+def _first(count: int, of: int, device: torch.device) -> torch.Tensor:
+    """True for the first of some positions, ``position``."""
+    return torch.arange(of, device=device) < count
 
 
 def _heads(layer: Traceable, rows: Rows) -> Heads:

@@ -9,6 +9,7 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,11 +28,14 @@ from toto_compile_patch.decode.layer import (
     Traceable,
 )
 from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
+from toto_compile_patch.decode.modules import parameters_of
 from toto_compile_patch.decode.precision import BF16, MODEL
 from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttention
 
-_SAMPLED = 512
+_SAMPLED = 256
 """Elements of each weight that are compared to see whether it has changed."""
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,11 @@ class Weights:
     head: Traceable
     packed: bool
     fingerprint: _Fingerprint = field(repr=False)
-    copied: list[torch.Tensor] = field(repr=False)
+    copied: Sequence[torch.Tensor] = field(repr=False)
 
     def changed(self) -> torch.Tensor:
         """Whether a value has changed since, on the model's device."""
-        now = _Fingerprint.sample(self.copied)
-        # A NaN is equal to itself here, else the weights would be prepared for ever.
-        before, now = self.fingerprint.sampled.nan_to_num(), now.nan_to_num()
-        return (now != before).any()
+        return (_Fingerprint.sample(self.copied) != self.fingerprint.sampled).any()
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class _Fingerprint:
     sampled: torch.Tensor
 
     @classmethod
-    def places_of(cls, copied: list[torch.Tensor], used: list[torch.Tensor]) -> tuple[Any, ...]:
+    def places_of(
+        cls, copied: Sequence[torch.Tensor], used: Sequence[torch.Tensor]
+    ) -> tuple[Any, ...]:
         """Of weights that were copied, and of those that are used as they stand."""
         return (
             *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape) for w in copied),
@@ -101,12 +104,14 @@ class _Fingerprint:
         )
 
     @classmethod
-    def sample(cls, copied: list[torch.Tensor]) -> torch.Tensor:
+    def sample(cls, copied: Sequence[torch.Tensor]) -> torch.Tensor:
         def some(weight: torch.Tensor) -> torch.Tensor:
             flat = weight.detach().flatten()
             return flat[:: max(1, flat.numel() // _SAMPLED)]
 
-        return torch.cat([some(weight) for weight in copied])
+        sampled = torch.cat([some(weight) for weight in copied])
+        # The bits, in which a NaN is equal to itself: else weights would be prepared for ever.
+        return sampled.view(_BITS[sampled.itemsize])
 
 
 def _version(weight: torch.Tensor) -> int | None:
@@ -125,8 +130,8 @@ def prepared_weights(backbone: Any, precision: str = MODEL) -> Weights:
     ``changed()``.
     """
     layout = Layout.for_model(backbone, precision)
-    copied = [*backbone.unembed.parameters(), *backbone.output_distribution.parameters()]
-    used = list(backbone.transformer.layers.parameters())
+    copied = [*parameters_of(backbone.unembed), *parameters_of(backbone.output_distribution)]
+    used = parameters_of(backbone.transformer.layers)
     if layout.packed or layout.bf16:
         copied += [weight for weight in used if weight.ndim == 2 or layout.bf16]
         used = [weight for weight in used if weight.ndim != 2]
