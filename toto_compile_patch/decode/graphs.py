@@ -320,7 +320,8 @@ def forget(backbone: Any = None) -> None:
 
 def capturing() -> bool:
     """Whether what is computed now is being captured."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    # ``is_available()`` asks the driver anew each time.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def out_of_memory(error: RuntimeError) -> bool:
