@@ -49,7 +49,7 @@ def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rot
     tables = tables.unsqueeze(1).expand(-1, rows.series, -1, -1)
     tables = tables.expand(-1, -1, rows.count, -1).flatten(1, 2)
     # Always laid out alike, for compiled code.
-    return Rotation(rows.pad(tables, dim=1).contiguous())
+    return Rotation(rows.pad(tables, dim=1).contiguous().unsqueeze(-1))
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Heads:
 
     def split(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``batch variate head n head_dim``."""
-        heads = self.rows.unflatten(rows).unflatten(-1, (-1, self.num_heads))
-        return heads.permute(0, 1, 4, 2, 3)
+        return self.rows.split(rows, self.num_heads).permute(0, 1, 4, 2, 3)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
@@ -211,7 +210,7 @@ def attend_causally(
     # Four dimensions, the last one dense: what torch's fused kernels take.
     q, k, v = (_dense(heads.flatten(0, 1)) for heads in (queries, keys, values))
     attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
-    return attended.unflatten(0, queries.shape[:2])
+    return attended.view(*queries.shape[:2], *attended.shape[1:])
 
 
 def _dense(heads: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ class HeadsProjection(NamedTuple):
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``row head_dim head``."""
-        return rows.unflatten(-1, (self.head_dim, self.num_heads))
+        return rows.view(rows.shape[0], self.head_dim, self.num_heads)
 
 
 class FeedForward(NamedTuple):
@@ -131,7 +131,7 @@ class Rotation(NamedTuple):
     """What rotary embedding multiplies each row by (see ``attention.Positions``).
 
     Attributes:
-        tables: of queries' and keys' cosines and sines, ``4 row head_dim``.
+        tables: of queries' and keys' cosines and sines, ``4 row head_dim 1``.
     """
 
     tables: torch.Tensor
@@ -139,8 +139,9 @@ class Rotation(NamedTuple):
     def rotate(self, heads: torch.Tensor, cosines: int) -> torch.Tensor:
         """Rotate ``row head_dim head``; ``cosines`` is 0 for queries, 2 for keys."""
         heads = heads.to(self.tables.dtype)
-        swapped = heads.unflatten(-2, (-1, 2)).flip(-2).flatten(-3, -2)
-        cosine, sine = self.tables[cosines].unsqueeze(-1), self.tables[cosines + 1].unsqueeze(-1)
+        rows, _, num_heads = heads.shape
+        swapped = heads.view(rows, -1, 2, num_heads).flip(-2).view(heads.shape)
+        cosine, sine = self.tables[cosines], self.tables[cosines + 1]
         return torch.addcmul(heads * cosine, swapped, sine).flatten(-2)
 
 

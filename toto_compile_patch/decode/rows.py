@@ -54,8 +54,15 @@ class Rows:
 
     def unflatten(self, rows: torch.Tensor) -> torch.Tensor:
         """``row features`` to ``batch variate n features``."""
-        real = rows[: self.series * self.count]
-        return real.view(self.batch, self.variates, self.count, *rows.shape[1:])
+        return self._real(rows).view(self.batch, self.variates, self.count, *rows.shape[1:])
+
+    def split(self, rows: torch.Tensor, last: int) -> torch.Tensor:
+        """``row features`` to ``batch variate n features/last last``."""
+        return self._real(rows).view(self.batch, self.variates, self.count, -1, last)
+
+    def _real(self, rows: torch.Tensor) -> torch.Tensor:
+        count = self.series * self.count
+        return rows if rows.shape[0] == count else rows[:count]
 
     def pad(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """Fill up with rows of zeros, along a dimension."""

@@ -331,7 +331,8 @@ def _walks(load: Workload) -> torch.Tensor:
 def _turn(timed: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     """A side's turn: a short forecast several times, of which the median counts, since the other
     side has left it cold caches."""
-    walls, cpus = [], []
+    walls: list[float] = []
+    cpus: list[float] = []
     while len(walls) < MOST_IN_A_TURN and sum(walls) < SECONDS_OF_A_TURN:
         wall, cpu = timed()
         walls.append(wall)
