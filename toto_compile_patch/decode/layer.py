@@ -128,7 +128,7 @@ class Layer(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """What rotary embedding multiplies each row by (see ``attention.Positions``).
+    """What rotary embedding multiplies each row by (see ``attention.rotation``).
 
     Attributes:
         tables: of queries' and keys' cosines and sines, ``4 row head_dim 1``.
@@ -139,8 +139,8 @@ class Rotation(NamedTuple):
     def rotate(self, heads: torch.Tensor, cosines: int) -> torch.Tensor:
         """Rotate ``row head_dim head``; ``cosines`` is 0 for queries, 2 for keys."""
         heads = heads.to(self.tables.dtype)
-        rows, _, num_heads = heads.shape
-        swapped = heads.view(rows, -1, 2, num_heads).flip(-2).view(heads.shape)
+        count, _, num_heads = heads.shape
+        swapped = heads.view(count, -1, 2, num_heads).flip(-2).view(heads.shape)
         cosine, sine = self.tables[cosines], self.tables[cosines + 1]
         return torch.addcmul(heads * cosine, swapped, sine).flatten(-2)
 
