@@ -66,7 +66,7 @@ class Heads:
 
     def split(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``batch variate head n head_dim``."""
-        return self.rows.split(rows, self.num_heads).permute(0, 1, 4, 2, 3)
+        return self.rows.unflatten(rows, -1, self.num_heads).permute(0, 1, 4, 2, 3)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""

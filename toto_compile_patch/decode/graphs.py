@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from toto_compile_patch.decode.modules import tensors_of
 from toto_compile_patch.decode.precision import matmul_setting
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import Ran, Runtime
@@ -360,7 +361,7 @@ def _key(
         for name, part in vars(request).items()
     }
     kind = request.inputs.device.type
-    places = (part.data_ptr() for part in (*backbone.parameters(), *backbone.buffers()))
+    places = (tensor.data_ptr() for tensor in tensors_of(backbone))
     return (
         tuple(sorted(described.items(), key=lambda item: item[0])),
         options,

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 
@@ -29,7 +32,16 @@ def parameters_of(root: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def name_of(module: nn.Module, root: nn.Module) -> str:
-    """What a module within another is called there; the other itself is the model."""
-    names = (name for name, part in root.named_modules() if part is module)
-    return next(names) or "the model"
+def tensors_of(root: nn.Module) -> list[torch.Tensor]:
+    """The same and all buffers."""
+    return [
+        tensor
+        for module in modules_of(root)
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+
+
+def name_of(part: object, named: Iterable[tuple[str, object]]) -> str:
+    """What a part of a model is called among all that have names; the whole is the model."""
+    return next(name for name, one in named if one is part) or "the model"

@@ -102,7 +102,7 @@ class Compiled(Regions):
 
     Args:
         backend: of ``torch.compile``.
-        options: for inductor.
+        options: for inductor, some in any case; none for another backend.
     """
 
     single_rows_apart = True

@@ -52,17 +52,11 @@ class Rows:
         # Always laid out alike, for compiled code.
         return rows.clone() if rows.storage_offset() else rows
 
-    def unflatten(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row features`` to ``batch variate n features``."""
-        return self._real(rows).view(self.batch, self.variates, self.count, *rows.shape[1:])
-
-    def split(self, rows: torch.Tensor, last: int) -> torch.Tensor:
-        """``row features`` to ``batch variate n features/last last``."""
-        return self._real(rows).view(self.batch, self.variates, self.count, -1, last)
-
-    def _real(self, rows: torch.Tensor) -> torch.Tensor:
+    def unflatten(self, rows: torch.Tensor, *features: int) -> torch.Tensor:
+        """``row features`` to ``batch variate n features``, these in another shape if given."""
         count = self.series * self.count
-        return rows if rows.shape[0] == count else rows[:count]
+        real = rows if rows.shape[0] == count else rows[:count]
+        return real.view(self.batch, self.variates, self.count, *(features or rows.shape[1:]))
 
     def pad(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """Fill up with rows of zeros, along a dimension."""

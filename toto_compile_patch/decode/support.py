@@ -99,14 +99,14 @@ def _other_modules(backbone: Any) -> str | None:
     for module in modules_of(backbone):
         kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
-            return f"{name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
+            return f"{name_of(module, backbone.named_modules())} is a {kind.__module__}.{kind.__qualname__}"
         if module.training:
             return "the model is in training mode"
         if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name_of(module, backbone)} has hooks"
+            return f"{name_of(module, backbone.named_modules())} has hooks"
         if not _methods(kind).isdisjoint(vars(module)):
             own = min(_methods(kind) & vars(module).keys())
-            return f"{name_of(module, backbone)} has its own {own}"
+            return f"{name_of(module, backbone.named_modules())} has its own {own}"
     return None
 
 
@@ -119,7 +119,7 @@ def _other_weights(backbone: Any, request: Request) -> str | None:
     first = backbone.unembed.weight
     for weight in parameters_of(backbone):
         if type(weight) is not torch.nn.Parameter or weight.layout != torch.strided:
-            name = next(name for name, it in backbone.named_parameters() if it is weight)
+            name = name_of(weight, backbone.named_parameters())
             return f"{name} is a {type(weight).__name__}"
         if weight.device != first.device or weight.dtype != first.dtype:
             return "the weights are not all on one device and of one type"

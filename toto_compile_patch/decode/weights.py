@@ -35,8 +35,6 @@ from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttent
 _SAMPLED = 256
 """Elements of each weight that are compared to see whether it has changed."""
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -110,8 +108,8 @@ class _Fingerprint:
             return flat[:: max(1, flat.numel() // _SAMPLED)]
 
         sampled = torch.cat([some(weight) for weight in copied])
-        # The bits, in which a NaN is equal to itself: else weights would be prepared for ever.
-        return sampled.view(_BITS[sampled.itemsize])
+        # The bytes, in which a NaN is equal to itself: else weights would be prepared for ever.
+        return sampled.view(torch.uint8)
 
 
 def _version(weight: torch.Tensor) -> int | None:
