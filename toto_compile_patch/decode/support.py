@@ -99,7 +99,8 @@ def _other_modules(backbone: Any) -> str | None:
     for module in modules_of(backbone):
         kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
-            return f"{name_of(module, backbone.named_modules())} is a {kind.__module__}.{kind.__qualname__}"
+            name = name_of(module, backbone.named_modules())
+            return f"{name} is a {kind.__module__}.{kind.__qualname__}"
         if module.training:
             return "the model is in training mode"
         if module._forward_hooks or module._forward_pre_hooks:

@@ -23,7 +23,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import accuracy, bench_report, machine, models
-from toto_compile_patch.tools.checks import UsageError, check_json, write_whole
+from toto_compile_patch.tools.checks import check_json, is_stdout, write_whole
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
@@ -111,12 +111,8 @@ def run(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         errors.print(f"--device {options.device}: {str(error).splitlines()[0]}", markup=False)
         return 2
-    try:
-        check_json(options.json)
-    except UsageError as error:
-        errors.print(f"bench: error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    to_stdout = str(options.json) == "-"
+    check_json(options.json)
+    to_stdout = is_stdout(options.json)
     if options.memory_of:
         print(_peak_of(options, device))
         return 0

@@ -21,6 +21,11 @@ def what_is_missing(error: ModuleNotFoundError) -> str:
     return f"{name} is missing: pip install {distribution}, or this package's extras toto and tools"
 
 
+def is_stdout(path: Path | None) -> bool:
+    """Whether figures go to standard output, for which ``-`` stands."""
+    return str(path) == "-"
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, which is then whole or not there; ``-`` stands for standard output.
 
@@ -28,7 +33,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         UsageError: it cannot be written.
     """
     if isinstance(content, str):
-        if str(path) == "-":
+        if is_stdout(path):
             print(content, end="")
             return
         content = content.encode(errors="replace")
@@ -120,7 +125,7 @@ def check_json(path: Path | None) -> None:
     Raises:
         UsageError: they cannot.
     """
-    if path is not None and str(path) != "-":
+    if path is not None and not is_stdout(path):
         check_writable("--json", path)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
-from toto_compile_patch.tools.checks import not_negative, positive, what_is_missing
+from toto_compile_patch.tools.checks import UsageError, not_negative, positive, what_is_missing
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
 _EXAMPLES = """\
@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = tool.run(options)
     except ModuleNotFoundError as error:
         print(f"{parser.prog}: error: {what_is_missing(error)}", file=sys.stderr)
+        return 2
+    except UsageError as error:
+        print(f"{options.tool}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

@@ -24,7 +24,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
-from toto_compile_patch.tools.checks import UsageError, check_json, write_whole
+from toto_compile_patch.tools.checks import check_json, is_stdout, write_whole
 from toto_compile_patch.tools.workloads import Workload
 
 JOB = Workload("first forecast", 1, 1, 512, 128, 16, 16)
@@ -39,11 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.side:
         print(json.dumps(_first_forecasts(options.side, options.mode)))
         return 0
-    try:
-        check_json(options.json)
-    except UsageError as error:
-        errors.print(f"start: error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    check_json(options.json)
     found: dict[str, Any] = {}
     with bench.progress_bar(errors) as progress:
         task = progress.add_task("", total=None)
@@ -64,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         "mode": options.mode,
         "starts": found,
     }
-    if str(options.json) != "-":
+    if not is_stdout(options.json):
         _show(figures)
     if options.json:
         write_whole(options.json, json.dumps(figures, indent=1) + "\n")

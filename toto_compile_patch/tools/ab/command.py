@@ -17,7 +17,7 @@ from toto_compile_patch.settings import ENV_TOGGLE
 from toto_compile_patch.tools import checks, machine, models
 from toto_compile_patch.tools.ab import report
 from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
-from toto_compile_patch.tools.checks import UsageError, write_whole
+from toto_compile_patch.tools.checks import UsageError, is_stdout, write_whole
 from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series import (
     Series,
@@ -57,13 +57,13 @@ class Plan:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    to_stdout = str(options.json) == "-"
+    to_stdout = is_stdout(options.json)
     console = Console(stderr=to_stdout)
     if not console.is_terminal:
         console = Console(stderr=to_stdout, width=WIDTH_OF_A_FILE)
     try:
         return _compare(options, console)
-    except (UsageError, SeriesError, LoadError) as error:
+    except (SeriesError, LoadError) as error:
         return _fail(2, str(error))
     except WorkerError as error:
         return _fail(1, str(error))

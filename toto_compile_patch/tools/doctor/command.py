@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from toto_compile_patch.tools.checks import UsageError, check_json, write_whole
+from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_whole
 from toto_compile_patch.tools.doctor import report
 from toto_compile_patch.tools.doctor.environment import Environment, examine_environment
 from toto_compile_patch.tools.doctor.script import Examination, examine_script
@@ -17,17 +17,18 @@ _Found: TypeAlias = Environment | Examination
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examine, report, and return 0 (healthy), 1 (something waits for a cure) or 2 (bad usage)."""
+    """Examine, report, and return 0 (healthy) or 1 (something waits for a cure).
+
+    Raises:
+        UsageError: there is no such script, or no place for the figures.
+    """
     if options.script == []:
-        return _bad_usage("--script: name a script")
+        raise UsageError("--script: name a script")
     script, *arguments = options.script or [None]
     if script is not None and not Path(script).is_file():
-        return _bad_usage(f"no such script: {script}")
-    to_stdout = str(options.json) == "-"
-    try:
-        check_json(options.json)
-    except UsageError as error:
-        return _bad_usage(str(error))
+        raise UsageError(f"no such script: {script}")
+    check_json(options.json)
+    to_stdout = is_stdout(options.json)
     found: _Found
     if script is None:
         found = examine_environment()
@@ -45,8 +46,3 @@ def _show(found: _Found) -> None:
         report.show_examination(found, sys.stdout)
     else:
         report.show_environment(found, sys.stdout)
-
-
-def _bad_usage(message: str) -> int:
-    print(f"doctor: error: {message}", file=sys.stderr)
-    return 2
