@@ -20,8 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import forecast as decode_forecast
-from toto_compile_patch.decode import transformer, weights
+from toto_compile_patch.decode import generation, transformer, weights
 from toto_compile_patch.decode.request import Request
 
 HORIZON = 3 * PATCH
@@ -354,17 +353,17 @@ class TestSamplesAtOnce:
     def test_few_per_batch_are_decoded_together(self) -> None:
         model = small_model().model
         request = self.request_for(32, 1, 40, HORIZON)
-        assert decode_forecast.samples_at_once(model, request) == 32
+        assert generation.samples_at_once(model, request) == 32
 
     def test_memory_bounds_them_on_a_gpu_and_use_on_a_cpu(self) -> None:
         model = small_model(embed_dim=256, mlp_hidden_dim=1024).model
         horizon = 100 * PATCH
         requests = [self.request_for(10**6, each, 8000, horizon) for each in (1, 1000, 10**5)]
-        few, more, most = (decode_forecast.samples_at_once(model, r) for r in requests)
-        assert 1 <= few <= more == most == 10**6 // -(-(10**6) // decode_forecast.ROWS_ON_A_CPU) + 1
+        few, more, most = (generation.samples_at_once(model, r) for r in requests)
+        assert 1 <= few <= more == most == 10**6 // -(-(10**6) // generation.ROWS_ON_A_CPU) + 1
         # Shapes alone decide, so a tensor without memory does for a GPU's.
         few, more, most = (
-            decode_forecast.samples_at_once(
+            generation.samples_at_once(
                 model, dataclasses.replace(r, inputs=torch.zeros(1, 1, 8000, device="meta"))
             )
             for r in requests
@@ -375,7 +374,7 @@ class TestSamplesAtOnce:
 
     def test_chunks_of_samples_make_up_the_forecast(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = small_model().model
-        monkeypatch.setattr(decode_forecast, "samples_at_once", lambda *_: 4)
+        monkeypatch.setattr(generation, "samples_at_once", lambda *_: 4)
         with toto_compile_patch.patched("fast_decode", fallback="error"):
             samples = values(forecast(model, series(40), HORIZON, 10, 5))
         assert samples.shape == (1, 1, HORIZON, 10)
@@ -385,13 +384,13 @@ class TestSamplesAtOnce:
         real, tried = transformer.decode_step, []
 
         def short_of_memory(*args: Any, **kwargs: Any) -> Any:
-            samples = args[4].count
+            samples = args[2].count
             tried.append(samples)
             if samples > 3:
                 raise torch.OutOfMemoryError("no more")
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(decode_forecast, "decode_step", short_of_memory)
+        monkeypatch.setattr(generation, "decode_step", short_of_memory)
         with toto_compile_patch.patched("fast_decode", fallback="error"):
             samples = values(forecast(model, series(40), HORIZON, 12, 12))
         assert tried[:3] == [12, 6, 3]

@@ -21,10 +21,10 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import forecast as decode_forecast
-from toto_compile_patch.decode import graphs
+from toto_compile_patch.decode import generation, graphs
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.last_path import Path
+from toto_compile_patch.decode.memory import capturing
 from toto_compile_patch.tools.compile_health import CompileHealth
 
 pytestmark = [
@@ -436,16 +436,16 @@ def test_a_compiled_model_is_captured_too() -> None:
 def test_a_capture_that_fails_leaves_eager_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gpu_model()
     expected = mean(model)
-    decode = decode_forecast._decode
+    decode = generation._decode
 
     def with_a_question(*args: Any, **kwargs: Any) -> torch.Tensor:
         patches = decode(*args, **kwargs)
-        if graphs.capturing():
+        if capturing():
             patches.sum().item()
         return patches
 
     with captured():
-        monkeypatch.setattr(decode_forecast, "_decode", with_a_question)
+        monkeypatch.setattr(generation, "_decode", with_a_question)
         for _ in range(3):
             torch.testing.assert_close(mean(model), expected, rtol=1e-4, atol=1e-4)
         assert path().runtime == "eager"

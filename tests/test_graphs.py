@@ -22,13 +22,14 @@ HORIZON = 3 * PATCH
 class Again:
     """Writes to the same outputs at each replay, from the same inputs, as a CUDA graph does."""
 
-    def __init__(self, compute: Callable[[], Outputs], outputs: Outputs) -> None:
-        self._compute: Callable[[], Outputs] | None = compute
+    def __init__(self, compute: Callable[[torch.Generator], Outputs], outputs: Outputs) -> None:
+        self._compute: Callable[[torch.Generator], Outputs] | None = compute
         self._outputs = outputs
 
-    def replay(self) -> None:
+    def replay(self, seed: int | None) -> None:
         assert self._compute is not None, "it was freed"
-        for output, computed in zip(self._outputs, self._compute(), strict=True):
+        generator = torch.Generator().manual_seed(seed or 0)
+        for output, computed in zip(self._outputs, self._compute(generator), strict=True):
             output.copy_(computed)
 
     def reset(self) -> None:
@@ -49,13 +50,13 @@ class CpuRecorder:
     def why_not(self, device: torch.device) -> str:
         return self.refuses
 
-    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Again, Outputs]:
+    def record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Again, Outputs]:
         if self.fails:
             raise self.fails
         self.recorded += 1
-        state = torch.get_rng_state()
-        outputs = compute()
-        torch.set_rng_state(state)
+        outputs = compute(torch.Generator())
         self.last = Again(compute, outputs)
         return self.last, outputs
 

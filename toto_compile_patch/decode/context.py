@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from toto_compile_patch.decode.doubts import Doubts
-from toto_compile_patch.decode.precision import Precision, at_least_float32
-from toto_compile_patch.decode.regions import Regions
+from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.rows import Rows
 from toto_compile_patch.decode.scaling import Scaled, ScaleState, scale_context
 from toto_compile_patch.decode.transformer import ContextCache, prefill
-from toto_compile_patch.decode.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,10 @@ class Context:
 
 
 def encode(
-    backbone: Any,
-    weights: Weights,
-    regions: Regions,
-    precision: Precision,
-    request: Request,
-    doubts: Doubts,
-    *,
-    every_position: bool = False,
+    model: PreparedModel, request: Request, doubts: Doubts, *, every_position: bool = False
 ) -> Context:
     """Scale, embed and run the transformer over the context of a request."""
-    patch_size = backbone.patch_embed.patch_size
+    backbone, patch_size = model.backbone, model.patch_size
     series = request.inputs.to(at_least_float32(request.inputs.dtype))
     scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
     hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
@@ -67,17 +59,10 @@ def encode(
         if groups is not None:
             groups = torch.cat([groups[:, :1].expand(-1, prepended, -1, -1), groups], dim=1)
     batch, variates, positions, _ = hidden.shape
-    rows = Rows(batch, variates, positions, regions.padding(weights.packed))
-    with precision.of_products(hidden.device):
-        last, rows, cache = prefill(
-            weights.layers,
-            regions,
-            backbone.transformer.rotary_emb,
-            rows.flatten(hidden),
-            rows,
-            groups,
-            every_position=every_position,
-        )
+    rows = Rows(batch, variates, positions, model.regions.padding(model.weights.packed))
+    last, rows, cache = prefill(
+        model, rows.flatten(hidden), rows, groups, every_position=every_position
+    )
     last_groups = None if groups is None else groups[:, -1:]
     return Context(last, rows, scaled, state, cache, last_groups, prepended)
 

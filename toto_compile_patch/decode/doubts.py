@@ -1,7 +1,7 @@
-"""What is known only when a device has computed it, asked once, at the end.
+"""What is known only when a device has computed it: asked at once of a CPU, else once, at the end.
 
-Each question to a device is a wait for all that it has been given to do. So they are noted on the
-way, answered together with the forecast, and the forecast given up if one is affirmed.
+Each question to a GPU is a wait for all that it has been given to do. So they are noted on the way,
+answered together with the forecast, and the forecast given up if one is affirmed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ class WeightsChangedError(Exception):
 
 
 _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
-    (WeightsChangedError, "a weight has changed"),
     # As upstream raises.
     (AssertionError, "Patches cannot span multiple datasets"),
     (NotFiniteError, "the distribution's parameters are not numbers"),
@@ -33,12 +32,17 @@ class Doubts:
         self._conditions: dict[type[Exception], torch.Tensor] = {}
 
     def note(self, meaning: type[Exception], condition: torch.Tensor) -> None:
-        """Note that an exception is due if a condition, one boolean, holds."""
+        """Note that an exception is due if a condition, one boolean, holds.
+
+        On a CPU it is raised here and now.
+        """
+        if self._device.type == "cpu":
+            if condition:
+                raise meaning(dict(_MEANINGS)[meaning])
+            return
         if meaning in self._conditions:
             condition = condition | self._conditions[meaning]
         self._conditions[meaning] = condition
-        if self._device.type == "cpu":
-            settle(self.answers())
 
     def answers(self) -> torch.Tensor:
         """All conditions in one tensor."""
@@ -46,8 +50,19 @@ class Doubts:
         return torch.stack([self._conditions.get(meaning, never) for meaning, _ in _MEANINGS])
 
 
-def settle(answers: torch.Tensor) -> None:
-    """Raise what the answers mean, if one is affirmative."""
-    for affirmed, (meaning, message) in zip(answers.tolist(), _MEANINGS, strict=True):
-        if affirmed:
+def settle(answers: torch.Tensor, weights_changed: torch.Tensor | None = None) -> None:
+    """Raise what the answers mean, if one is affirmative.
+
+    Args:
+        answers: of a ``Doubts``.
+        weights_changed: one boolean; None: that was settled before.
+    """
+    if weights_changed is None:
+        affirmed = answers.tolist()
+    else:
+        stale, *affirmed = torch.cat([weights_changed.view(1), answers]).tolist()
+        if stale:
+            raise WeightsChangedError("a weight has changed")
+    for is_so, (meaning, message) in zip(affirmed, _MEANINGS, strict=True):
+        if is_so:
             raise meaning(message)

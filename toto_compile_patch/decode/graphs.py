@@ -8,7 +8,6 @@ copies its series into the graph's own tensors, replays the graph and copies the
 from __future__ import annotations
 
 import gc
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +19,12 @@ import torch
 
 from toto_compile_patch.decode.modules import tensors_of
 from toto_compile_patch.decode.precision import matmul_setting
+from toto_compile_patch.decode.prepared_model import PreparedModel
+from toto_compile_patch.decode.random_numbers import GivenNumbers, Numbers, OwnNumbers
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import Ran, Runtime
 from toto_compile_patch.decode.weights import Weights
+from toto_compile_patch.locks import Lock
 
 MOST_GRAPHS = 16
 """Graphs kept for a model; the one that was not used for longest goes first."""
@@ -34,14 +36,18 @@ MOST_SEEN = 256
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
 """Forecast and answered doubts (see ``doubts``)."""
-Compute = Callable[[Request], Outputs]
+Compute = Callable[[Request, Numbers | None], Outputs]
 
 
 class Graph(Protocol):
     """What was captured."""
 
-    def replay(self) -> None:
-        """Compute the outputs again, from what the inputs hold now."""
+    def replay(self, seed: int | None) -> None:
+        """Compute the outputs again, from what the inputs hold now.
+
+        Args:
+            seed: of the random numbers; None: none are drawn.
+        """
 
     def reset(self) -> None:
         """Free it."""
@@ -53,11 +59,32 @@ class Recorder(Protocol):
     def why_not(self, device: torch.device) -> str:
         """Why nothing can be captured or replayed here and now; else empty."""
 
-    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
-        """Capture a computation. Raises RuntimeError where that fails, and leaves no trace."""
+    def record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Graph, Outputs]:
+        """Capture a computation that draws from the generator that it is given.
+
+        Raises RuntimeError where that fails, and leaves no trace.
+        """
 
     def bytes_held(self, device: torch.device) -> int:
         """Memory held by the process."""
+
+
+@dataclass(frozen=True)
+class _CudaGraph:
+    """A graph, and the generator of the random numbers that it draws."""
+
+    graph: Any
+    generator: torch.Generator
+
+    def replay(self, seed: int | None) -> None:
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self.graph.replay()
+
+    def reset(self) -> None:
+        self.graph.reset()
 
 
 class CudaRecorder:
@@ -76,8 +103,12 @@ class CudaRecorder:
                 return "the forecast is on a stream of its own"
         return ""
 
-    def record(self, compute: Callable[[], Outputs], device: torch.device) -> tuple[Graph, Outputs]:
+    def record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Graph, Outputs]:
         graph = torch.cuda.CUDAGraph()
+        generator = torch.Generator(device)
+        graph.register_generator_state(generator)
         with torch.cuda.device(device), _autocast_without_cache(), _nothing_collected():
             # A thread's handle cannot be made during a capture.
             torch.cuda.current_blas_handle()
@@ -93,14 +124,14 @@ class CudaRecorder:
                         graph, pool=pool, stream=stream, capture_error_mode="thread_local"
                     ),
                 ):
-                    outputs = compute()
+                    outputs = compute(generator)
             except BaseException:
                 self._give_up(device, stream)
                 raise
             finally:
                 _clear_workspaces()
         self._alive.setdefault(device, WeakSet()).add(graph)
-        return graph, outputs
+        return _CudaGraph(graph, generator), outputs
 
     def bytes_held(self, device: torch.device) -> int:
         with torch.cuda.device(device):
@@ -167,6 +198,32 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A forecast that is asked for.
+
+    Attributes:
+        model: the model.
+        request: series and horizon.
+        options: how to forecast.
+        way: the runtime that captures.
+        numbers: the forecast's random numbers.
+        compute: the forecast.
+    """
+
+    model: PreparedModel
+    request: Request
+    options: Any
+    way: Runtime
+    numbers: OwnNumbers
+    compute: Compute
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is made."""
+        return self.request.inputs.device
+
+
 @dataclass
 class _Captured:
     """A graph with its own inputs and outputs.
@@ -200,43 +257,32 @@ class Graphs:
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self._seen: OrderedDict[Any, str] = OrderedDict()
 
-    def run(
-        self,
-        key: Any,
-        weights: Weights,
-        request: Request,
-        options: Any,
-        way: Runtime,
-        compute: Compute,
-    ) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+    def run(self, key: Any, asked: Asked) -> tuple[torch.Tensor, torch.Tensor, Ran]:
         """Forecast by a graph where there is one, else without; keep a new graph where it pays.
 
         The device's lock is held.
 
         Args:
             key: all that a graph depends on, but the values of the request's tensors.
-            weights: what the graph reads.
-            request: series and horizon.
-            options: how to forecast.
-            way: the runtime that captures.
-            compute: the forecast.
+            asked: the forecast.
         """
-        if why_not := self._recorder.why_not(request.inputs.device):
-            return self._without(way, why_not, request, compute)
+        if why_not := self._recorder.why_not(asked.device):
+            return self._without(asked, why_not)
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._seen:
                 self._note(key, "")
-                return self._without(way, FIRST_OF_ITS_SHAPE, request, compute)
-            captured = self._capture(key, weights, request, options, compute)
+                return self._without(asked, FIRST_OF_ITS_SHAPE)
+            captured = self._capture(key, asked)
         if captured is None:
-            return self._without(way, self._seen[key], request, compute)
+            return self._without(asked, self._seen[key])
         self._captured.move_to_end(key)
-        for name, tensor in _tensors(request).items():
+        for name, tensor in _tensors(asked.request).items():
             getattr(captured.inputs, name).copy_(tensor)
-        captured.graph.replay()
+        drawn = asked.request.num_samples is not None
+        captured.graph.replay(asked.numbers.seed if drawn else None)
         result, answers = (output.clone() for output in captured.outputs)
-        return result, answers, self._ran(way)
+        return result, answers, self._ran(asked.way)
 
     def clear(self) -> None:
         """Free all graphs."""
@@ -249,22 +295,24 @@ class Graphs:
         for key in [key for key, captured in self._captured.items() if which(captured)]:
             self._captured.pop(key).graph.reset()
 
-    def _capture(
-        self, key: Any, weights: Weights, request: Request, options: Any, compute: Compute
-    ) -> _Captured | None:
+    def _capture(self, key: Any, asked: Asked) -> _Captured | None:
         """Capture a forecast; None where that fails, or failed before."""
         if self._seen[key]:
             return None
-        device = request.inputs.device
+        device, weights, options = asked.device, asked.model.weights, asked.options
         # Graphs of weights that have since been prepared anew are never asked for again.
         self._drop(lambda old: old.options == options and old.weights is not weights)
         while len(self._captured) >= MOST_GRAPHS:
             self._captured.popitem(last=False)[1].graph.reset()
         try:
             before = self._recorder.bytes_held(device)
-            own: dict[str, Any] = {name: part.clone() for name, part in _tensors(request).items()}
-            inputs = replace(request, **own)
-            graph, outputs = self._recorder.record(lambda: compute(inputs), device)
+            own: dict[str, Any] = {
+                name: part.clone() for name, part in _tensors(asked.request).items()
+            }
+            inputs = replace(asked.request, **own)
+            graph, outputs = self._recorder.record(
+                lambda generator: asked.compute(inputs, GivenNumbers(generator)), device
+            )
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
             self._drop(lambda captured: True)
@@ -273,11 +321,9 @@ class Graphs:
         self._captured[key] = _Captured(graph, inputs, outputs, weights, options, size)
         return self._captured[key]
 
-    def _without(
-        self, way: Runtime, why: str, request: Request, compute: Compute
-    ) -> tuple[torch.Tensor, torch.Tensor, Ran]:
-        result, answers = compute(request)
-        return result, answers, self._ran(way.without_graphs(why))
+    def _without(self, asked: Asked, why: str) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+        result, answers = asked.compute(asked.request, asked.numbers)
+        return result, answers, self._ran(asked.way.without_graphs(why))
 
     def _ran(self, way: Runtime) -> Ran:
         held = list(self._captured.values())
@@ -293,19 +339,20 @@ class Graphs:
 
 
 _of_models: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
-_lock = threading.RLock()
-_of_devices: dict[torch.device, threading.RLock] = {}
+_lock = Lock()
+_of_devices: dict[torch.device, Lock] = {}
 _recorder = CudaRecorder()
 
 
-def run(
-    backbone: Any, weights: Weights, request: Request, options: Any, way: Runtime, compute: Compute
-) -> tuple[torch.Tensor, torch.Tensor, Ran]:
-    """Forecast on a GPU by a CUDA graph of the backbone's, where there is or may be one."""
+def run(asked: Asked) -> tuple[torch.Tensor, torch.Tensor, Ran]:
+    """Forecast on a GPU by a CUDA graph of the model's, where there is or may be one.
+
+    Returns:
+        The forecast, the answers to its doubts, and how it was made.
+    """
     with _lock:
-        of_this_model = _of_models.setdefault(backbone, Graphs(_recorder))
-    key = _key(backbone, weights, request, options, way)
-    return of_this_model.run(key, weights, request, options, way, compute)
+        of_this_model = _of_models.setdefault(asked.model.backbone, Graphs(_recorder))
+    return of_this_model.run(_key(asked), asked)
 
 
 def forget(backbone: Any = None) -> None:
@@ -319,22 +366,11 @@ def forget(backbone: Any = None) -> None:
             graphs.clear()
 
 
-def capturing() -> bool:
-    """Whether what is computed now is being captured."""
-    # ``is_available()`` asks the driver anew each time.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that there is no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 @contextmanager
 def one_at_a_time(device: torch.device) -> Iterator[None]:
     """Graphs of a device share memory, and random numbers cannot be drawn beside a capture."""
     with _lock:
-        lock = _of_devices.setdefault(device, threading.RLock())
+        lock = _of_devices.setdefault(device, Lock())
     with lock:
         yield
 
@@ -352,10 +388,9 @@ _SETTINGS_OF_SCALERS = (
 )
 
 
-def _key(
-    backbone: Any, weights: Weights, request: Request, options: Any, way: Runtime
-) -> tuple[Any, ...]:
+def _key(asked: Asked) -> tuple[Any, ...]:
     """All that decides which kernels run, and on which memory, but a request's own."""
+    backbone, request = asked.model.backbone, asked.request
     described = {
         name: (part.shape, part.stride(), part.dtype) if isinstance(part, torch.Tensor) else part
         for name, part in vars(request).items()
@@ -364,10 +399,10 @@ def _key(
     places = (tensor.data_ptr() for tensor in tensors_of(backbone))
     return (
         tuple(sorted(described.items(), key=lambda item: item[0])),
-        options,
-        way.name,
-        id(way.regions),
-        id(weights),
+        asked.options,
+        asked.way.name,
+        id(asked.way.regions),
+        id(asked.model.weights),
         torch.is_autocast_enabled(kind),
         torch.get_autocast_dtype(kind),
         torch.are_deterministic_algorithms_enabled(),

@@ -7,16 +7,19 @@ is marked so: another context, horizon, batch or number of samples or variates n
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 import torch._dynamo
 import torch._inductor.config as inductor
+from torch._dynamo.exc import RecompileError
 
+from toto_compile_patch.decode import compile_report, operators, sampling
 from toto_compile_patch.decode import layer as layers
-from toto_compile_patch.decode import operators, sampling
 from toto_compile_patch.decode.layer import Past, Rotation, Traceable
+from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.rows import Padding
 from toto_compile_patch.decode.sampling import StudentT
@@ -32,15 +35,27 @@ ROWS_OF_A_PACKED_PRODUCT = 4
 """oneDNN reads a weight faster for as many rows as this than for one or two."""
 
 
+def _unwanted_compilation(error: Exception) -> bool:
+    """Whether a user has asked torch to raise instead of compiling again."""
+    return isinstance(error, RecompileError) or "fail_on_recompile" in str(error)
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 class Regions:
     """The regions, run as they stand.
 
     Attributes:
         single_rows_apart: whether a layer over time is to be asked for a single row by
             ``over_time_alone``.
+        failure: why they are run as they stand though they were to be compiled; else empty.
     """
 
     single_rows_apart = False
+    failure = ""
 
     def padding(self, packed: bool) -> Padding:
         """How many rows there should be, where weights are packed or not."""
@@ -111,6 +126,7 @@ class Compiled(Regions):
         self._compile = partial(torch.compile, fullgraph=True, backend=backend)
         self._options = options
         self._made: dict[tuple[Any, bool], Callable[..., Any]] = {}
+        self._run_before: set[Any] = set()
 
     def padding(self, packed: bool) -> Padding:
         return Padding(ROWS_OF_A_PACKED_PRODUCT if packed else 1, but_not_one=True)
@@ -122,6 +138,30 @@ class Compiled(Regions):
         hidden: torch.Tensor,
         *rows: Any,
         attend: Attend | None = None,
+    ) -> Any:
+        if self.failure:
+            return super()._run(region, part, hidden, *rows, attend=attend)
+        kind = region, hidden.shape[0] == 1, hidden.shape[1], hidden.dtype, hidden.device
+        report = nullcontext() if kind in self._run_before else compile_report.first_call()
+        try:
+            with report:
+                result = self._run_compiled(region, part, hidden, *rows, attend=attend)
+        except Exception as error:
+            # A region has no effect but its result, and what it would write again.
+            if out_of_memory(error) or _unwanted_compilation(error):
+                raise
+            self.failure = f"compiling failed ({_in_a_line(error)})"
+            return super()._run(region, part, hidden, *rows, attend=attend)
+        self._run_before.add(kind)
+        return result
+
+    def _run_compiled(
+        self,
+        region: Any,
+        part: Traceable,
+        hidden: torch.Tensor,
+        *rows: Any,
+        attend: Attend | None,
     ) -> Any:
         if attend is not None:
             rows = (*rows, operators.attend)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +12,7 @@ import torch._inductor.config as inductor
 from torch._dynamo.backends.cudagraphs import CudagraphsBackend
 
 from toto_compile_patch.decode.regions import Compiled, Regions
+from toto_compile_patch.locks import Lock
 
 EAGER = "eager"
 COMPILE = "compile"
@@ -46,10 +46,6 @@ class Runtime:
         """The same, but run anew each time."""
         name = {CUDAGRAPH: EAGER, BOTH: COMPILE}.get(self.name, self.name)
         return Runtime(name, self.regions, reason or self.reason)
-
-    @property
-    def compiles(self) -> bool:
-        return self.name in (COMPILE, BOTH)
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,10 @@ def choose(wanted: str, model: Any, device: torch.device) -> Runtime:
     if wanted not in (COMPILE, BOTH):
         return Runtime(wanted, UNCOMPILED, reason)
     call = call or CompileCall("inductor")
-    if failure := _failures.get(_key(call)):
-        return Runtime(_uncompiled(wanted), UNCOMPILED, failure)
-    return Runtime(wanted, _compiled(call), reason)
+    regions = _compiled(call)
+    if regions.failure:
+        return Runtime(_uncompiled(wanted), UNCOMPILED, regions.failure)
+    return Runtime(wanted, regions, reason)
 
 
 def compile_call(model: Any) -> CompileCall | None:
@@ -134,32 +131,26 @@ def _read_call(compiled: Any) -> CompileCall | None:
     return CompileCall("inductor", tuple(sorted(changed.items())), bool(config[_CUDAGRAPHS]))
 
 
-def failed(runtime: Runtime, model: Any, error: Exception) -> Runtime:
-    """Remember that compiling failed, and give the runtime without it."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    reason = f"compiling failed ({type(error).__name__}: {first_line[:200]})"
-    with _lock:
-        _failures[_key(compile_call(model) or CompileCall("inductor"))] = reason
-    return Runtime(_uncompiled(runtime.name), UNCOMPILED, reason)
+def ran_uncompiled(ran: Ran, failure: str) -> Ran:
+    """What ran, where compiling failed on the way."""
+    return replace(ran, runtime=_uncompiled(ran.runtime), reason=failure, unexpected=True)
 
 
 def forget() -> None:
     """Compile anew, and try again what could not be compiled."""
     with _lock:
-        _failures.clear()
         _made.clear()
 
 
 UNCOMPILED = Regions()
 
-_lock = threading.Lock()
+_lock = Lock()
 _made: dict[Any, Compiled] = {}
-_failures: dict[Any, str] = {}
 _calls: WeakKeyDictionary[Any, CompileCall | None] = WeakKeyDictionary()
 
 
 def _uncompiled(name: str) -> str:
-    return CUDAGRAPH if name == BOTH else EAGER
+    return {COMPILE: EAGER, BOTH: CUDAGRAPH}.get(name, name)
 
 
 def _key(call: CompileCall) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.distributions import Gamma
 from torch.nn.functional import softplus
 
 from toto_compile_patch.decode.head import FoldedHead
@@ -71,10 +70,19 @@ def chosen_components(raw: torch.Tensor, uniform: torch.Tensor) -> StudentT:
     return half_df, loc, softplus(scale).clamp_min(eps)
 
 
-def draw(student_t: StudentT) -> torch.Tensor:
+def draw(student_t: StudentT, generator: torch.Generator | None = None) -> torch.Tensor:
     """One draw from each Student-T: a normal over the root of a chi-square over its degrees of
-    freedom."""
+    freedom.
+
+    Args:
+        student_t: parameters ``...``.
+        generator: of the random numbers; None: the process's.
+
+    Returns:
+        ``...``
+    """
     half_df, loc, scale = student_t
-    normal = torch.randn(half_df.shape, dtype=half_df.dtype, device=half_df.device)
-    gamma = Gamma(half_df, torch.ones_like(half_df), validate_args=False).sample()
+    dtype, device = half_df.dtype, half_df.device
+    normal = torch.randn(half_df.shape, dtype=dtype, device=device, generator=generator)
+    gamma = torch._standard_gamma(half_df, generator=generator).clamp_min(torch.finfo(dtype).tiny)
     return loc + scale * normal * torch.rsqrt(gamma / half_df)

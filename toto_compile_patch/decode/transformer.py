@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from toto_compile_patch.decode.attention import (
 )
 from toto_compile_patch.decode.layer import Layer, Past, Rotation, Traceable, keys_and_values
 from toto_compile_patch.decode.operators import Attend
+from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.rows import Rows
 
@@ -132,9 +132,7 @@ def suffix_cache(
 
 
 def prefill(
-    layers: tuple[Traceable, ...],
-    regions: Regions,
-    rotary: Any,
+    model: PreparedModel,
     hidden: torch.Tensor,
     rows: Rows,
     groups: torch.Tensor | None,
@@ -147,9 +145,7 @@ def prefill(
     position is wanted.
 
     Args:
-        layers: the transformer's.
-        regions: how to run them.
-        rotary: upstream's rotary embedding.
+        model: the model.
         hidden: embedded patches, ``row embed_dim``.
         rows: their layout.
         groups: True where one variate may see another, ``batch seq_len variate variate``.
@@ -158,6 +154,18 @@ def prefill(
     Returns:
         Hidden states with their layout, and the cache.
     """
+    with model.precision.of_products(hidden.device):
+        return _prefill(model, hidden, rows, groups, every_position)
+
+
+def _prefill(
+    model: PreparedModel,
+    hidden: torch.Tensor,
+    rows: Rows,
+    groups: torch.Tensor | None,
+    every_position: bool,
+) -> tuple[torch.Tensor, Rows, ContextCache]:
+    layers, regions, rotary = model.weights.layers, model.regions, model.rotary
     length = rows.count
     centre = (length - 1) // 2
     positions = rotation(rotary, rows, 0, 1, centre)
@@ -194,9 +202,7 @@ def prefill(
 
 
 def decode_step(
-    layers: tuple[Traceable, ...],
-    regions: Regions,
-    rotary: Any,
+    model: PreparedModel,
     hidden: torch.Tensor,
     rows: Rows,
     groups: torch.Tensor | None,
@@ -208,9 +214,7 @@ def decode_step(
     """Run the transformer over the ``step``-th generated patch of every sample.
 
     Args:
-        layers: the transformer's.
-        regions: how to run them.
-        rotary: upstream's rotary embedding.
+        model: the model.
         hidden: embedded patches, ``row embed_dim``.
         rows: their layout, by samples.
         groups: True where one variate may see another, ``batch 1 variate variate``.
@@ -226,21 +230,22 @@ def decode_step(
     length = suffix.context.length
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
-    here = rotation(rotary, rows, position, 0, centre)
-    if isinstance(suffix, OneRowCache):
-        return _one_row_step(layers, regions, hidden, rows, groups, here, suffix, step)
-    for idx, layer in enumerate(layers):
-        if layer.real.over_time:
-            attention = suffix.attention(idx, _heads(layer, rows), step)
-            hidden = regions.over_time(layer, hidden, here, attention)
-        else:
-            hidden = over_variates(regions, layer, hidden, rows, groups)
-    return hidden
+    here = rotation(model.rotary, rows, position, 0, centre)
+    with model.precision.of_products(hidden.device):
+        if isinstance(suffix, OneRowCache):
+            return _one_row_step(model, hidden, rows, groups, here, suffix, step)
+        regions = model.regions
+        for idx, layer in enumerate(model.weights.layers):
+            if layer.real.over_time:
+                attention = suffix.attention(idx, _heads(layer, rows), step)
+                hidden = regions.over_time(layer, hidden, here, attention)
+            else:
+                hidden = over_variates(regions, layer, hidden, rows, groups)
+        return hidden
 
 
 def _one_row_step(
-    layers: tuple[Traceable, ...],
-    regions: Regions,
+    model: PreparedModel,
     hidden: torch.Tensor,
     rows: Rows,
     groups: torch.Tensor | None,
@@ -248,10 +253,11 @@ def _one_row_step(
     suffix: OneRowCache,
     step: int,
 ) -> torch.Tensor:
+    regions = model.regions
     seen = suffix.seen(step)
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
-    for idx, layer in enumerate(layers):
+    for idx, layer in enumerate(model.weights.layers):
         if layer.real.over_time:
             past = Past(*suffix.layers[idx], seen)
             hidden, key, value = regions.over_time_alone(layer, hidden, here, past)

@@ -8,7 +8,6 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,11 +28,10 @@ from toto_compile_patch.decode.layer import (
 )
 from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
 from toto_compile_patch.decode.modules import parameters_of
+from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL
+from toto_compile_patch.locks import Lock
 from toto_compile_patch.upstream import RMSNorm, SwiGLU, TimeWiseMultiheadAttention
-
-_SAMPLED = 256
-"""Elements of each weight that are compared to see whether it has changed."""
 
 
 @dataclass(frozen=True)
@@ -69,47 +67,23 @@ class Weights:
         layers: the transformer's.
         head: unembedding and projections.
         packed: whether they are in oneDNN's layout.
-        fingerprint: of the weights that were copied, when they were.
-        copied: those weights.
+        identities: of the weights that were copied and of those that are used as they stand.
+        noted: the bits of those that were copied.
     """
 
     layers: tuple[Traceable, ...]
     head: Traceable
     packed: bool
-    fingerprint: _Fingerprint = field(repr=False)
-    copied: Sequence[torch.Tensor] = field(repr=False)
-
-    def changed(self) -> torch.Tensor:
-        """Whether a value has changed since, on the model's device."""
-        return (_Fingerprint.sample(self.copied) != self.fingerprint.sampled).any()
+    identities: tuple[Any, ...] = field(repr=False)
+    noted: Noted = field(repr=False)
 
 
-@dataclass(frozen=True)
-class _Fingerprint:
-    """What a changed weight would show: its place, its version, some of its values."""
-
-    places: tuple[Any, ...]
-    sampled: torch.Tensor
-
-    @classmethod
-    def places_of(
-        cls, copied: Sequence[torch.Tensor], used: Sequence[torch.Tensor]
-    ) -> tuple[Any, ...]:
-        """Of weights that were copied, and of those that are used as they stand."""
-        return (
-            *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape) for w in copied),
-            *((w.data_ptr(), w.dtype, w.device) for w in used),
-        )
-
-    @classmethod
-    def sample(cls, copied: Sequence[torch.Tensor]) -> torch.Tensor:
-        def some(weight: torch.Tensor) -> torch.Tensor:
-            flat = weight.detach().flatten()
-            return flat[:: max(1, flat.numel() // _SAMPLED)]
-
-        sampled = torch.cat([some(weight) for weight in copied])
-        # The bytes, in which a NaN is equal to itself: else weights would be prepared for ever.
-        return sampled.view(torch.uint8)
+def _identities(copied: Sequence[torch.Tensor], used: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """What tells of another weight, or of one that torch changed, without reading its values."""
+    return (
+        *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape, w.stride()) for w in copied),
+        *((w.data_ptr(), w.dtype, w.device) for w in used),
+    )
 
 
 def _version(weight: torch.Tensor) -> int | None:
@@ -117,49 +91,68 @@ def _version(weight: torch.Tensor) -> int | None:
     return None if weight.is_inference() else weight._version
 
 
-_prepared: WeakKeyDictionary[Any, dict[Layout, Weights]] = WeakKeyDictionary()
-_lock = threading.Lock()
+class _OfAModel:
+    """The prepared weights of one model, by layout, and the lock under which they are prepared."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.by_layout: dict[Layout, Weights] = {}
 
 
-def prepared_weights(backbone: Any, precision: str = MODEL) -> Weights:
+_prepared: WeakKeyDictionary[Any, _OfAModel] = WeakKeyDictionary()
+
+
+def prepared_weights(
+    backbone: Any, precision: str = MODEL, time_steps: int | None = None
+) -> Weights:
     """A backbone's present weights, ready for decoding; freed with the backbone.
 
     Elsewhere than on a CPU, to look at their values is to wait for the device: the caller then asks
-    ``changed()``.
+    ``noted.changed()``.
+
+    Args:
+        backbone: the model.
+        precision: of its products, the name of a Precision.
+        time_steps: how many of a patch are wanted, if not all.
     """
     layout = Layout.for_model(backbone, precision)
-    copied = [*parameters_of(backbone.unembed), *parameters_of(backbone.output_distribution)]
     used = parameters_of(backbone.transformer.layers)
+    copied: list[torch.nn.Parameter] = []
     if layout.packed or layout.bf16:
         copied += [weight for weight in used if weight.ndim == 2 or layout.bf16]
         used = [weight for weight in used if weight.ndim != 2]
+    copied += [*parameters_of(backbone.output_distribution), backbone.unembed.bias]
+    # The last one, whose rows are the time steps of a patch.
+    copied.append(backbone.unembed.weight)
+    of_this_model = _prepared.setdefault(backbone, _OfAModel())
     # Made outside inference mode, whose tensors other threads could not use freely.
-    with torch.inference_mode(False), torch.no_grad(), _lock:
-        places = _Fingerprint.places_of(copied, used)
-        of_this_backbone = _prepared.setdefault(backbone, {})
-        found = of_this_backbone.get(layout)
-        if found is None or found.fingerprint.places != places:
-            found = None
-        elif not copied[0].is_cpu or not found.changed():
+    with torch.inference_mode(False), torch.no_grad(), of_this_model.lock:
+        identities = _identities(copied, used)
+        found = of_this_model.by_layout.get(layout)
+        if (
+            found is not None
+            and found.identities == identities
+            and not (copied[0].is_cpu and found.noted.changed(time_steps))
+        ):
             return found
-        fingerprint = _Fingerprint(places, _Fingerprint.sample(copied))
-        of_this_backbone[layout] = Weights(
+        # Noted before they are read: a change that comes in between is seen later.
+        noted = Noted.of(copied)
+        made = of_this_model.by_layout[layout] = Weights(
             tuple(Traceable.of(_layer(layer, layout)) for layer in backbone.transformer.layers),
             Traceable.of(fold(backbone, layout.packed)),
             layout.packed,
-            fingerprint,
-            copied,
+            identities,
+            noted,
         )
-        return of_this_backbone[layout]
+        return made
 
 
 def forget(backbone: Any = None) -> None:
     """Prepare a backbone's weights anew at its next forecast; without one, those of all."""
-    with _lock:
-        if backbone is None:
-            _prepared.clear()
-        else:
-            _prepared.pop(backbone, None)
+    if backbone is None:
+        _prepared.clear()
+    else:
+        _prepared.pop(backbone, None)
 
 
 def _can_be_packed(weight: torch.Tensor) -> bool:

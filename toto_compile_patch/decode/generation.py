@@ -1,0 +1,180 @@
+"""The arithmetic of a forecast: the context once, then patch after patch for all samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from toto_compile_patch.decode.context import Context, embed, encode
+from toto_compile_patch.decode.doubts import Doubts, NotFiniteError
+from toto_compile_patch.decode.memory import capturing, out_of_memory
+from toto_compile_patch.decode.next_patch import Drawn, DrawnAsUpstream, Mean, NextPatch
+from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.prepared_model import PreparedModel
+from toto_compile_patch.decode.random_numbers import Numbers
+from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.scaling import scale_patch
+from toto_compile_patch.decode.transformer import decode_step, suffix_cache
+from toto_compile_patch.decode.upstream_draws import UpstreamDraws
+from toto_compile_patch.upstream import is_extreme_value
+
+ROWS_ON_A_CPU = 1024
+"""Series times variates times samples that a CPU decodes at once: more are no faster."""
+
+FREE_BYTES = 64 * 2**20
+"""Samples are decoded at once up to this size, however few the user lets upstream decode."""
+
+
+def generate(
+    model: PreparedModel, request: Request, numbers: Numbers | None, doubts: Doubts
+) -> torch.Tensor:
+    """Forecast, without a question to the device where that is not a CPU.
+
+    Args:
+        model: the model.
+        request: series and horizon.
+        numbers: the random numbers to draw with; None: upstream's draws in upstream's order.
+        doubts: takes what must not hold.
+
+    Returns:
+        Means ``batch variate horizon``, or samples ``batch variate horizon samples``.
+    """
+    drawn = request.num_samples is not None
+    context = encode(model, request, doubts, every_position=drawn and numbers is None)
+    # Before anything is drawn.
+    doubts.note(NotFiniteError, context.rows.unflatten(context.hidden).isnan().any())
+    if not drawn:
+        mean = _decode(model, request, context, 1, Mean(model), doubts)
+        return mean.squeeze(2).to(request.inputs.dtype)
+    if numbers is None:
+        paths = _drawn_as_upstream(model, request, context, doubts)
+    else:
+        generator = numbers.from_the_start()
+        paths = _drawn(model, request, context, generator, doubts)
+    samples = torch.cat(paths, dim=2).to(request.inputs.dtype)
+    return samples.transpose(2, 3).contiguous()
+
+
+def _drawn(
+    model: PreparedModel,
+    request: Request,
+    context: Context,
+    generator: torch.Generator | None,
+    doubts: Doubts,
+) -> list[torch.Tensor]:
+    """All samples, ``batch variate samples horizon``, in chunks of as many as there is room for."""
+    at_once = samples_at_once(model.backbone, request)
+    paths: list[torch.Tensor] = []
+    left = request.num_samples or 0
+    while left:
+        count = min(at_once, left)
+        try:
+            paths.append(
+                _decode(model, request, context, count, Drawn(model, count, generator), doubts)
+            )
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not out_of_memory(error) or capturing():
+                raise
+            at_once = count // 2
+        else:
+            left -= count
+    return paths
+
+
+def _drawn_as_upstream(
+    model: PreparedModel, request: Request, context: Context, doubts: Doubts
+) -> list[torch.Tensor]:
+    """All samples, ``batch variate samples horizon``, in upstream's batches of them."""
+    # Without time-wise layers nothing is ever cached.
+    cached = request.use_kv_cache and bool(context.cache.layers)
+    count = request.samples_per_batch
+    paths = []
+    for _ in range((request.num_samples or 0) // count):
+        draws = UpstreamDraws(model.backbone, context.prepended, sees_all=not cached)
+        next_patch = DrawnAsUpstream(draws, count)
+        paths.append(_decode(model, request, context, count, next_patch, doubts))
+    return paths
+
+
+def samples_at_once(backbone: Any, request: Request) -> int:
+    """How many samples to decode at once, in chunks of equal size; from shapes alone.
+
+    As many as fit in the memory that upstream's largest tensor, the unembedded context, takes
+    at the user's ``samples_per_batch``, and no fewer than those; on a CPU no more than it takes to
+    keep it busy.
+    """
+    batch, variates, length = request.inputs.shape
+    layer = backbone.transformer.layers[0]
+    itemsize = request.inputs.element_size()
+    computed = at_least_float32(request.inputs.dtype).itemsize
+    embed_dim, patch_size = backbone.embed_dim, backbone.patch_embed.patch_size
+    steps = request.steps(patch_size)
+    generated = 2 * len(backbone.transformer.layers) * (steps - 1) * embed_dim
+    parameters = 4 * getattr(backbone.output_distribution, "k_components", 1) * patch_size
+    working = 8 * embed_dim + 4 * layer.mlp_hidden_dim + parameters if steps > 1 else 0
+    sample = batch * variates * (generated + working + 8 * request.horizon) * computed
+    upstreams = request.samples_per_batch * batch * variates * length * embed_dim * itemsize
+    wanted = request.num_samples or 1
+    most = max(request.samples_per_batch, max(upstreams, FREE_BYTES) // sample)
+    if request.inputs.is_cpu and steps > 1:
+        most = min(most, max(1, ROWS_ON_A_CPU // (batch * variates)))
+    chunks = -(-wanted // most)
+    return -(-wanted // chunks)
+
+
+def _decode(
+    model: PreparedModel,
+    request: Request,
+    context: Context,
+    samples: int,
+    next_patch: NextPatch,
+    doubts: Doubts,
+) -> torch.Tensor:
+    """Generate patch after patch, ``batch variate samples horizon``."""
+    patch_size = model.patch_size
+    steps = request.steps(patch_size)
+    scaled, state = context.scaled, context.state
+    rows = context.rows.with_count(samples)
+    one_row = model.regions.single_rows_apart and samples * rows.series == 1
+    suffix = suffix_cache(context.cache, samples, steps - 1, one_row=one_row)
+    hidden = context.hidden
+    patches: list[torch.Tensor] = []
+    for step in range(steps):
+        wanted = min(patch_size, request.horizon - step * patch_size)
+        if step == 0:
+            unscaled = next_patch.first(hidden, context.rows, wanted)
+        else:
+            unscaled = next_patch.later(hidden, rows, wanted)
+        loc, scale = scaled.loc[..., :wanted], scaled.scale[..., :wanted]
+        patch = loc + scale * unscaled.to(scaled.values.dtype)
+        if next_patch.can_be_left:
+            doubts.note(NotFiniteError, patch.isnan().any())
+        # What is too large counts in the type that the user sees.
+        patch = patch.masked_fill(is_extreme_value(patch.to(request.inputs.dtype)), 0.0)
+        if request.future_exogenous is not None:
+            patch = _with_known_future(patch, request, step * patch_size)
+        patches.append(patch)
+        if step + 1 < steps:
+            scaled, state = scale_patch(model.backbone.scaler, state, patch)
+            embedded = embed(model.backbone, scaled.values)
+            hidden = decode_step(
+                model,
+                rows.flatten(embedded),
+                rows,
+                context.groups,
+                suffix,
+                step,
+                centred_alone=request.use_kv_cache,
+            )
+    return torch.cat(patches, dim=-1)
+
+
+def _with_known_future(patch: torch.Tensor, request: Request, start: int) -> torch.Tensor:
+    """Put the known values of the exogenous variates in place of the predicted ones."""
+    future = request.future_exogenous
+    if future is None:
+        return patch
+    known = future[:, :, None, start : start + patch.shape[-1]].to(patch.dtype)
+    known = known.expand(-1, -1, patch.shape[2], -1)
+    return torch.cat([patch[:, : -request.num_exogenous], known], dim=1)

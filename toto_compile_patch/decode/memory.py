@@ -1,0 +1,39 @@
+"""How memory that ran out is recognised, and said; and whether a device may be asked anything."""
+
+from __future__ import annotations
+
+import torch
+
+_ALLOCATOR = "can't allocate memory"
+_ONEDNN = ("could not create a primitive", "could not create a memory", "could not execute a")
+_STANDARD = ("bad_alloc", "bad allocation")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _says(error, (_ALLOCATOR, *_ONEDNN, *_STANDARD))
+
+
+def said_clearly(error: BaseException) -> BaseException:
+    """The same error where it names memory, else one that does: oneDNN's does not."""
+    if not _says(error, (*_ONEDNN, *_STANDARD)):
+        return error
+    clear = torch.OutOfMemoryError(
+        f"there is not enough memory for this forecast ({str(error).splitlines()[0]}): forecast "
+        "fewer series at once, or a shorter context, or give the process more memory"
+    )
+    clear.__cause__ = error
+    return clear
+
+
+def _says(error: BaseException, messages: tuple[str, ...]) -> bool:
+    text = str(error)
+    return any(message in text for message in messages)
+
+
+def capturing() -> bool:
+    """Whether what is computed now is being captured in a CUDA graph."""
+    # ``is_available()`` asks the driver anew each time.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,107 @@
+"""From a hidden state to the next patch: its mean, or draws from its distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from toto_compile_patch.decode import sampling
+from toto_compile_patch.decode.prepared_model import PreparedModel
+from toto_compile_patch.decode.rows import Rows
+from toto_compile_patch.decode.upstream_draws import UpstreamDraws
+
+
+class NextPatch(Protocol):
+    """From hidden states, ``row embed_dim``, to unscaled values of the next patch.
+
+    Attributes:
+        can_be_left: whether upstream's code may still be asked to make the forecast instead.
+    """
+
+    @property
+    def can_be_left(self) -> bool:
+        """See above."""
+
+    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """After the context, which the samples share, ``batch variate samples time_steps``."""
+
+    def later(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """After a decode step, ``batch variate samples time_steps``."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of each patch's distribution."""
+
+    model: PreparedModel
+    can_be_left = True
+
+    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """See ``NextPatch``: there is one path, whose mean is that of the first patch."""
+        head = self.model.weights.head
+        if (part := head.real.first(time_steps)) is not head.real:
+            return rows.unflatten(sampling.mean(part, hidden))
+        return rows.unflatten(self.model.regions.mean(head, hidden))
+
+    later = first
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draws from each patch's distribution.
+
+    Attributes:
+        model: the model.
+        samples: how many.
+        generator: of the random numbers; None: the process's.
+    """
+
+    model: PreparedModel
+    samples: int
+    generator: torch.Generator | None
+    can_be_left = True
+
+    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """See ``NextPatch``: all samples are drawn from one distribution."""
+        raw = self.model.weights.head.real.first(time_steps).apply(hidden)
+        raw = rows.unflatten(raw).squeeze(2)
+        uniform = self._uniform((*raw.shape[:-2], self.samples), raw)
+        drawn = sampling.draw(sampling.chosen_components(raw, uniform), self.generator)
+        return drawn.transpose(2, 3)
+
+    def later(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """See ``NextPatch``: each sample has a distribution of its own."""
+        head = self.model.weights.head
+        uniform = self._uniform((rows.batch, rows.variates, rows.count, time_steps), hidden)
+        uniform = rows.flatten(uniform).unsqueeze(-1)
+        if (part := head.real.first(time_steps)) is not head.real:
+            chosen = sampling.choose(part, hidden, uniform)
+        else:
+            chosen = self.model.regions.choose(head, hidden, uniform)
+        half_df, loc, scale = (rows.unflatten(part.squeeze(-1)) for part in chosen)
+        return sampling.draw((half_df, loc, scale), self.generator)
+
+    def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Numbers that choose components, in [0, 1), of the head's type."""
+        dtype = self.model.weights.head.real.weight.dtype
+        return torch.rand(shape, dtype=dtype, device=like.device, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class DrawnAsUpstream:
+    """Upstream's draws in upstream's order.
+
+    Once they are drawn, upstream's code would draw others.
+    """
+
+    draws: UpstreamDraws
+    samples: int
+    can_be_left = False
+
+    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+        """See ``NextPatch``."""
+        return self.draws(rows.unflatten(hidden), self.samples)[..., :time_steps]
+
+    later = first

@@ -1,0 +1,149 @@
+"""How a changed weight is noticed, whatever changed it.
+
+What is prepared of a weight is a copy, which must not outlive a change of the weight. No identity
+or version tells of all changes: ``weight.data``, numpy, a storage, DLPack and fused optimizers
+write past them. To read all weights again would take as long as a forecast. So at each forecast
+some of their bits are compared, chosen by structure and not at regular distances:
+
+- a diagonal of each matrix, which meets every row and every column of it. An edit of a whole row,
+  column or head, and whatever contains one, is seen at the next forecast.
+- a stretch of each weight, another one at each forecast, by a hash that was noted when the weight
+  was prepared. After ``STRETCHES`` forecasts every element has been read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+STRETCHES = 512
+"""Forecasts after which any change has been noticed."""
+
+_STRIDE = 317
+"""From one forecast's stretch to the next one's: far, so that an edited block is met soon. Odd, so
+that all have their turn."""
+
+_HASHED_AT_ONCE = 16
+"""Stretches of a weight that are hashed together, so that they stay in a CPU's cache."""
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BYTES_OF_A_WORD = 8
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The bits of weights when they were noted.
+
+    Attributes:
+        places: views of the weights that are compared at each forecast, their bits as integers.
+        bits: what they held, ``element``, one place after the other.
+        stretches: views of the weights, each ``STRETCHES word``.
+        factors: odd random numbers by which a stretch of all weights is multiplied, ``word``. The
+            sum of products cannot stay what it was if a single word changed.
+        hashes: the sums, ``STRETCHES``.
+        turns: counts the forecasts.
+    """
+
+    places: tuple[torch.Tensor, ...]
+    bits: torch.Tensor
+    stretches: tuple[torch.Tensor, ...]
+    factors: torch.Tensor
+    hashes: torch.Tensor
+    turns: itertools.count[int]
+
+    @classmethod
+    def of(cls, weights: Sequence[torch.Tensor]) -> Noted:
+        """Note the bits of some weights.
+
+        Args:
+            weights: on one device and of one type. Of the last one, ``patch_size·n m``, a forecast
+                may need the rows of the first time steps of a patch alone (see ``changed``).
+        """
+        places: list[torch.Tensor] = []
+        stretches: list[torch.Tensor] = []
+        for weight in weights:
+            stretched, rest = _stretches(weight)
+            stretches += stretched
+            places += [*rest, *_diagonal(weight)]
+        widths = [stretch.shape[1] for stretch in stretches]
+        generator = torch.Generator().manual_seed(sum(widths))
+        factors = 2 * torch.randint(-(2**62), 2**62, (sum(widths),), generator=generator) + 1
+        factors = factors.to(weights[0].device)
+        hashes = factors.new_zeros(STRETCHES)
+        for stretch, own in zip(stretches, factors.split(widths), strict=True):
+            hashed = [(some * own).sum(-1) for some in stretch.split(_HASHED_AT_ONCE)]
+            hashes += torch.cat(hashed)
+        return cls(
+            tuple(places), _read(places), tuple(stretches), factors, hashes, itertools.count()
+        )
+
+    def changed(self, time_steps: int | None = None) -> torch.Tensor:
+        """Whether a change is seen, as a boolean on the weights' device, which is not waited for.
+
+        Args:
+            time_steps: of a patch, if only their rows of the last weight are needed.
+        """
+        places, bits = self.places, self.bits
+        if time_steps is not None and places[-1].ndim == 2:
+            places = (*places[:-1], places[-1][:time_steps])
+            bits = bits[: bits.numel() - self.places[-1].numel() + places[-1].numel()]
+        changed = (_read(places) != bits).any()
+        if self.stretches:
+            turn = next(self.turns) * _STRIDE % STRETCHES
+            words = torch.cat([stretch[turn] for stretch in self.stretches])
+            changed = changed | ((words * self.factors).sum() != self.hashes[turn])
+        return changed
+
+
+def _read(places: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What is at some places now, ``element``."""
+    sizes = [place.numel() for place in places]
+    bits = places[0].new_empty(sum(sizes))
+    parts = zip(bits.split(sizes), places, strict=True)
+    torch._foreach_copy_([part.view(place.shape) for part, place in parts], list(places))
+    return bits
+
+
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    """A view of a weight's bits, in which a NaN is equal to itself."""
+    return weight.detach().view(_BITS[weight.element_size()])
+
+
+def _diagonal(weight: torch.Tensor) -> list[torch.Tensor]:
+    """Views that meet every row and every column of a matrix; of anything else, all of it.
+
+    The last one is ``block place``, square blocks of a matrix with more rows than columns.
+    """
+    bits = _bits(weight)
+    if bits.ndim != 2 or not bits.numel():
+        return [bits]
+    (rows, columns), (down, right), start = bits.shape, bits.stride(), bits.storage_offset()
+    if rows >= columns:
+        blocks, left = divmod(rows, columns)
+        squares = bits.as_strided((blocks, columns), (columns * down, down + right), start)
+        start += blocks * columns * down
+    else:
+        # Of each row some neighbours, which lie in one line of a CPU's cache.
+        blocks, left = divmod(columns, rows)
+        squares = bits.as_strided((blocks, rows), (right, down + blocks * right), start)
+        start += blocks * rows * right
+    return [bits.as_strided((left,), (down + right,), start), squares] if left else [squares]
+
+
+def _stretches(weight: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Views of a weight's memory, ``STRETCHES word``, and of what is left over."""
+    bits = _bits(weight)
+    if not (bits.is_contiguous() or (bits.ndim == 2 and bits.t().is_contiguous())):
+        return [], [bits]
+    flat = bits.as_strided((bits.numel(),), (1,))
+    in_a_word = _BYTES_OF_A_WORD // bits.element_size()
+    first = -bits.storage_offset() % in_a_word
+    words = max(0, flat.numel() - first) // in_a_word // STRETCHES
+    last = first + words * STRETCHES * in_a_word
+    rest = [part for part in (flat[:first], flat[last:]) if part.numel()]
+    if not words:
+        return [], [bits]
+    return [flat[first:last].view(torch.int64).view(STRETCHES, words)], rest

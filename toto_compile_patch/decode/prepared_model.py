@@ -1,0 +1,38 @@
+"""What travels together through a forecast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toto_compile_patch.decode.precision import Precision
+from toto_compile_patch.decode.regions import Regions
+from toto_compile_patch.decode.weights import Weights
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to decode.
+
+    Attributes:
+        backbone: upstream's.
+        weights: prepared from the backbone's.
+        regions: the parts of the arithmetic, compiled or not.
+        precision: of the products in the transformer.
+    """
+
+    backbone: Any
+    weights: Weights
+    regions: Regions
+    precision: Precision
+
+    @property
+    def patch_size(self) -> int:
+        """Time steps of a patch."""
+        size: int = self.backbone.patch_embed.patch_size
+        return size
+
+    @property
+    def rotary(self) -> Any:
+        """Upstream's rotary embedding."""
+        return self.backbone.transformer.rotary_emb
