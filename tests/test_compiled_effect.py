@@ -189,24 +189,23 @@ def test_a_second_context_length_needs_no_new_code() -> None:
 def test_toto_compile_compiles_the_backbone(applied_first: bool) -> None:
     toto = tiny_model()
     if applied_first:
-        toto_compile_patch.apply(COMPILE_PATCHES)
+        toto_compile_patch.apply(COMPILE_PATCHES, runtime="compile")
         toto.compile(backend="eager")
     else:
         toto.compile(backend="eager")  # upstream: nothing that a forecast calls
         with CompileHealth() as health:
             forecast(toto.model, series(24), PATCH)
         assert health.graphs == 0
-        toto_compile_patch.apply(["compile_method"])
+        toto_compile_patch.apply(["compile_method"], runtime="compile")
         toto.compile(backend="eager")
     with CompileHealth() as health:
         forecast(toto.model, series(24), PATCH)
     assert health.graphs > 0
 
 
-def test_a_model_compiled_by_toto_compile_stays_so_after_revert() -> None:
+def test_a_model_that_the_package_compiled_stays_so_after_revert() -> None:
     toto_compile_patch.apply(COMPILE_PATCHES)
-    toto = tiny_model()
-    toto.compile(backend="eager")
+    toto = toto_compile_patch.compile(tiny_model(), backend="eager")
     forecast(toto.model, series(24), PATCH)
     toto_compile_patch.revert()
     with CompileHealth() as health:

@@ -17,10 +17,18 @@ import torch
 from random_cases import Case
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
-from toto_cases import PATCH, forecast, series, small_model, tiny_model, values
+from toto_cases import (
+    COMPILE_PATCHES,
+    PATCH,
+    forecast,
+    series,
+    small_model,
+    tiny_model,
+    values,
+)
 
 import toto_compile_patch
-from toto_compile_patch.decode import runtime, weights
+from toto_compile_patch.decode import compile_call, weights
 from toto_compile_patch.decode.last_path import Path
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.tools import machine
@@ -182,11 +190,40 @@ class TestChoice:
     def test_a_wrapped_model_runs_compiled(self) -> None:
         assert self.taken(torch.compile(small_model().model, backend="eager")) == "compile"
 
-    def test_upstreams_readme_line_is_heard(self) -> None:
+    def test_upstreams_readme_line_does_not_compile_on_a_cpu(self) -> None:
         toto = small_model()
         toto_compile_patch.apply("compile_method")
         toto.compile(backend="eager")
+        assert self.taken(toto.model) == "eager"
+        assert "does not pay on a CPU" in path().reason
+        assert self.taken(toto.model, runtime="compile") == "compile"
+
+    def test_what_else_a_user_compiles_is_compiled_there(self) -> None:
+        toto = small_model()
+        toto_compile_patch.apply("compile_method")
+        toto.compile(backend="eager")
+        assert self.taken(toto_compile_patch.compile(toto, backend="eager").model) == "compile"
+        toto.compile(backend="eager")
         assert self.taken(toto.model) == "compile"
+
+    @pytest.mark.parametrize("insisting", [False, True])
+    def test_nor_does_it_compile_upstreams_code(self, insisting: bool) -> None:
+        toto = small_model()
+        expected = values(forecast(toto.model, series(40), HORIZON))
+        seen: list[Any] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            seen.append(graph)
+            return graph.forward
+
+        runtime_wanted = "compile" if insisting else "auto"
+        toto_compile_patch.apply(COMPILE_PATCHES, runtime=runtime_wanted)
+        toto.compile(backend=backend)
+        found = values(forecast(toto.model, series(40), HORIZON))
+        assert bool(seen) is insisting
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        toto_compile_patch.revert()
+        assert torch.equal(values(forecast(toto.model, series(40), HORIZON)), expected)
 
     def test_an_argument_wins(self) -> None:
         assert self.taken(compiled_by("eager"), runtime="eager") == "eager"
@@ -221,22 +258,22 @@ class TestChoice:
 
     @pytest.mark.parametrize("how", ["in place", "wrapped"])
     def test_mode_and_options_of_the_call(self, how: str) -> None:
-        def call(**asked: Any) -> runtime.CompileCall:
+        def call(**asked: Any) -> compile_call.CompileCall:
             model: Any = small_model().model
             if how == "in place":
                 model.compile(**asked)
             else:
                 model = torch.compile(model, **asked)
-            found = runtime.compile_call(model)
+            found = compile_call.compile_call(model)
             assert found is not None
             return found
 
-        assert call() == runtime.CompileCall("inductor")
+        assert call() == compile_call.CompileCall("inductor")
         assert call(mode="reduce-overhead").captures
         assert not call(mode="default").captures
         assert dict(call(mode="max-autotune-no-cudagraphs").options)["max_autotune"] is True
         assert dict(call(options={"epilogue_fusion": False}).options) == {"epilogue_fusion": False}
-        assert runtime.compile_call(small_model().model) is None
+        assert compile_call.compile_call(small_model().model) is None
 
 
 def no_compiler(graph: Any, inputs: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+
+from toto_compile_patch.locks import Lock
 
 MODEL, TF32, BF16 = "model", "tf32", "bf16"
 
@@ -42,7 +43,7 @@ class Precision:
         return nullcontext()
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _users = 0
 _undo: Callable[[], None] | None = None
 

@@ -6,11 +6,17 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
+from toto_compile_patch.decode.compile_call import CompiledOffACpu
+from toto_compile_patch.decode.runtime import BOTH, COMPILE
+from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
-from toto_compile_patch.upstream import Toto, TotoForecaster
+from toto_compile_patch.upstream import Toto, TotoBackbone, TotoForecaster
+
+_logger = logging.getLogger("toto_compile_patch")
 
 
 @cache
@@ -22,6 +28,18 @@ def sites() -> tuple[AttributeSite, ...]:
 def compile_backbone(self: Any, *args: Any, **kwargs: Any) -> None:
     """Compile the backbone that a ``TotoForecaster`` calls, in place.
 
-    Takes what ``torch.compile`` takes. The model stays compiled when the patch is taken out.
+    Takes what ``torch.compile`` takes. Where the model makes its forecasts on a CPU, they run
+    uncompiled, unless ``apply(runtime="compile")`` insists: compiling takes longer there than it
+    gains. The model stays compiled when the patch is taken out.
     """
-    self.model.compile(*args, **kwargs)
+    backbone = self.model
+    before = getattr(backbone, "_compiled_call_impl", None)
+    backbone.compile(*args, **kwargs)
+    if type(backbone) is TotoBackbone and (before is None or isinstance(before, CompiledOffACpu)):
+        compiled = backbone._compiled_call_impl
+        backbone._compiled_call_impl = CompiledOffACpu(backbone, compiled, _insisted)
+        _logger.info("toto.compile(): forecasts are compiled on a GPU; on a CPU they run as before")
+
+
+def _insisted() -> bool:
+    return in_force().runtime in (COMPILE, BOTH)

@@ -12,15 +12,16 @@ Upstream's own cache, where ``kv_cache`` is not applied, is traced without captu
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
-from types import SimpleNamespace
 from typing import Any
 
 import torch._dynamo.config as config
 
+from toto_compile_patch.locks import Lock
 from toto_compile_patch.sites import AttributeSite, DynamoSettingSite, Site, setting_is_per_thread
 from toto_compile_patch.tracing import (
     inside_compiled_call,
@@ -66,27 +67,66 @@ _scoped = {
     (False, False): nullcontext(),
 }
 
-# Where settings are per thread, so is the depth of nested calls; else threads share both, and
-# the last one out restores the setting.
-_per_thread = setting_is_per_thread("assume_static_by_default")
-_scope: Any = threading.local() if _per_thread else SimpleNamespace()
-_scope_lock = threading.Lock()
+
+class _Scope:
+    """Who is inside a cached forecast.
+
+    Attributes:
+        depths: of nested calls, by thread.
+        settings: what is in force meanwhile; None: nothing.
+    """
+
+    def __init__(self) -> None:
+        self.depths: dict[int, int] = {}
+        self.settings: Any = None
+
+
+class _ScopeOfAThread(_Scope, threading.local):
+    pass
+
+
+# Where settings are per thread, each has a scope of its own; else all threads share one, and the
+# last one out restores the settings.
+_scope: _Scope = (
+    _ScopeOfAThread() if setting_is_per_thread("assume_static_by_default") else _Scope()
+)
+_scope_lock = Lock()
 
 
 @contextmanager
 def _cached_forecast() -> Iterator[None]:
-    with _scope_lock:
-        depth = getattr(_scope, "depth", 0)
-        if depth == 0:
-            # A user who compiles with dynamic=False has asked for static shapes.
-            dynamic = config.automatic_dynamic_shapes
-            _scope.settings = _scoped[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
-            _scope.settings.__enter__()
-        _scope.depth = depth + 1
+    thread = threading.get_ident()
     try:
+        with _scope_lock:
+            alone = not _scope.depths
+            # Noted first, so that an interrupt leaves nothing in force that nobody takes back.
+            _scope.depths[thread] = _scope.depths.get(thread, 0) + 1
+            if alone:
+                # A user who compiles with dynamic=False has asked for static shapes.
+                dynamic = config.automatic_dynamic_shapes
+                _scope.settings = _scoped[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
+                _scope.settings.__enter__()
         yield
     finally:
         with _scope_lock:
-            _scope.depth -= 1
-            if _scope.depth == 0:
-                _scope.settings.__exit__(None, None, None)
+            depth = _scope.depths.pop(thread, 0) - 1
+            if depth > 0:
+                _scope.depths[thread] = depth
+            _leave_if_last()
+
+
+def _leave_if_last() -> None:
+    if not _scope.depths and _scope.settings is not None:
+        settings, _scope.settings = _scope.settings, None
+        settings.__exit__(None, None, None)
+
+
+def _forget_other_threads() -> None:
+    """In a forked child there is no other thread that would leave."""
+    me = threading.get_ident()
+    _scope.depths = {thread: depth for thread, depth in _scope.depths.items() if thread == me}
+    _leave_if_last()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)

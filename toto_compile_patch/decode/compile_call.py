@@ -1,0 +1,113 @@
+"""What a user's own call of ``torch.compile`` asked for, which dynamo does not tell in public."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch._dynamo
+import torch._inductor.config as inductor
+from torch._dynamo.backends.cudagraphs import CudagraphsBackend
+
+INDUCTORS_GRAPHS = "triton.cudagraphs"
+"""Inductor's own graphs: they would record where our caches lie, and we capture the whole."""
+
+
+@dataclass(frozen=True)
+class CompileCall:
+    """What somebody's ``torch.compile(model)`` or ``model.compile()`` asked for.
+
+    Attributes:
+        backend: inductor's name, or another backend.
+        options: inductor's, in which they differ from its defaults.
+        captures: CUDA graphs were asked for.
+        not_on_a_cpu: it was upstream's ``Toto.compile()`` (see ``CompiledOffACpu``).
+    """
+
+    backend: Any
+    options: tuple[tuple[str, Any], ...] = ()
+    captures: bool = False
+    not_on_a_cpu: bool = False
+
+
+class CompiledOffACpu:
+    """What calls a backbone by compiled code, but not where it is on a CPU.
+
+    ``Toto.compile()`` compiles nothing upstream, so that it stands in many a script at no cost. On
+    a CPU compiled code gains little, and compiling it takes longer than many forecasts.
+
+    Args:
+        backbone: the backbone.
+        compiled: what ``torch.nn.Module.compile`` made of it.
+        insisted: asked at each call on a CPU, whether the user wants compiled code there, too.
+    """
+
+    def __init__(
+        self, backbone: Any, compiled: Callable[..., Any], insisted: Callable[[], bool]
+    ) -> None:
+        self.compiled = compiled
+        self._backbone = backbone
+        self._insisted = insisted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._backbone.unembed.weight.is_cpu and not self._insisted():
+            return self._backbone._call_impl(*args, **kwargs)
+        return self.compiled(*args, **kwargs)
+
+
+def compile_call(model: Any) -> CompileCall | None:
+    """What a model was compiled with; None for one that was not."""
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        compiled: Any = model
+    else:
+        compiled = getattr(model, "_compiled_call_impl", None)
+    habit = isinstance(compiled, CompiledOffACpu)
+    if habit:
+        compiled = compiled.compiled
+    if compiled is None or not hasattr(compiled, "get_compiler_config"):
+        return None
+    if compiled not in _calls:
+        _calls[compiled] = _read_call(compiled)
+    call = _calls[compiled]
+    return replace(call, not_on_a_cpu=True) if call is not None and habit else call
+
+
+def _read_call(compiled: Any) -> CompileCall | None:
+    config = compiled.get_compiler_config()
+    if config is None:
+        backend = _backend_of(compiled)
+        # It captures what runs eagerly, as we do.
+        return None if isinstance(backend, CudagraphsBackend) else CompileCall(backend)
+    plain = inductor.get_config_copy()
+    changed = {
+        name: value
+        for name, value in config.items()
+        if plain.get(name) != value and name != INDUCTORS_GRAPHS
+    }
+    return CompileCall("inductor", tuple(sorted(changed.items())), bool(config[INDUCTORS_GRAPHS]))
+
+
+_calls: WeakKeyDictionary[Any, CompileCall | None] = WeakKeyDictionary()
+
+
+def _backend_of(compiled: Any) -> Any:
+    """The backend behind a compiled function: dynamo wraps it in several callables."""
+    context = getattr(compiled, "dynamo_ctx", None)
+    found = context.callback if context is not None else _callback_of(compiled)
+    for _ in range(8):
+        inner = getattr(found, "_torchdynamo_orig_backend", None)
+        inner = inner or getattr(found, "_torchdynamo_orig_callable", None)
+        if inner is None:
+            break
+        found = inner
+    # What ``torch.compile`` makes of a backend's name cannot be compared or hashed.
+    found = getattr(found, "compiler_fn", found)
+    return found if found is not None else "inductor"
+
+
+def _callback_of(compiled: Any) -> Any:
+    cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+    return cells["callback"].cell_contents if "callback" in cells else None
