@@ -12,6 +12,7 @@ import toto_compile_patch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", type=int, default=320, help="random models to compare")
+    parser.addoption("--edits", type=int, default=5, help="random edits of weights, of each kind")
 
 
 @pytest.fixture

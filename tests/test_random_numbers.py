@@ -1,0 +1,130 @@
+"""What a forecast draws, and that it takes nothing back that others may have drawn meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+
+HORIZON = 2 * PATCH
+
+
+def with_nan(length: int = 40) -> Any:
+    found = series(length)
+    found.series[0, 5] = torch.nan
+    return found
+
+
+def broken_head() -> Any:
+    """A model whose distribution is never a number, though its hidden states are."""
+    model = small_model().model
+    with torch.no_grad():
+        model.output_distribution.loc_proj.bias[0] = torch.nan
+    return model
+
+
+def test_a_mean_draws_nothing() -> None:
+    forecaster = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    before = torch.get_rng_state()
+    forecaster.forecast(series(40), HORIZON)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_series_that_upstream_refuses_draws_nothing() -> None:
+    forecaster = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("fast_decode")
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="Expected parameter"):
+        forecaster.forecast(with_nan(), HORIZON, num_samples=4, samples_per_batch=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_draw_begins_a_forecast() -> None:
+    """So that what comes after it does not depend on how much it draws."""
+    forecaster = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    after = []
+    for samples in (2, 64):
+        torch.manual_seed(7)
+        forecaster.forecast(series(40), HORIZON, num_samples=samples, samples_per_batch=2)
+        after.append(torch.rand(4))
+    assert torch.equal(*after)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        pytest.param(small_model, with_nan, id="a series with NaN"),
+        pytest.param(broken_head, lambda: series(40), id="a head with NaN", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("samples", [None, 4], ids=["mean", "samples"])
+def test_forecasts_beside_one_that_fails_do_not_repeat(
+    model: Callable[[], Any], inputs: Callable[[], Any], samples: int | None
+) -> None:
+    """Five hundred forecasts in two threads, and the user's own numbers, none seen before."""
+    failing = model()
+    failing = getattr(failing, "model", failing)
+    good = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("fast_decode", fallback="upstream")
+    good.forecast(series(24), PATCH, num_samples=4, samples_per_batch=4)
+    done = threading.Event()
+    failed: list[int] = []
+
+    def fail() -> None:
+        forecaster, broken = TotoForecaster(failing), inputs()
+        while not done.is_set():
+            try:
+                forecaster.forecast(broken, HORIZON, num_samples=samples, samples_per_batch=2)
+            except ValueError:
+                failed.append(1)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    drawn, own = [], []
+    try:
+        while len(drawn) < 250 or len(failed) < 250:
+            found = good.forecast(series(24), PATCH, num_samples=4, samples_per_batch=4).samples
+            drawn.append(tuple(found.flatten().tolist()))
+            own.append(tuple(torch.rand(4).tolist()))
+    finally:
+        done.set()
+        thread.join()
+    assert len(set(drawn)) == len(drawn)
+    assert len(set(own)) == len(own)
+
+
+def test_a_compiler_that_fails_late_changes_no_draw_of_upstreams() -> None:
+    """Upstream's draws cannot be begun again: what was compiled goes on as it stands."""
+    model = small_model().model.double()
+    inputs = series(40, dtype=torch.float64)
+    expected = values(forecast(model, inputs, HORIZON, 4, 2))
+    made: list[int] = []
+
+    def fails_in_the_decode_step(graph: Any, sample_inputs: Any) -> Any:
+        made.append(1)
+        if len(made) > 2:
+            raise OSError("the disk is full")
+        return graph.forward
+
+    model.compile(backend=fails_in_the_decode_step)
+    toto_compile_patch.apply("fast_decode", fallback="error", rng="upstream")
+    found = values(forecast(model, inputs, HORIZON, 4, 2))
+    assert len(made) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_seed_gives_the_same_forecast_though_weights_had_to_be_prepared_again() -> None:
+    model = small_model().model
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    first = values(forecast(model, series(40), HORIZON, 4, 2))
+    toto_compile_patch.refresh(model)
+    assert torch.equal(values(forecast(model, series(40), HORIZON, 4, 2)), first)
