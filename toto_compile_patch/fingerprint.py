@@ -11,6 +11,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -43,7 +44,36 @@ def _fingerprint_of(code: CodeType | type) -> str | None:
 
 def fingerprint_source(source: str) -> str:
     """Return the fingerprint of source text, which may be indented."""
-    tree = ast.parse(textwrap.dedent(source))
+    return _fingerprint_of_tree(ast.parse(textwrap.dedent(source)))
+
+
+def fingerprint_definitions(source: str, wanted: Container[str]) -> dict[str, str]:
+    """Return the fingerprints of functions, classes and methods of a file, without running it.
+
+    Args:
+        source: the whole file.
+        wanted: qualified names (``Class.method``); others are passed over.
+
+    Raises:
+        SyntaxError: the file is no Python.
+        ValueError: it holds null bytes.
+    """
+    return dict(_definitions(ast.parse(source), "", wanted))
+
+
+def _definitions(
+    tree: ast.Module | ast.ClassDef, prefix: str, wanted: Container[str]
+) -> Iterator[tuple[str, str]]:
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = f"{prefix}{node.name}"
+            if name in wanted:
+                yield name, _fingerprint_of_tree(ast.Module([node], []))
+            if isinstance(node, ast.ClassDef):
+                yield from _definitions(node, f"{name}.", wanted)
+
+
+def _fingerprint_of_tree(tree: ast.Module) -> str:
     return hashlib.sha256(_canonical(tree).encode()).hexdigest()[:16]
 
 

@@ -24,6 +24,7 @@ import toto.model.transformer as transformer
 import toto.model.util as util
 
 from toto_compile_patch.fingerprint import fingerprint
+from toto_compile_patch.tested_code import FINGERPRINTS
 
 Toto = toto.Toto
 TotoBackbone = backbone.TotoBackbone
@@ -105,46 +106,6 @@ CONSTRUCTOR_MODULE = backbone
 
 TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0"
 
-# Fingerprints of the code that was tested. Where there are two, the first is that of toto-ts
-# 0.1.3 and 0.1.4, the second that of 0.2.0 (and of timecopilot-toto 0.1.7).
-_FINGERPRINTS = {
-    "toto.model.util.KVCache": {"6b3d04645da473df"},
-    "toto.model.attention.BaseMultiheadAttention.positional_embedding": {"c7ad39cc0040ca25"},
-    "toto.model.attention.BaseMultiheadAttention.run_attention": {"c4cb57bf0d7e594a"},
-    "toto.model.attention.BaseMultiheadAttention.forward": {"39f1af3892f39c05"},
-    "toto.model.transformer.TransformerLayer.forward": {"2f5e036bac00e99e"},
-    "toto.model.transformer.Transformer.forward": {"97b5e06ccf9ad500", "189db066c99218e5"},
-    "toto.model.transformer.Transformer._get_mask": {"c48d430cc7d1292a"},
-    "toto.model.backbone.TotoBackbone.allocate_kv_cache": {"ea7b67e40ac480d4"},
-    "toto.model.backbone.TotoBackbone.backbone": {"4710f39fc4be108a", "813e8c5e6800a261"},
-    "toto.model.backbone.TotoBackbone.forward": {"ea73bf8e813b1607", "9ecb333a09919f1f"},
-    "toto.model.toto.Toto.__init__": {"724c5bd8cada4483"},
-    "toto.inference.forecaster.TotoForecaster.__init__": {"4b027d045a5dccbf", "24378c8af12acd6c"},
-    "toto.model.attention.BaseMultiheadAttention.get_qkv": {"c1f082e7b9bf0b21"},
-    "toto.model.attention.BaseMultiheadAttention.rearrange_inputs": {"51b59cfed9256d97"},
-    "toto.model.attention.BaseMultiheadAttention.rearrange_output": {"b8910f9e3d548a25"},
-    "toto.model.rope.TimeAwareRotaryEmbedding.rotate_queries_and_keys": {"496fe92c6b3b27dc"},
-    "toto.model.rope.TimeAwareRotaryEmbedding.get_scale": {"adc27a60e56d43e5"},
-    "toto.model.embedding.PatchEmbedding.forward": {"d28d75b1b9be91dc"},
-    "toto.model.embedding.PatchEmbedding._patchify": {"fcc26e68690c581a"},
-    "toto.model.distribution.MixtureOfStudentTsOutput.forward": {"30828cf3e60ff941"},
-    "toto.model.distribution.StudentTOutput.forward": {"8b2d01a5b392dcc2"},
-    "toto.model.scaler.StdMeanScaler.__call__": {"98e82f61045027cf"},
-    "toto.model.scaler.CausalStdMeanScaler.__call__": {"8bbed413d70ba822"},
-    "toto.model.scaler.CausalPatchStdMeanScaler.__call__": {"1dad1f8bdbc00317"},
-    "toto.model.scaler.compute_causal_statistics": {"171db326463fcd8d"},
-    "toto.inference.forecaster.replace_extreme_values": {"ece579a6cb7a8e17"},
-    "toto.inference.forecaster.TotoForecaster.generate_mean": {
-        "f92b9399a127aad3",
-        "a8d740441d8cf4e1",
-    },
-    "toto.inference.forecaster.TotoForecaster.generate_samples": {
-        "c5bd1146f2c22afa",
-        "cd1849d8ceaf30f5",
-    },
-    "toto.inference.forecaster.TotoForecaster.create_affine_transformed": {"f746236dbc0a9674"},
-}
-
 
 def symbol(owner: Any, attribute: str) -> str:
     """Name an attribute of a class or module the way an import statement would reach it."""
@@ -162,7 +123,7 @@ def untested(owner: Any, attribute: str) -> str | None:
     if current is MISSING:
         return None if hasattr(owner, attribute) else "it does not exist"
     name = f"{current.__module__}.{current.__qualname__}" if isinstance(current, type) else None
-    known = _FINGERPRINTS.get(name or symbol(owner, attribute), set())
+    known = FINGERPRINTS.get(name or symbol(owner, attribute), set())
     if fingerprint(_undecorated(current)) in known:
         return None
     return f"it is {describe(current)}, whose source is not that of {TESTED_VERSIONS}"
