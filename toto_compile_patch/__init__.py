@@ -24,6 +24,7 @@ from toto_compile_patch.errors import (
     PatchConflictError,
     TotoCompilePatchError,
     TotoNotFoundError,
+    UnreachedCarrierWarning,
     UnsupportedTotoError,
 )
 from toto_compile_patch.version import __version__
@@ -34,6 +35,7 @@ __all__ = [
     "PatchConflictError",
     "TotoCompilePatchError",
     "TotoNotFoundError",
+    "UnreachedCarrierWarning",
     "UnsupportedTotoError",
     "__version__",
     "apply",

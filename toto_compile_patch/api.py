@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from toto_compile_patch import carriers
+from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force
 from toto_compile_patch.table import TABLE
@@ -77,6 +79,9 @@ def apply(
     With ``TOTO_COMPILE_PATCH=0`` in the environment, upstream is left (or made) untouched,
     whatever the arguments say.
 
+    Warns, once in a process, of each loaded copy of Toto's code that it does not reach
+    (``UnreachedCarrierWarning``, and the log); ``status()`` lists them.
+
     Args:
         patches: names of the patches, or one comma-separated string; default: all of them.
         strict: raise where the installed ``toto`` is not code that was tested, instead of
@@ -108,7 +113,22 @@ def apply(
     >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
     """
     settings = Settings.resolve(patches, strict, mode, rng, fallback, runtime, precision, log)
+    _warn_of_unreached(settings)
     _bring_about(settings)
+
+
+def _warn_of_unreached(settings: Settings) -> None:
+    """Before anything changes, since a caller's filters may turn the warning into an error."""
+    if not settings.enabled or not settings.patches:
+        return
+    with _registry().lock:
+        before = _wish.settings
+        _show_log(settings.log)
+        try:
+            carriers.warn_of_unreached()
+        except BaseException:
+            _show_log(before.log if before else None)
+            raise
 
 
 def _bring_about(settings: Settings) -> None:
@@ -265,7 +285,19 @@ class PatchStatus:
 
 
 class Status(tuple[PatchStatus, ...]):
-    """The rows of ``status()``; prints as a table."""
+    """The rows of ``status()``; prints as a table.
+
+    Attributes:
+        carriers: the places where Toto's code is loaded or importable, and whether ``apply()``
+            reaches them; no part of the tuple itself.
+    """
+
+    carriers: tuple[Carrier, ...]
+
+    def __new__(cls, rows: Iterable[PatchStatus] = (), carriers: Iterable[Carrier] = ()) -> Status:
+        self = super().__new__(cls, rows)
+        self.carriers = tuple(carriers)
+        return self
 
     def __repr__(self) -> str:
         lines = []
@@ -275,6 +307,14 @@ class Status(tuple[PatchStatus, ...]):
             lines += [f"{'':<36}{target}" for target in others]
             if row.detail:
                 lines.append(f"{'':<22}{row.detail}")
+        if self.carriers:
+            lines += ["", "Toto's code:"]
+        for carrier in self.carriers:
+            lines.append(f"{carrier.name:<21} {carrier.state}: {carrier.code}")
+            if carrier.folder:
+                lines.append(f"{'':<22}{carrier.folder}")
+            if carrier.advice:
+                lines.append(f"{'':<22}{carrier.advice}")
         return "\n".join(lines)
 
     __str__ = __repr__
@@ -283,25 +323,35 @@ class Status(tuple[PatchStatus, ...]):
 def status() -> Status:
     """Look at the live attributes and say what stands: one row per patch, in the table's order.
 
+    Its ``carriers`` are the places where Toto's code is loaded or importable: a patch that stands
+    does nothing for forecasts by one that is not reached.
+
     >>> import toto_compile_patch
     >>> rows = toto_compile_patch.status()                              # doctest: +SKIP
     >>> [row.name for row in rows if row.state == "applied"]            # doctest: +SKIP
     """
+    return Status(_patch_rows(), carriers.found())
+
+
+def _patch_rows() -> list[PatchStatus]:
     try:
         registry = _registry()
     except (TotoNotFoundError, UnsupportedTotoError) as error:
-        return Status(PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES)
+        return [PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES]
     rows = []
     with registry.lock:
         for patch in TABLE:
             state, detail = registry.state_of(patch)
             targets = tuple(site.symbol for site in patch.sites())
             rows.append(PatchStatus(patch.name, state.value, targets, detail))
-    return Status(rows)
+    return rows
 
 
 def is_applied(name: str | None = None) -> bool:
     """Whether a patch stands now; without a name, whether all that were last asked for do.
+
+    It speaks of the patches alone: forecasts by a copy of Toto's code that ``apply()`` does not
+    reach are upstream's, whatever it says. ``status().carriers`` tells of such copies.
 
     Raises:
         ValueError: an unknown name.
@@ -312,7 +362,7 @@ def is_applied(name: str | None = None) -> bool:
         return False
     wish = _wish.settings
     wanted = (name,) if name else wish.patches if wish and wish.enabled else ()
-    applied = {row.name for row in status() if row.state == "applied"}
+    applied = {row.name for row in _patch_rows() if row.state == "applied"}
     return bool(wanted) and applied.issuperset(wanted)
 
 
@@ -353,16 +403,24 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
 def last_path() -> Path | None:
     """Which code made this thread's last forecast: the fast path, or upstream's and why.
 
-    None before the first forecast with ``fast_decode`` applied.
+    None before the first forecast with ``fast_decode`` applied; but where a copy of Toto's code
+    that ``apply()`` does not reach is loaded, whose forecasts cannot be seen, ``taken`` is then
+    ``unreached``, and the reason names it.
 
     >>> toto_compile_patch.last_path()                                  # doctest: +SKIP
     Path(taken='fast', reason='', runtime='eager', graphs=0, graph_bytes=0)
     """
-    if "toto_compile_patch.decode.last_path" not in sys.modules:
-        return None
     from toto_compile_patch.decode import last_path as module
 
-    return module.last_path()
+    path = module.last_path()
+    if path is None and (others := carriers.unreached()):
+        names = ", ".join(carriers.placed(carrier) for carrier in others)
+        return module.Path(
+            "unreached",
+            f"no forecast of this thread was made by a class that apply() reaches; it does not "
+            f"reach {names}: see status()",
+        )
+    return path
 
 
 def refresh(model: Any) -> None:
@@ -478,10 +536,11 @@ def _upstream() -> ModuleType:
     try:
         import toto_compile_patch.upstream as upstream
     except ImportError as error:
-        raise TotoNotFoundError(
-            f"toto cannot be imported ({error}): pip install toto-ts; on a torch other than the "
-            "one that it pins, pip install --no-deps toto-ts and what it imports"
-        ) from error
+        advice = carriers.instead_of_toto() or (
+            "pip install toto-ts; on a torch other than the one that it pins, pip install "
+            "--no-deps toto-ts and what it imports"
+        )
+        raise TotoNotFoundError(f"toto cannot be imported ({error}): {advice}") from error
     except AttributeError as error:
         raise UnsupportedTotoError(f"this toto is not one that was tested ({error})") from error
     return upstream

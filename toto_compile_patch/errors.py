@@ -25,3 +25,7 @@ class CompiledCodeBusyError(TotoCompilePatchError, RuntimeError):
 
 class FallbackError(TotoCompilePatchError, RuntimeError):
     """A forecast that the fast path does not know, where ``apply(fallback="error")`` holds."""
+
+
+class UnreachedCarrierWarning(UserWarning):
+    """Code of Toto's is loaded that ``apply()`` does not patch: its forecasts are upstream's."""

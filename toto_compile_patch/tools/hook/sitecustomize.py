@@ -27,6 +27,13 @@ _AFTER = (_PACKAGE, "toto.inference.forecaster", "toto.model.toto")
 """Of toto, what forecasts and what loads a model. Nothing else that apply() imports imports these
 two, so that it never waits for a module that another thread imports while that waits for them; in
 the import of ``toto`` itself it would."""
+_NOT_REACHED = (
+    "inference.forecaster",
+    "toto.toto.inference.forecaster",
+    "autogluon.timeseries.models.toto._internal.forecaster",
+    "toto2.model",
+)
+"""What forecasts by other copies of Toto's code, and by Toto 2.0: the package warns of it."""
 _HOME = os.path.dirname(os.path.dirname(os.path.dirname(_FOLDER)))
 
 
@@ -46,7 +53,7 @@ class _Hook:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _AFTER:
+        if name not in _AFTER and name not in _NOT_REACHED:
             return None
         ours = name == _PACKAGE
         spec = PathFinder.find_spec(name, [_HOME]) if ours else self._others(name, path)
@@ -70,6 +77,9 @@ class _Hook:
         return any(os.path.isfile(os.path.join(x, "inference", "forecaster.py")) for x in folders)
 
     def _after(self, name: str) -> None:
+        if name in _NOT_REACHED:
+            _warn_of(name)
+            return
         if name == _PACKAGE and not self._can_apply():
             return
         if f"{_PACKAGE}.upstream" in sys.modules or not self._taken.acquire(False):
@@ -108,6 +118,21 @@ class _Followed:
 _Followed.exec_module.__code__ = _Followed.exec_module.__code__.replace(
     co_filename=PathFinder.find_spec.__code__.co_filename
 )
+
+
+def _warn_of(name: str) -> None:
+    """Let the package warn, where the module is no namesake: any project may have such a name."""
+    names = vars(sys.modules.get(name, sys))
+    if "TotoForecaster" not in names and "Toto2Model" not in names:
+        return
+    try:
+        from toto_compile_patch.carriers import warn_of_unreached
+        from toto_compile_patch.settings import Settings
+
+        if Settings.resolve().enabled:
+            warn_of_unreached()
+    except Exception as error:
+        _say(" ".join(str(error).split()))
 
 
 def _say(message: str) -> None:
