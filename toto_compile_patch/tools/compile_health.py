@@ -53,10 +53,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Compilation:
-    """One frame that dynamo compiled, and whether that gave a graph."""
+    """One frame that dynamo compiled.
+
+    Attributes:
+        place: the frame's function.
+        graph: whether that gave a graph.
+        began: when, in seconds since the epoch; None where this torch does not tell.
+        seconds: that it took, with all that the backend did; None where this torch does not tell.
+    """
 
     place: Place
     graph: bool
+    began: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,15 @@ class CompileHealth:
             self.breaks = [GraphBreak(Place("", 0), reason) for reason in found.elements()]
         for metrics in self._metrics():
             place = Place(metrics.co_filename, metrics.co_firstlineno, metrics.co_name)
-            self.compilations.append(Compilation(place, bool(metrics.graph_op_count)))
+            microseconds = getattr(metrics, "start_time_us", None)
+            self.compilations.append(
+                Compilation(
+                    place,
+                    bool(metrics.graph_op_count),
+                    None if microseconds is None else microseconds / 1e6,
+                    getattr(metrics, "entire_frame_compile_time_s", None),
+                )
+            )
             if metrics.recompile_reason:
                 self.recompilations.append(Recompilation(place, metrics.recompile_reason))
         set_compilation_metrics_limit(_METRICS_KEPT_BY_TORCH)

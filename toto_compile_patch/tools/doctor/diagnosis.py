@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _READS_OF_THE_CACHE = ("KVCache.", "BaseMultiheadAttention.positional_embedding")
 _OFF = ("0", "false", "no", "off")
+_LONG_COMPILING = 10.0
+"""Seconds of compiling that nobody would ask about."""
 
 # What an exception's text contains, what that means, and the cure.
 _KNOWN_ERRORS = (
@@ -74,6 +76,7 @@ def diagnose(found: Examination, set_too_late: list[str], countable: bool) -> It
         countable: whether forecasts of unpatched code could be seen.
     """
     yield from _failure(found)
+    yield from _unreached(found)
     nothing_compiled = list(_nothing_compiled(found))
     yield from nothing_compiled
     compiled_upstream = list(_compiled_upstream(found))
@@ -83,6 +86,7 @@ def diagnose(found: Examination, set_too_late: list[str], countable: bool) -> It
     yield from _before_apply(found)
     yield from _fallbacks(found)
     yield from _limits(found, bool(compiled_upstream))
+    yield from _compiling(found)
     yield from _too_late(set_too_late)
     yield from _switched_off(found)
     yield from _autocast(found)
@@ -101,6 +105,21 @@ def _failure(found: Examination) -> Iterator[Finding]:
             yield Finding("problem", f"The script failed: {meaning}", cure)
             return
     yield Finding("problem", f"The script failed with {_first_line(found.error)}.")
+
+
+def _unreached(found: Examination) -> Iterator[Finding]:
+    """Forecasts by code that apply() does not reach, or such code where no other forecast is."""
+    for carrier in found.unreached:
+        name = carrier["name"]
+        ways = [way for way in found.forecasts if way["carrier"] == name]
+        if ways:
+            places = ", ".join(dict.fromkeys(way["place"] for way in ways))
+            count = _forecasts(sum(way["count"] for way in ways))
+            what = f"{count} by `{name}`, which apply() does not reach, at {places}."
+        else:
+            what = f"`{name}` is loaded, and apply() does not reach it ({carrier['folder']})."
+        level = "problem" if ways or not found.forecasts else "note"
+        yield Finding(level, what, carrier["advice"])
 
 
 def _nothing_compiled(found: Examination) -> Iterator[Finding]:
@@ -139,7 +158,10 @@ def _compiled_upstream(found: Examination) -> Iterator[Finding]:
     unpatched = [
         way
         for way in found.forecasts
-        if way["path"] == "upstream" and way["compiled"] and not way["patches"]
+        if way["path"] == "upstream"
+        and way["compiled"]
+        and not way["patches"]
+        and not way["carrier"]
     ]
     if not unpatched or not found.counts:
         return
@@ -218,6 +240,28 @@ def _limits(found: Examination, said: bool) -> Iterator[Finding]:
         yield Finding("problem", what, cure)
 
 
+def _compiling(found: Examination) -> Iterator[Finding]:
+    """Compiling that took long, and longer than all that it was for."""
+    seconds = found.seconds or {}
+    compiling, forecasting = seconds.get("compiling", 0.0), seconds.get("forecasting", 0.0)
+    if compiling < _LONG_COMPILING or compiling <= forecasting or not found.forecasts:
+        return
+    what = (
+        f"Compiling took {compiling:.0f} s, and all forecasts together {forecasting:.1f} s beside "
+        "that: less than it cost to compile them."
+    )
+    cure = (
+        "make many forecasts in one process; and keep what was compiled from one run to the next, "
+        "in a TORCHINDUCTOR_CACHE_DIR that lasts"
+    )
+    if any(way["device"] == "cpu" for way in found.forecasts):
+        cure = (
+            "on a CPU, where compiling gains little, leave out toto.compile(), torch.compile and "
+            f"runtime='compile'; or {cure}"
+        )
+    yield Finding("problem", what, cure)
+
+
 def _too_late(names: list[str]) -> Iterator[Finding]:
     for name in names:
         what = f"{name} was set too late: torch reads it once, when torch._dynamo is imported."
@@ -265,7 +309,8 @@ def _no_forecast(found: Examination, countable: bool) -> Iterator[Finding]:
 
 
 def _is_unpatched(way: dict[str, Any]) -> bool:
-    return way["path"] == "upstream" and not way["reason"] and not way["patches"]
+    others = way["reason"] or way["patches"] or way["carrier"]
+    return way["path"] == "upstream" and not others
 
 
 def _count(found: Examination, **fields: object) -> int:

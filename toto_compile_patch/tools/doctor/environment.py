@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import toto_compile_patch
+from toto_compile_patch import carriers
+from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError
 from toto_compile_patch.settings import (
     ENV_RUNTIME,
@@ -74,6 +76,7 @@ class Environment:
         symbols: upstream's code that is replaced or relied on.
         variables: the environment variables that bear on it.
         patches: what stands after apply().
+        carriers: the places where Toto's code is loaded or importable.
         findings: what is in the way, traps, and what is good to know.
     """
 
@@ -81,6 +84,7 @@ class Environment:
     symbols: list[Symbol]
     variables: dict[str, str]
     patches: list[Row]
+    carriers: list[Carrier]
     findings: list[Finding]
 
     @property
@@ -102,8 +106,13 @@ def examine_environment() -> Environment:
         versions = _versions()
         symbols = _symbols()
         patches, stops = _applied_here(symbols)
-        findings = [*stops, *_traps(versions, {row.name for row in patches if _stands(row)})]
-    return Environment(versions, symbols, variables, patches, findings)
+        places = list(carriers.found())
+        findings = [
+            *stops,
+            *_unreached(places),
+            *_traps(versions, {row.name for row in patches if _stands(row)}),
+        ]
+    return Environment(versions, symbols, variables, patches, places, findings)
 
 
 def _stands(row: Row) -> bool:
@@ -251,6 +260,15 @@ def _cure_of_missing(module: str) -> str:
     if top in ("", "toto"):
         return "pip install toto-ts; on another torch than 2.7.0, with --no-deps: see the README"
     return f"pip install {top.replace('_', '-')}"
+
+
+def _unreached(places: list[Carrier]) -> Iterator[Finding]:
+    """What apply() does not reach: in the way where there is nothing else, or else a trap."""
+    level = "trap" if any(carrier.reached for carrier in places) else "problem"
+    for carrier in places:
+        if not carrier.reached:
+            what = f"apply() does not reach {carriers.placed(carrier)}."
+            yield Finding(level, what, carrier.advice)
 
 
 def _traps(versions: dict[str, str], applied: set[str]) -> Iterator[Finding]:

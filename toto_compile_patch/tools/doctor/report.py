@@ -143,6 +143,12 @@ def show_environment(found: Environment, stream: TextIO) -> None:
         page.table(("not code that was tested", "why"), unknown)
     page.heading("what apply() does here")
     page.table(("patch", "state", ""), [(row.name, row.state, row.detail) for row in found.patches])
+    if found.carriers:
+        page.heading("where Toto's code is")
+        page.table(
+            ("package", "state", "code", "where"),
+            [(c.name, c.state, c.code, c.folder) for c in found.carriers],
+        )
     if found.variables:
         page.table(("environment variable", "value"), list(found.variables.items()))
     _show_diagnosis(page, found.findings, "apply() applies everything that is asked for.")
@@ -176,6 +182,8 @@ def _show_forecasts(page: Page, found: Examination) -> None:
 
 
 def _path(way: dict[str, Any]) -> str:
+    if way["carrier"]:
+        return f"{way['carrier']}, not reached by apply()"
     if way["path"] == "fast":
         return f"the fast path, {way['runtime']}"
     if way["reason"]:
@@ -195,6 +203,11 @@ def _show_compiler(page: Page, found: Examination) -> None:
         f"torch {found.torch}: {counts['graphs']} graphs, {counts['graph_breaks']} breaks, "
         f"{counts['recompilations']} recompilations, {counts['limit_hits']} recompile limits hit"
     )
+    if found.seconds:
+        page.line(
+            f"Compiling took {found.seconds['compiling']:.1f} s, all forecasts together "
+            f"{found.seconds['forecasting']:.1f} s beside that."
+        )
     page.line()
     page.table(
         ("function", "graphs", "breaks", "recomp.", "limit", "where"),

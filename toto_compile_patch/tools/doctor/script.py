@@ -98,6 +98,9 @@ class Examination:
         skips: why graphs were not captured as CUDA graphs, and how often.
         forecasts: how many were made in which way.
         calls: those that were to compile a model.
+        seconds: what compiling took (``compiling``), and what all forecasts took beside that
+            (``forecasting``); None where nothing was compiled, or torch does not tell.
+        unreached: copies of Toto's code that are loaded at its end and not reached by apply().
         variables: the environment variables that bear on it, at its end.
         applied: patches that stood at its end.
         findings: the diagnosis.
@@ -116,6 +119,8 @@ class Examination:
     skips: dict[str, int] = field(default_factory=dict)
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] | None = None
+    unreached: list[dict[str, str]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -190,6 +195,8 @@ def _examination(script: str, code: int, seen: dict[str, Any]) -> Examination:
         skips=dict(skips),
         forecasts=seen["forecasts"],
         calls=seen["calls"],
+        seconds=seen.get("seconds"),
+        unreached=seen["unreached"],
         variables=seen["environment"],
         applied=seen["applied"],
     )
