@@ -6,6 +6,7 @@ Every test here fails where dynamo looks through a patch at upstream's code.
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from typing import Any
 
@@ -211,6 +212,22 @@ def test_a_model_that_the_package_compiled_stays_so_after_revert() -> None:
     with CompileHealth() as health:
         forecast(toto.model, series(24), PATCH)
     assert health.graphs > 0
+
+
+def test_the_log_tells_of_compiling_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
+    toto_compile_patch.apply(COMPILE_PATCHES)
+    toto = toto_compile_patch.compile(tiny_model(), backend="eager")
+    with caplog.at_level(logging.INFO, "toto_compile_patch"):
+        for _ in range(3):
+            forecast(toto.model, series(24), PATCH)
+        told = [record.message.split(":")[0] for record in caplog.records]
+        assert told == ["compiling", "compiled"]
+        caplog.clear()
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        for _ in range(3):
+            forecast(toto.model, series(24), PATCH)
+    told = [record.message.split(":")[0] for record in caplog.records]
+    assert told == ["applied", "compiling", "compiled"]
 
 
 class TestCompile:

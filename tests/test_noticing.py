@@ -103,7 +103,7 @@ def by_storage(weight: torch.nn.Parameter, region: Region) -> None:
 
 
 def by_dlpack(weight: torch.nn.Parameter, region: Region) -> None:
-    torch.from_dlpack(torch.utils.dlpack.to_dlpack(weight.detach()))[region] = 0.25
+    torch.utils.dlpack.from_dlpack(weight.detach())[region] = 0.25
 
 
 def by_swapping(weight: torch.nn.Parameter, region: Region) -> None:

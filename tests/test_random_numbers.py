@@ -89,7 +89,8 @@ def test_forecasts_beside_one_that_fails_do_not_repeat(
 
     thread = threading.Thread(target=fail)
     thread.start()
-    drawn, own = [], []
+    drawn: list[tuple[float, ...]] = []
+    own: list[tuple[float, ...]] = []
     try:
         while len(drawn) < 250 or len(failed) < 250:
             found = good.forecast(series(24), PATCH, num_samples=4, samples_per_batch=4).samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from toto_compile_patch.decode.scaling import scale_patch
 from toto_compile_patch.decode.transformer import decode_step, suffix_cache
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 from toto_compile_patch.upstream import is_extreme_value
+
+_logger = logging.getLogger("toto_compile_patch")
 
 ROWS_ON_A_CPU = 1024
 """Series times variates times samples that a CPU decodes at once: more are no faster."""
@@ -77,6 +80,7 @@ def _drawn(
             if count == 1 or not out_of_memory(error) or capturing():
                 raise
             at_once = count // 2
+            _logger.info("memory ran out: samples are decoded %d at a time", at_once)
         else:
             left -= count
     return paths

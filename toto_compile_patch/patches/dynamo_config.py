@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
+from weakref import WeakSet
 
 import torch._dynamo.config as config
 
+from toto_compile_patch.decode import compile_report
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.sites import AttributeSite, DynamoSettingSite, Site, setting_is_per_thread
 from toto_compile_patch.tracing import (
@@ -49,13 +51,27 @@ def _with_dynamic_shapes(original: Any) -> Any:
 
     @skip_frame
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not inside_compiled_call():
-            return uncompiled_frame(*args, **kwargs)
-        with _cached_forecast():
-            return uncompiled_frame(*args, **kwargs)
+            return uncompiled_frame(self, *args, **kwargs)
+        with _cached_forecast(), _reported(self):
+            return uncompiled_frame(self, *args, **kwargs)
 
     return forward
+
+
+_called_before: WeakSet[Any] = WeakSet()
+
+
+@contextmanager
+def _reported(backbone: Any) -> Iterator[None]:
+    """Say before upstream's code is compiled that it will be, and its seconds after."""
+    if backbone in _called_before:
+        yield
+        return
+    with compile_report.of_forecast(), compile_report.first_call():
+        yield
+    _called_before.add(backbone)
 
 
 # Made once: on torch 2.13 each such object leaves a variable in the thread's context for good. By

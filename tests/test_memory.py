@@ -1,0 +1,95 @@
+"""Memory that runs out in the middle: fewer samples at once, or an error that says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from toto_compile_patch.decode.memory import out_of_memory, said_clearly
+
+LIMITED = """
+import os, resource, sys
+import torch
+torch.set_num_threads(1)
+import toto_compile_patch
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import series, small_model
+
+toto_compile_patch.apply(fallback="error")
+forecaster = TotoForecaster(small_model(embed_dim=512, mlp_hidden_dim=2048, num_heads=8).model)
+forecaster.forecast(series(40), 8, num_samples=4, samples_per_batch=4)
+
+def limited(megabytes, **arguments):
+    # In a child each, whose memory the others have not used yet.
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    try:
+        found = forecaster.forecast(**arguments).samples
+        print("forecast", tuple(found.shape), flush=True)
+    except RuntimeError as error:
+        print("memory" if "memory" in str(error) else error, flush=True)
+    os._exit(0)
+"""
+
+SAMPLES = """
+for megabytes in (10, 20, 30):
+    limited(megabytes, inputs=series(40), prediction_length=48, num_samples=512,
+            samples_per_batch=512)
+"""
+
+CONTEXT = """
+for megabytes in (0, 4, 16):
+    limited(megabytes, inputs=series(400, batch=600), prediction_length=8, num_samples=2,
+            samples_per_batch=1)
+"""
+
+
+def run(code: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LIMITED + code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory cannot be limited so")
+class TestALimit:
+    @pytest.mark.slow
+    def test_samples_are_decoded_in_smaller_chunks(self) -> None:
+        """Where oneDNN runs out of memory it says that it could not create a primitive."""
+        assert run(SAMPLES) == ["forecast (1, 1, 48, 512)"] * 3
+
+    def test_what_cannot_be_made_smaller_is_said(self) -> None:
+        assert run(CONTEXT) == ["memory"] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+    ],
+)
+def test_how_it_is_recognised(error: BaseException) -> None:
+    assert out_of_memory(error)
+    assert "memory" in str(said_clearly(error)) or isinstance(error, MemoryError)
+
+
+def test_what_it_is_not() -> None:
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("memory")):
+        assert not out_of_memory(error)
+        assert said_clearly(error) is error
