@@ -424,10 +424,12 @@ def last_path() -> Path | None:
 
 
 def refresh(model: Any) -> None:
-    """Tell the fast path that weights changed in a way that it could not see.
+    """Have a model's weights prepared anew at its next forecast.
 
-    It sees weights that were loaded, moved, converted, trained, or multiplied in place; call this
-    after an edit of a few single elements through ``weight.data`` or numpy.
+    Each forecast sees by itself what torch did to a weight, and any edit of a whole row, column or
+    head, by whatever way. Any other edit that torch does not know of, through ``weight.data``,
+    numpy, a storage, DLPack or a fused optimizer, it sees within 512 forecasts: call this after an
+    edit of a few elements, or of a block of a matrix.
 
     Args:
         model: a ``Toto``, a ``TotoBackbone`` or a ``TotoForecaster``.
