@@ -101,14 +101,13 @@ def test_is_applied() -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_settings_not_named_return_to_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    from toto_compile_patch.api import _wish
+    from toto_compile_patch.settings import in_force
 
     monkeypatch.setenv("TOTO_COMPILE_PATCH_MODE", "max-autotune")
     toto_compile_patch.apply(mode="default", strict=False)
-    assert _wish.settings is not None
-    assert (_wish.settings.mode, _wish.settings.strict) == ("default", False)
+    assert (in_force().mode, in_force().strict) == ("default", False)
     toto_compile_patch.apply()
-    assert (_wish.settings.mode, _wish.settings.strict) == ("max-autotune", True)
+    assert (in_force().mode, in_force().strict) == ("max-autotune", True)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -349,22 +348,27 @@ class TestSomebodyElse:
         torch._dynamo.config.recompile_limit = limit
 
 
-@pytest.mark.usefixtures("untouched")
-def test_a_failure_half_way_leaves_nothing_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    toto_compile_patch.apply(["compile_method"])
+def fail_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the n-th replacement of an attribute fail."""
     calls = []
-    real = wrapt.wrap_object
+    real = wrapt.apply_patch
 
-    def fail_at_the_fourth(*args: Any) -> Any:
+    def apply_patch(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 4:
+        if len(calls) == call:
             raise RuntimeError("no")
         return real(*args)
 
-    monkeypatch.setattr(wrapt, "wrap_object", fail_at_the_fourth)
-    with pytest.raises(RuntimeError, match="no"):
-        toto_compile_patch.apply(["kv_cache", "positional_embedding", "dynamo_config"])
-    monkeypatch.undo()
+    monkeypatch.setattr(wrapt, "apply_patch", apply_patch)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_failure_half_way_leaves_nothing_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    toto_compile_patch.apply(["compile_method"])
+    with monkeypatch.context() as context:
+        fail_at(4, context)
+        with pytest.raises(RuntimeError, match="no"):
+            toto_compile_patch.apply(["kv_cache", "positional_embedding", "dynamo_config"])
     assert applied() == {"compile_method"}
     toto_compile_patch.apply()
     assert applied() == set(PATCH_NAMES)
@@ -380,6 +384,32 @@ def test_the_users_own_settings_come_back() -> None:
         toto_compile_patch.revert()
         assert getattr(torch._dynamo.config, name) == value
         setattr(torch._dynamo.config, name, before)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_failure_half_way_leaves_what_others_did_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their patch over ours, which was to be overridden, and their value of a setting."""
+    limit = torch._dynamo.config.recompile_limit
+    toto_compile_patch.apply()
+    ours = TotoForecaster.generate_mean
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    TotoForecaster.generate_mean = theirs
+    torch._dynamo.config.recompile_limit = 123
+    with monkeypatch.context() as context:
+        fail_at(4, context)
+        with pytest.raises(RuntimeError, match="no"):
+            toto_compile_patch.revert(force=True)
+    assert TotoForecaster.generate_mean is theirs
+    assert applied() == set(PATCH_NAMES) - {"fast_decode"}
+    assert torch._dynamo.config.recompile_limit == 123
+    with pytest.raises(PatchConflictError, match="generate_mean"):
+        toto_compile_patch.revert()
+    toto_compile_patch.revert(force=True)
+    assert torch._dynamo.config.recompile_limit == 123
+    torch._dynamo.config.recompile_limit = limit
 
 
 @pytest.mark.usefixtures("untouched")

@@ -231,8 +231,9 @@ def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         missing = ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
         raise TotoNotFoundError("toto cannot be imported") from missing
 
-    monkeypatch.setattr("toto_compile_patch.api._bring_about", apply)
-    [finding] = problems(environment.examine_environment().findings)
+    with monkeypatch.context() as context:
+        context.setattr("toto_compile_patch.api._bring_about", apply)
+        [finding] = problems(environment.examine_environment().findings)
     assert "pkg_resources" in finding.what
     assert finding.cure == "pip install 'setuptools<81'"
 

@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from toto_compile_patch import carriers
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
-from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force
+from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force, wanted
 from toto_compile_patch.table import TABLE
 
 if TYPE_CHECKING:
@@ -33,28 +33,20 @@ _logger = logging.getLogger("toto_compile_patch")
 _logger.addHandler(logging.NullHandler())
 
 
-@dataclass
-class _Wish:
-    """The last apply(): no settings after a revert(), or before the first apply().
-
-    While the log is shown, what shows it, and the level that the logger had before. The open
-    ``patched()`` blocks of all threads, oldest first, and the lock that guards their list.
-    """
-
-    settings: Settings | None = None
-    shown: tuple[logging.Handler, int] | None = None
-    blocks: list[_Block] = field(default_factory=list)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-
 @dataclass(eq=False)
 class _Block:
-    """A ``patched()`` block that is open, and what it is to restore."""
+    """A ``patched()`` block that is open, which object opened it, and what it is to restore."""
 
+    opener: patched
     found: Settings | None
 
 
-_wish = _Wish()
+_blocks: list[_Block] = []
+"""The open blocks of all threads, oldest first."""
+
+_lock = threading.RLock()
+"""Held during every change, and while the list of blocks is read or changed. It is taken before
+the registry's."""
 
 
 def apply(
@@ -74,7 +66,8 @@ def apply(
     is not named has the value of its environment variable, else its default. Call it before or
     after models and forecasters are built or compiled, as often as you like: models that are
     compiled already run the right code from their next call. All or nothing: if it raises,
-    everything is as it was.
+    everything is as it was. An interrupt may come at any moment: ``revert()`` repairs whatever
+    several of them leave.
 
     With ``TOTO_COMPILE_PATCH=0`` in the environment, upstream is left (or made) untouched,
     whatever the arguments say.
@@ -121,41 +114,38 @@ def _warn_of_unreached(settings: Settings) -> None:
     """Before anything changes, since a caller's filters may turn the warning into an error."""
     if not settings.enabled or not settings.patches:
         return
-    with _registry().lock:
-        before = _wish.settings
-        _show_log(settings.log)
+    _registry()
+    with _lock:
         try:
+            _show_log(settings.log)
             carriers.warn_of_unreached()
-        except BaseException:
-            _show_log(before.log if before else None)
-            raise
+        finally:
+            _show_log_of_what_is_wanted()
 
 
-def _bring_about(settings: Settings) -> None:
-    """Make settings hold; whatever fails, everything is as it was."""
-    if not settings.enabled and not _registry_loaded():
-        _show_log(settings.log)
-        _wish.settings = settings
-        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
-        return
-    registry = _registry()
-    with registry.lock:
-        before = _wish.settings
-        _show_log(settings.log)
-        wanted = settings.patches if settings.enabled else ()
+def _bring_about(settings: Settings | None, force: bool = False) -> None:
+    """Make settings hold, None being upstream's own code; whatever fails, all is as it was."""
+    enabled = settings is not None and settings.enabled
+    registry = _registry() if enabled or _registry_loaded() else None
+    with _lock:
         try:
-            applied = registry.change(wanted, strict=settings.strict)
-        except BaseException:
-            _show_log(before.log if before else None)
-            raise
-        _wish.settings = settings
-        put_in_force(settings)
-        if "fast_decode" not in applied:
-            _free_prepared()
-    if settings.enabled:
-        _logger.info("applied: %s", ", ".join(applied) or "nothing")
-    else:
-        _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
+            if settings:
+                _show_log(settings.log)
+            applied: tuple[str, ...] = ()
+            if registry:
+                applied = registry.change(settings, force=force)
+            else:
+                put_in_force(settings)
+            if "fast_decode" not in applied:
+                _free_prepared()
+            if settings is None:
+                _logger.info("reverted: upstream runs unpatched")
+            elif enabled:
+                _logger.info("applied: %s", ", ".join(applied) or "nothing")
+            else:
+                _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
+        finally:
+            _show_log_of_what_is_wanted()
 
 
 def revert(*, force: bool = False) -> None:
@@ -174,21 +164,15 @@ def revert(*, force: bool = False) -> None:
     >>> import toto_compile_patch
     >>> toto_compile_patch.revert()                                     # doctest: +SKIP
     """
-    if _registry_loaded():
-        registry = _registry()
-        with registry.lock:
-            registry.change((), strict=True, force=force)
-            _free_prepared()
-    _wish.settings = None
-    _logger.info("reverted: upstream runs unpatched")
-    _show_log(None)
+    _bring_about(None, force)
 
 
 class patched:
     """Patch for the length of a ``with`` block or of a call, then restore what was found.
 
     Takes what ``apply()`` takes. Patches are the process's, not a thread's: where blocks of
-    several threads overlap, the last one opened decides, and the last one closed restores.
+    several threads overlap, the last one opened decides, and the last one closed restores. Where
+    an interrupt comes while a block is left, what it applied may stand until the next ``revert()``.
 
     >>> import toto_compile_patch
     >>> with toto_compile_patch.patched():                              # doctest: +SKIP
@@ -221,14 +205,19 @@ class patched:
             "precision": precision,
             "log": log,
         }
-        self._blocks: list[_Block] = []
 
     def __enter__(self) -> None:
-        with _wish.lock:
-            block = _Block(_wish.settings)
-            apply(**self._arguments)
-            _wish.blocks.append(block)
-            self._blocks.append(block)
+        block = _Block(self, wanted())
+        try:
+            with _lock:
+                block.found = wanted()
+                _blocks.append(block)
+                apply(**self._arguments)
+        except BaseException:
+            # Python will not call __exit__. Where apply() itself failed, nothing has changed.
+            if block in _blocks:
+                _close(block, changed=wanted() is not block.found)
+            raise
 
     def __exit__(
         self,
@@ -236,18 +225,8 @@ class patched:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _wish.lock:
-            block = self._blocks.pop()
-            position = _wish.blocks.index(block)
-            del _wish.blocks[position]
-            if position < len(_wish.blocks):
-                # A block that was opened later is still open: what this one found is for that
-                # one to restore.
-                _wish.blocks[position].found = block.found
-            elif block.found is None:
-                revert()
-            else:
-                _bring_about(block.found)
+        with _lock:
+            _close([block for block in _blocks if block.opener is self][-1], changed=True)
 
     def __call__(self, function: F) -> F:
         if (
@@ -265,6 +244,19 @@ class patched:
                 return function(*args, **kwargs)
 
         return call  # type: ignore[return-value]
+
+
+def _close(block: _Block, changed: bool) -> None:
+    """Restore what a block found, if anything changed, or leave that to one opened later."""
+    with _lock:
+        later = _blocks[_blocks.index(block) + 1 :]
+        try:
+            if later:
+                later[0].found = block.found
+            elif changed:
+                _bring_about(block.found)
+        finally:
+            _blocks.remove(block)
 
 
 @dataclass(frozen=True)
@@ -353,6 +345,10 @@ def is_applied(name: str | None = None) -> bool:
     It speaks of the patches alone: forecasts by a copy of Toto's code that ``apply()`` does not
     reach are upstream's, whatever it says. ``status().carriers`` tells of such copies.
 
+    The live attributes are asked. Where they disagree with what was asked for, they decide: False
+    if any patch that is wanted does not stand, and True if any stands although none is wanted
+    (somebody put it back, or interrupts kept a ``revert()`` from ending).
+
     Raises:
         ValueError: an unknown name.
     """
@@ -360,10 +356,12 @@ def is_applied(name: str | None = None) -> bool:
         raise ValueError(f"unknown patch {name!r}; known patches: {', '.join(PATCH_NAMES)}")
     if not _registry_loaded():
         return False
-    wish = _wish.settings
-    wanted = (name,) if name else wish.patches if wish and wish.enabled else ()
     applied = {row.name for row in _patch_rows() if row.state == "applied"}
-    return bool(wanted) and applied.issuperset(wanted)
+    if name is not None:
+        return name in applied
+    settings = wanted()
+    asked = settings.patches if settings and settings.enabled else ()
+    return applied.issuperset(asked) if asked else bool(applied)
 
 
 def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
@@ -387,8 +385,8 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
 
     >>> forecaster = toto_compile_patch.compile(TotoForecaster(toto.model))  # doctest: +SKIP
     """
-    wish = _wish.settings
-    chosen = Settings.resolve(mode=mode or (wish.mode if wish else None)).mode
+    settings = wanted()
+    chosen = Settings.resolve(mode=mode or (settings.mode if settings else None)).mode
     backbone = _backbone_of(model)
     if hasattr(backbone, "_orig_mod"):
         _logger.info("the model is wrapped by torch.compile already; left as it is")
@@ -548,16 +546,35 @@ def _upstream() -> ModuleType:
     return upstream
 
 
+class _ShownLog(logging.StreamHandler):  # type: ignore[type-arg]
+    """Shows the package's log on what is stderr at that moment.
+
+    There is one, and the level to go back to is owed as long as the logger has it.
+    """
+
+    level_before = logging.NOTSET
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+_shown_log = _ShownLog()
+_shown_log.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+
+def _show_log_of_what_is_wanted() -> None:
+    settings = wanted()
+    _show_log(settings.log if settings else None)
+
+
 def _show_log(level: str | None) -> None:
     """Show the package's log on stderr from a level on, or no longer."""
-    if _wish.shown is not None:
-        handler, level_before = _wish.shown
-        _logger.removeHandler(handler)
-        _logger.setLevel(level_before)
-        _wish.shown = None
+    if _shown_log not in _logger.handlers:
+        _shown_log.level_before = _logger.level
     if level is not None:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        _wish.shown = handler, _logger.level
-        _logger.addHandler(handler)
+        _logger.addHandler(_shown_log)
         _logger.setLevel(level.upper())
+    elif _shown_log in _logger.handlers:
+        _logger.setLevel(_shown_log.level_before)
+        _logger.removeHandler(_shown_log)

@@ -23,14 +23,24 @@ _SWITCH_INTERVAL_S = 1.0
 _POLL_S = 0.005
 
 
+_interval_found: float | None = None
+"""The interpreter's switch interval, written down before it is changed; else None."""
+
+
 def anything_compiled() -> bool:
     """Whether dynamo holds compiled code, or is making some."""
     return any(code() is not None for code in torch._dynamo.convert_frame.input_codes.seen)
 
 
+def drop_compiled_code() -> None:
+    """Drop all that was compiled; needs ``others_kept_out``. May be interrupted, and repeated."""
+    if anything_compiled():
+        torch._dynamo.reset()
+
+
 @contextmanager
-def compiled_code_follows(timeout_s: float) -> Iterator[None]:
-    """Run the body, which changes patches, while no thread is inside compiled code; then drop it.
+def others_kept_out(timeout_s: float) -> Iterator[None]:
+    """Run the body, which changes patches, while no thread is inside compiled code.
 
     Other threads are kept from running Python meanwhile as far as the interpreter allows: they
     can still get in if the body blocks. Does nothing where nothing was compiled.
@@ -43,23 +53,36 @@ def compiled_code_follows(timeout_s: float) -> Iterator[None]:
         yield
         return
     deadline = time.monotonic() + timeout_s
-    interval = sys.getswitchinterval()
     while True:
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
+            _hold_others_back()
             busy = _threads_in_compiled_code()
             if not busy:
                 yield
-                torch._dynamo.reset()
                 return
         finally:
-            sys.setswitchinterval(interval)
+            let_others_run()
         if threading.get_ident() in busy or time.monotonic() > deadline:
             raise CompiledCodeBusyError(
                 "patches cannot be changed while compiled code runs (torch would crash), and "
                 f"{len(busy)} thread(s) stayed inside it; let the forecasts end first"
             )
         time.sleep(_POLL_S)
+
+
+def _hold_others_back() -> None:
+    global _interval_found
+    let_others_run()
+    _interval_found = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
+def let_others_run() -> None:
+    """Put the switch interval back, also where an interrupt once came before that was done."""
+    global _interval_found
+    if _interval_found is not None:
+        sys.setswitchinterval(_interval_found)
+        _interval_found = None
 
 
 def _threads_in_compiled_code() -> list[int]:

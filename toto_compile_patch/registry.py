@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from toto_compile_patch.compiled_code import compiled_code_follows
+from toto_compile_patch.compiled_code import drop_compiled_code, let_others_run, others_kept_out
 from toto_compile_patch.errors import PatchConflictError, UnsupportedTotoError
-from toto_compile_patch.sites import State
+from toto_compile_patch.settings import Settings, put_in_force, wanted
+from toto_compile_patch.sites import Site, State
 from toto_compile_patch.table import TABLE, Patch
 from toto_compile_patch.upstream import TESTED_VERSIONS, distribution
 
@@ -21,22 +23,30 @@ BUSY_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Step:
-    """One change to one site, and how to undo it."""
+    """One change: what stands now and what is to stand, both known before anything is touched.
 
-    do: Callable[[], None]
-    undo: Callable[[], None]
+    ``put`` makes either of them stand. Repeating it changes nothing, so that a step can be undone
+    without knowing whether it was done, or half done.
+    """
+
+    put: Callable[[Any], None]
+    found: Any
+    wanted: Any
 
 
 lock = threading.RLock()
 """Held during every change of patches."""
 
 
-def change(wanted: Iterable[str], *, strict: bool, force: bool = False) -> tuple[str, ...]:
-    """Make exactly the wanted patches stand; all or nothing.
+def change(settings: Settings | None, *, force: bool = False) -> tuple[str, ...]:
+    """Make exactly the wanted patches stand, and the settings hold; all or nothing.
+
+    An interrupt is an error like any other: what was found is put back, and it is raised. If a
+    second one comes while that is done, some patches stand and others do not; the next change
+    finds out which, and mends it.
 
     Args:
-        wanted: names of patches.
-        strict: raise where a wanted patch cannot stand, instead of leaving it out.
+        settings: what is wanted; None: upstream's own code.
         force: restore a symbol even where somebody replaced ours.
 
     Returns:
@@ -47,15 +57,24 @@ def change(wanted: Iterable[str], *, strict: bool, force: bool = False) -> tuple
         PatchConflictError: somebody replaced a symbol that is to be restored.
         CompiledCodeBusyError: another thread does not leave compiled code.
     """
-    wanted = set(wanted)
     with lock:
-        stands = [patch for patch in TABLE if patch.name in wanted and _fits(patch, strict)]
-        leaves = [patch for patch in reversed(TABLE) if patch not in stands]
-        steps = [step for patch in leaves for step in _removals(patch, force)]
-        steps += [step for patch in stands for step in _installations(patch)]
-        if steps:
-            _run(steps)
-        return tuple(patch.name for patch in stands)
+        try:
+            names = settings.patches if settings and settings.enabled else ()
+            strict = settings is None or settings.strict
+            stands = [patch for patch in TABLE if patch.name in names and _fits(patch, strict)]
+            leaves = [patch for patch in reversed(TABLE) if patch not in stands]
+            steps = [step for patch in leaves for step in _removals(patch, force)]
+            steps += [step for patch in stands for step in _installations(patch)]
+            if steps:
+                _run([Step(put_in_force, wanted(), settings), *steps])
+            else:
+                put_in_force(settings)
+            return tuple(patch.name for patch in stands)
+        finally:
+            for patch in TABLE:
+                for site in patch.sites():
+                    site.settle()
+            let_others_run()
 
 
 def state_of(patch: Patch) -> tuple[State, str]:
@@ -84,7 +103,7 @@ def _fits(patch: Patch, strict: bool) -> bool:
 
 def _installations(patch: Patch) -> list[Step]:
     missing = (site for site in patch.sites() if site.state()[0] is State.NOT_APPLIED)
-    return [Step(site.install, site.restore) for site in missing]
+    return [_step(site, site.claim()) for site in missing]
 
 
 def _removals(patch: Patch, force: bool) -> list[Step]:
@@ -96,19 +115,29 @@ def _removals(patch: Patch, force: bool) -> list[Step]:
                 f"{why}; take that out first, or restore upstream's own with revert(force=True)"
             )
         if state in (State.APPLIED, State.REPLACED):
-            steps.append(Step(site.restore, site.install))
+            steps.append(_step(site, site.original))
     return steps
 
 
+def _step(site: Site, occupant: Any) -> Step:
+    return Step(site.put, site.live(), occupant)
+
+
 def _run(steps: list[Step]) -> None:
-    """Run all the steps; if one fails, undo those before it."""
-    with compiled_code_follows(BUSY_TIMEOUT_S):
-        done: list[Step] = []
-        try:
+    """Run all the steps; if anything fails, put back what was found.
+
+    What was compiled is dropped first. No compiled code then contradicts what stands, wherever
+    this is interrupted: what is gone is compiled again, from the code that stands. It is dropped
+    once more where another thread compiled the old code in between.
+    """
+    try:
+        with others_kept_out(BUSY_TIMEOUT_S):
+            drop_compiled_code()
             for step in steps:
-                step.do()
-                done.append(step)
-        except BaseException:
-            for step in reversed(done):
-                step.undo()
-            raise
+                step.put(step.wanted)
+        with others_kept_out(BUSY_TIMEOUT_S):
+            drop_compiled_code()
+    except BaseException:
+        for step in reversed(steps):
+            step.put(step.found)
+        raise

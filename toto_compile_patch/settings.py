@@ -98,18 +98,24 @@ class Settings:
         )
 
 
-_in_force = Settings()
+_wanted: Settings | None = None
+_DEFAULT = Settings()
+
+
+def wanted() -> Settings | None:
+    """What the last apply() asked for; None before the first and after a revert()."""
+    return _wanted
 
 
 def in_force() -> Settings:
     """The settings of the last apply(), for what reads them at each forecast."""
-    return _in_force
+    return _wanted or _DEFAULT
 
 
-def put_in_force(settings: Settings) -> None:
-    """Make settings those that forecasts read from now on."""
-    global _in_force
-    _in_force = settings
+def put_in_force(settings: Settings | None) -> None:
+    """Make settings those that are wanted, and that forecasts read from now on."""
+    global _wanted
+    _wanted = settings
 
 
 def _read_toggle(environ: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:

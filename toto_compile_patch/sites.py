@@ -1,13 +1,18 @@
-"""One place where a patch takes hold: how it is installed, seen live, and restored exactly."""
+"""One place where a patch takes hold: what stands there, what stood there, what is to stand there.
+
+An interrupt may come between any two instructions. So what stood at a place and what will is
+written down before the place is touched, and whether ours stands there is asked of the place.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import torch._dynamo.config as dynamo_config
 import wrapt
@@ -24,25 +29,65 @@ class State(str, Enum):
     UNAVAILABLE = "unavailable"
 
 
-class Site(Protocol):
-    """A replaceable place. ``install`` and ``restore`` are called under the registry's lock."""
+@dataclass
+class Site(ABC):
+    """A replaceable place, and the record of it. All but ``state`` needs the registry's lock.
+
+    Attributes:
+        original: what stood there when ours was last made; MISSING before that, or where the
+            owner merely inherits or lacks the attribute.
+        _replacement: ours, likewise.
+        _claimed: ours may stand there, or did when somebody put something over it. True from
+            before ours is put there until the original is seen there again, so that it may say
+            too much, and never too little.
+    """
+
+    original: Any = field(default=MISSING, init=False, repr=False)
+    _replacement: Any = field(default=MISSING, init=False, repr=False)
+    _claimed: bool = field(default=False, init=False, repr=False)
 
     @property
+    @abstractmethod
     def symbol(self) -> str:
         """Dotted name of the place."""
 
+    @abstractmethod
     def state(self) -> tuple[State, str]:
         """The live state, with a reason where it is neither applied nor not applied."""
 
-    def install(self) -> None:
-        """Put the replacement there; the state must be not applied."""
+    @abstractmethod
+    def live(self) -> Any:
+        """What stands there now, or MISSING."""
 
-    def restore(self) -> None:
-        """Put back, object for object, what ``install`` found."""
+    @abstractmethod
+    def put(self, occupant: Any) -> None:
+        """Let an object, or MISSING, stand there. Doing it again changes nothing."""
+
+    @abstractmethod
+    def _make(self) -> Any:
+        """Our replacement for what stands there now."""
+
+    def claim(self) -> Any:
+        """Write down what stands there, and what will: the replacement, which is returned."""
+        replacement = self._make()
+        self.original, self._replacement = self.live(), replacement
+        self._claimed = True
+        return replacement
+
+    def settle(self) -> None:
+        """Give up the claim where the original stands again."""
+        if self.live() is self.original:
+            self._claimed = False
+
+    def _is_ours(self, occupant: Any) -> bool:
+        return occupant is self._replacement is not MISSING
+
+    def _put_over_ours(self, occupant: Any) -> bool:
+        return self._claimed and occupant is not self.original
 
 
 @dataclass
-class AttributeSite:
+class AttributeSite(Site):
     """An attribute of an upstream class or module, replaced through wrapt.
 
     Attributes:
@@ -58,20 +103,17 @@ class AttributeSite:
     attribute: str
     build: Callable[[Any], Any]
     needs: tuple[tuple[Any, str], ...] = ()
-    _original: Any = field(default=MISSING, init=False, repr=False)
-    _replacement: Any = field(default=MISSING, init=False, repr=False)
-    _installed: bool = field(default=False, init=False, repr=False)
 
     @property
     def symbol(self) -> str:
         return symbol(self.owner, self.attribute)
 
     def state(self) -> tuple[State, str]:
-        current = vars(self.owner).get(self.attribute, MISSING)
+        current = self.live()
         # Somebody who patched over us may put ours back after we were taken out.
-        if self._replacement is not MISSING and current is self._replacement:
+        if self._is_ours(current):
             return State.APPLIED, ""
-        if self._installed and current is not self._original:
+        if self._put_over_ours(current):
             return State.REPLACED, f"{self.symbol} is now {_occupant(current)}"
         if reason := untested(self.owner, self.attribute):
             return State.UNAVAILABLE, f"{self.symbol}: {reason}"
@@ -80,20 +122,21 @@ class AttributeSite:
                 return State.UNAVAILABLE, f"{symbol(owner, attribute)}: {reason}"
         return State.NOT_APPLIED, ""
 
-    def install(self) -> None:
-        original = vars(self.owner).get(self.attribute, MISSING)
-        replacement = wrapt.wrap_object(self.owner, self.attribute, self.build)  # type: ignore[arg-type]
-        know_own(replacement)
-        self._original, self._replacement = original, replacement
-        self._installed = True
+    def live(self) -> Any:
+        return vars(self.owner).get(self.attribute, MISSING)
 
-    def restore(self) -> None:
-        if self._original is MISSING:
-            if self.attribute in vars(self.owner):
-                delattr(self.owner, self.attribute)
-        else:
-            setattr(self.owner, self.attribute, self._original)
-        self._installed = False
+    def put(self, occupant: Any) -> None:
+        if occupant is not MISSING:
+            wrapt.apply_patch(self.owner, self.attribute, occupant)
+        elif self.attribute in vars(self.owner):
+            delattr(self.owner, self.attribute)
+
+    def _make(self) -> Any:
+        # The two halves of wrapt.wrap_object, between which the record is written.
+        *_, original = wrapt.resolve_path(self.owner, self.attribute)
+        replacement = self.build(original)
+        know_own(replacement)
+        return replacement
 
 
 def _occupant(current: Any) -> str:
@@ -101,7 +144,7 @@ def _occupant(current: Any) -> str:
 
 
 @dataclass
-class DynamoSettingSite:
+class DynamoSettingSite(Site):
     """A setting of ``torch._dynamo.config``, in force in every thread.
 
     Newer torch keeps a setting's value in a ContextVar: an assignment reaches the calling thread
@@ -117,8 +160,6 @@ class DynamoSettingSite:
 
     name: str
     value: Callable[[Any], Any]
-    _original: Any = field(default=MISSING, init=False, repr=False)
-    _replacement: Any = field(default=MISSING, init=False, repr=False)
     _ours: Any = field(default=MISSING, init=False, repr=False)
 
     @property
@@ -126,39 +167,55 @@ class DynamoSettingSite:
         return f"torch._dynamo.config.{self.name}"
 
     def state(self) -> tuple[State, str]:
-        entry = _entries().get(self.name)
-        if entry is None or not hasattr(entry, "user_override"):
+        entry = self.live()
+        if entry is MISSING or not hasattr(entry, "user_override"):
             return State.UNAVAILABLE, f"{self.symbol}: this torch keeps it in an unknown way"
-        if self._replacement is MISSING:
-            return State.NOT_APPLIED, ""
-        if entry is not self._replacement:
+        if self._is_ours(entry):
+            live = getattr(dynamo_config, self.name)
+            since = "" if live == self._ours else f"{self.symbol} was set to {live} since"
+            return State.APPLIED, since
+        if self._put_over_ours(entry):
             return State.REPLACED, f"{self.symbol} has another entry now"
-        live = getattr(dynamo_config, self.name)
-        return State.APPLIED, "" if live == self._ours else f"{self.symbol} was set to {live} since"
+        return State.NOT_APPLIED, ""
 
-    def install(self) -> None:
-        original = _entries()[self.name]
-        ours = self.value(getattr(dynamo_config, self.name))
-        replacement = copy(original)
+    def live(self) -> Any:
+        return _entries().get(self.name, MISSING)
+
+    def put(self, occupant: Any) -> None:
+        """Let an entry stand there; a value that this thread's user gave ours since stays."""
+        if self._is_ours(self.live()):
+            given = getattr(dynamo_config, self.name)
+            self._assign_again()
+            if occupant is self.original and given != self._ours:
+                _give(occupant, given)
+        _entries()[self.name] = occupant
+        if self._is_ours(occupant):
+            self._assign_again()
+
+    def _assign_again(self) -> None:
+        """Tell torch that its hash of the settings is stale; only an assignment does."""
+        setattr(dynamo_config, self.name, getattr(dynamo_config, self.name))
+
+    def _make(self) -> Any:
+        self._ours = self.value(getattr(dynamo_config, self.name))
+        replacement = copy(self.live())
         if setting_is_per_thread(self.name):
-            replacement.user_override = ContextVar(self.name, default=ours)
-        _entries()[self.name] = replacement
-        setattr(dynamo_config, self.name, ours)
-        self._original, self._replacement, self._ours = original, replacement, ours
-
-    def restore(self) -> None:
-        """Put the old entry back; a value that this thread's user gave since stays."""
-        live = getattr(dynamo_config, self.name)
-        # An assignment also tells torch that its hash of the settings is stale.
-        setattr(dynamo_config, self.name, live)
-        _entries()[self.name] = self._original
-        if live != self._ours:
-            setattr(dynamo_config, self.name, live)
-        self._original = self._replacement = self._ours = MISSING
+            replacement.user_override = ContextVar(self.name, default=self._ours)
+        else:
+            replacement.user_override = self._ours
+        return replacement
 
 
 def _entries() -> dict[str, Any]:
     return getattr(dynamo_config, "_config", {})
+
+
+def _give(entry: Any, value: Any) -> None:
+    """Give a setting's entry a value, in this thread where values are a thread's."""
+    if isinstance(entry.user_override, ContextVar):
+        entry.user_override.set(value)
+    else:
+        entry.user_override = value
 
 
 def setting_is_per_thread(name: str) -> bool:

@@ -1,0 +1,82 @@
+"""An interrupt at any place of apply(), revert() and patched() leaves a state that is whole.
+
+Either the whole change has happened or none of it; ``is_applied()`` and ``status()`` say what
+stands; nothing that was compiled contradicts it; a plain ``revert()`` restores every owner of
+upstream's, object for object, and ``apply()`` works again. ``interrupted.py`` tells how that is
+found out. Everything runs in interpreters of its own: tracing and signals are the process's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "interrupted.py"
+
+
+def tallies(*arguments: str) -> dict[str, dict[str, Any]]:
+    """What the program found, by scenario, once nothing that it found is wrong."""
+    environment = {name: value for name, value in os.environ.items() if "TOTO_COMP" not in name}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", PROGRAM, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found: dict[str, dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
+    for name, tally in found.items():
+        assert tally["wrong"] == [], name
+    return found
+
+
+def places(found: dict[str, dict[str, Any]]) -> int:
+    return sum(tally["places"] for tally in found.values())
+
+
+def test_at_every_line() -> None:
+    found = tallies("apply", "revert", "block", "--others", "20")
+    assert places(found) > 500
+    # Some places come before the change, and some after it.
+    assert all(0 < tally["changed"] < tally["places"] for tally in found.values())
+
+
+def test_while_compiled_code_is_dropped() -> None:
+    """An error within ``torch._dynamo.reset`` changes nothing."""
+    found = tallies("apply compiled", "revert compiled", "--inside-reset")
+    assert places(found) > 30
+    assert all(tally["changed"] == 0 for tally in found.values())
+
+
+def test_in_the_imports_of_the_first_apply() -> None:
+    assert places(tallies("first apply", "--first", "12", "--others", "3")) == 15
+
+
+def test_by_real_signals() -> None:
+    found = tallies("--signals", "100")
+    assert places(found) > 100
+    assert all(tally["held"] == [] for tally in found.values())
+
+
+@pytest.mark.slow
+def test_at_every_line_of_every_call() -> None:
+    calls = ("apply others", "switched off", "enter", "exit", "decorator", "nested")
+    found = tallies(*calls, "apply compiled", "revert compiled", "--others", "10")
+    assert places(found) > 1500
+
+
+@pytest.mark.slow
+def test_between_instructions() -> None:
+    assert places(tallies("--first", "60", "--others", "10", "--opcodes")) > 700
+
+
+@pytest.mark.slow
+def test_by_a_second_interrupt_while_the_first_is_undone() -> None:
+    assert places(tallies("--first", "30", "--others", "30", "--twice")) > 600
