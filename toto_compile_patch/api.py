@@ -7,7 +7,6 @@ import importlib
 import inspect
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from toto_compile_patch import carriers
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
+from toto_compile_patch.locks import Lock
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force, wanted
 from toto_compile_patch.table import TABLE
 
@@ -44,7 +44,7 @@ class _Block:
 _blocks: list[_Block] = []
 """The open blocks of all threads, oldest first."""
 
-_lock = threading.RLock()
+_lock = Lock()
 """Held during every change, and while the list of blocks is read or changed. It is taken before
 the registry's."""
 

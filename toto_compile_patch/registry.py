@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from toto_compile_patch.compiled_code import drop_compiled_code, let_others_run, others_kept_out
 from toto_compile_patch.errors import PatchConflictError, UnsupportedTotoError
+from toto_compile_patch.locks import Lock
 from toto_compile_patch.settings import Settings, put_in_force, wanted
 from toto_compile_patch.sites import Site, State
 from toto_compile_patch.table import TABLE, Patch
@@ -34,7 +34,7 @@ class Step:
     wanted: Any
 
 
-lock = threading.RLock()
+lock = Lock()
 """Held during every change of patches."""
 
 
