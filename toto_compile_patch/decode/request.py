@@ -1,12 +1,32 @@
-"""What one forecast is asked for: the arguments of ``TotoForecaster``, checked and typed."""
+"""What one forecast is asked for: the arguments of ``TotoForecaster``, checked and typed.
+
+What upstream does not accept, or only by chance, is refused here, so that upstream's code can say
+of it what it always said. Only types, shapes and devices are looked at: no number on a device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from numbers import Integral
 from typing import Any
 
 import torch
+
+_NUMBERS = {
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+}
+"""What adds up, multiplies and compares with one another; torch's other types do not."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,8 @@ class Request:
         use_kv_cache: whether upstream would decode with a cache: its positions are centred
             differently then (see ``attention.rotation``).
         future_exogenous: known future values of the last variates, ``batch exogenous horizon``.
-        num_exogenous: how many of the last variates are exogenous.
+        num_exogenous: how many of the last variates are exogenous; 0 where that is of no
+            consequence.
     """
 
     inputs: torch.Tensor
@@ -37,15 +58,19 @@ class Request:
     num_exogenous: int
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> Request:
+    def of(cls, arguments: Mapping[str, Any], *, labelled: bool = False) -> Request:
         """Read upstream's arguments, by upstream's names.
 
+        Args:
+            arguments: of ``generate_samples``, if the number of samples is among them, else of
+                ``generate_mean``.
+            labelled: whether the model tells exogenous variates from others by a label.
+
         Raises:
-            TypeError: an argument is not of the type that upstream documents.
-            ValueError: a value that upstream would not, or only by chance, accept.
+            ValueError: a type or a value that upstream would not, or only by chance, accept.
         """
         inputs = arguments["inputs"]
-        _expect(isinstance(inputs, torch.Tensor) and inputs.ndim == 3, "inputs")
+        _expect(_is_tensor(inputs) and inputs.ndim == 3, "inputs")
         batch, variates, length = inputs.shape
         _expect(min(batch, variates, length) > 0, "inputs")
         padding_mask = arguments.get("input_padding_mask")
@@ -55,16 +80,21 @@ class Request:
         for name, mask in (("input_padding_mask", padding_mask), ("id_mask", id_mask)):
             _expect(mask is None or _masks(mask, inputs), name)
         future = arguments.get("future_exogenous_variables")
+        num_exogenous = 0
+        if labelled or future is not None:
+            num_exogenous = _whole(arguments, "num_exogenous_variables", 0)
+        use_kv_cache = arguments.get("use_kv_cache", False)
+        _expect(not isinstance(use_kv_cache, torch.Tensor), "use_kv_cache")
         request = cls(
             inputs=inputs,
             padding_mask=padding_mask,
             id_mask=id_mask,
-            horizon=arguments["prediction_length"].__index__(),
-            num_samples=_integer(arguments.get("num_samples")),
-            samples_per_batch=arguments.get("sampling_batch_size", 1).__index__(),
-            use_kv_cache=bool(arguments.get("use_kv_cache", False)),
+            horizon=_whole(arguments, "prediction_length"),
+            num_samples=_whole(arguments, "num_samples") if "num_samples" in arguments else None,
+            samples_per_batch=_whole(arguments, "sampling_batch_size", 1),
+            use_kv_cache=bool(use_kv_cache),
             future_exogenous=future,
-            num_exogenous=_scalar(arguments.get("num_exogenous_variables", 0)),
+            num_exogenous=num_exogenous,
         )
         _expect(request.horizon > 0, "prediction_length")
         _expect(request.samples_per_batch > 0, "sampling_batch_size")
@@ -74,7 +104,8 @@ class Request:
             _expect(request.num_samples % request.samples_per_batch == 0, "num_samples")
         if future is not None:
             shape = (batch, request.num_exogenous, request.horizon)
-            _expect(request.num_exogenous > 0 and future.shape == shape, "future_exogenous")
+            fits = _is_tensor(future) and future.device == inputs.device and future.shape == shape
+            _expect(fits and request.num_exogenous > 0, "future_exogenous_variables")
         return request
 
     def steps(self, patch_size: int) -> int:
@@ -82,15 +113,49 @@ class Request:
         return ceil(self.horizon / patch_size)
 
 
+def check_time_stamps(arguments: Mapping[str, Any]) -> None:
+    """Check what upstream carries on from patch to patch, though no model reads it.
+
+    At each time step it appends to the stamps, ``batch variate time_steps``, the last of them
+    plus the interval, ``batch variate``; when it draws, after repeating both for each sample
+    that it draws at once.
+
+    Raises:
+        ValueError: upstream could not do that.
+    """
+    stamps, intervals = arguments["timestamp_seconds"], arguments["time_interval_seconds"]
+    _expect(_is_tensor(stamps) and stamps.ndim == 3 and stamps.shape[2] > 0, "timestamp_seconds")
+    _expect(_is_tensor(intervals) and intervals.device == stamps.device, "time_interval_seconds")
+    wanted, given = stamps.shape[:2], intervals.shape
+    if given == wanted:
+        return
+    if "num_samples" in arguments:
+        # Batches are multiplied by the samples: one series does not stand for several then.
+        _expect(len(given) == 2 and given[0] == wanted[0], "time_interval_seconds")
+    backwards = zip(reversed(given), reversed(wanted), strict=False)
+    fits = len(given) <= 2 and all(size in (1, of) for size, of in backwards)
+    _expect(fits, "time_interval_seconds")
+
+
 def _expect(condition: bool, name: str) -> None:
     if not condition:
         raise ValueError(name)
 
 
-def _masks(mask: torch.Tensor, inputs: torch.Tensor) -> bool:
+def _is_tensor(value: Any) -> bool:
+    """An ordinary tensor of ordinary numbers; what subclasses do is theirs to know."""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.dtype in _NUMBERS
+    )
+
+
+def _masks(mask: Any, inputs: torch.Tensor) -> bool:
     batch, variates, length = inputs.shape
     return (
-        mask.ndim == 3
+        _is_tensor(mask)
+        and mask.ndim == 3
         and mask.shape[0] == batch
         and mask.shape[1] in (1, variates)
         and mask.shape[2] == length
@@ -98,12 +163,19 @@ def _masks(mask: torch.Tensor, inputs: torch.Tensor) -> bool:
     )
 
 
-def _integer(value: Any) -> int | None:
-    return None if value is None else int(value.__index__())
+def _whole(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """An integer, or the one integer in a tensor (collating makes one of upstream's field).
 
-
-def _scalar(value: Any) -> int:
-    """An integer, or the one integer in a tensor (collating makes one of upstream's field)."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    Neither a truth value, which upstream hands on to what counts by integers, nor one of so few
+    bits that upstream's sums with it overflow.
+    """
+    value = arguments[name] if default is None else arguments.get(name, default)
+    if type(value) is int:
+        return value
+    if isinstance(value, torch.Tensor):
+        _expect(value.is_cpu and value.numel() == 1, name)
+        _expect(value.dtype in (torch.int32, torch.int64), name)
         return int(value.item())
-    return int(value.__index__())
+    _expect(isinstance(value, Integral) and not isinstance(value, bool), name)
+    _expect(getattr(value, "itemsize", 8) >= 4, name)
+    return int(value)
