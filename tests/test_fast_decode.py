@@ -63,14 +63,6 @@ class TestWhatItDoesNotKnow:
         model.__class__ = type("MyBackbone", (type(model),), {})
         assert_goes_to_upstream(model, "MyBackbone")
 
-    def test_training_mode(self) -> None:
-        model = small_model(dropout=0.0).model
-        forecaster = TotoForecaster(model)
-        model.transformer.layers[0].train()
-        with toto_compile_patch.patched("fast_decode"):
-            forecaster.forecast(series(40), HORIZON)
-        assert taken() == ("upstream", "the model is in training mode")
-
     def test_a_scaler_of_their_own(self) -> None:
         model = small_model().model
         model.scaler.__class__ = type("MyScaler", (type(model.scaler),), {})

@@ -28,7 +28,7 @@ def test_defaults() -> None:
         strict=True,
         mode="reduce-overhead",
         rng="fast",
-        fallback="upstream",
+        fallback="warn",
         runtime="auto",
         precision="model",
         log=None,

@@ -21,6 +21,7 @@ from toto_compile_patch.api import (
 from toto_compile_patch.errors import (
     CompiledCodeBusyError,
     FallbackError,
+    FallbackWarning,
     PatchConflictError,
     TotoCompilePatchError,
     TotoNotFoundError,
@@ -32,6 +33,7 @@ from toto_compile_patch.version import __version__
 __all__ = [
     "CompiledCodeBusyError",
     "FallbackError",
+    "FallbackWarning",
     "PatchConflictError",
     "TotoCompilePatchError",
     "TotoNotFoundError",

@@ -84,8 +84,9 @@ def apply(
         rng: ``fast``: samples of the same distribution as upstream's, from other random numbers
             (default). ``upstream``: upstream's draws in upstream's order, so that a seed gives
             upstream's samples; slow and large, a proof tool.
-        fallback: what happens to a forecast that the fast path does not know: ``upstream``'s code
-            makes it (default), or ``error``: FallbackError.
+        fallback: what happens to a forecast that the fast path does not know: upstream's code
+            makes it, with a FallbackWarning once for each reason (``warn``, the default), or with
+            a line in the log alone (``upstream``); or ``error``: FallbackError.
         runtime: how the fast path runs: ``eager``, ``compile``, ``cudagraph``,
             ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was;
             else by CUDA graphs on CUDA, eagerly elsewhere.

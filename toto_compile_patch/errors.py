@@ -29,3 +29,14 @@ class FallbackError(TotoCompilePatchError, RuntimeError):
 
 class UnreachedCarrierWarning(UserWarning):
     """Code of Toto's is loaded that ``apply()`` does not patch: its forecasts are upstream's."""
+
+
+class FallbackWarning(UserWarning):
+    """A forecast that the fast path does not know was left to upstream's code.
+
+    It names the reason, and the cure where there is one; once for each reason in a process. It
+    belongs to ``apply(fallback="warn")``, the default. Turned into an error (``python -W error``)
+    it is raised in place of the forecast, each time; nothing is half done then. As a rule nothing
+    has been computed yet; only where upstream might have had its own word to say first, of
+    unusual arguments and values that are not numbers, is the forecast made before, and dropped.
+    """

@@ -12,7 +12,7 @@ PATCH_NAMES = tuple(patch.name for patch in TABLE)
 """Names of the patches, in the order in which they are applied."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-FALLBACKS = ("upstream", "error")
+FALLBACKS = ("warn", "upstream", "error")
 RNGS = ("fast", "upstream")
 RUNTIMES = ("auto", "eager", "compile", "cudagraph", "compile+cudagraph")
 PRECISIONS = ("model", "tf32", "bf16")
@@ -41,7 +41,8 @@ class Settings:
         strict: raise on code that was not tested, instead of skipping that patch.
         mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``.
         rng: ``fast`` or ``upstream``: which random numbers the fast path draws.
-        fallback: ``upstream`` or ``error``: what happens to a forecast that it does not know.
+        fallback: one of FALLBACKS: what happens to a forecast that it does not know: upstream's
+            code makes it, with a warning or without; or an error.
         runtime: one of RUNTIMES: how the fast path runs.
         precision: one of PRECISIONS: of the fast path's matrix products.
         log: level at which the package's log is shown on stderr; None leaves logging alone.
@@ -52,7 +53,7 @@ class Settings:
     strict: bool = True
     mode: str = "reduce-overhead"
     rng: str = "fast"
-    fallback: str = "upstream"
+    fallback: str = "warn"
     runtime: str = "auto"
     precision: str = "model"
     log: str | None = None

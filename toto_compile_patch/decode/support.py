@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from toto_compile_patch import upstream
@@ -18,13 +20,13 @@ _SCALERS = (
     upstream.CausalPatchStdMeanScaler,
 )
 _DISTRIBUTIONS = (upstream.StudentTOutput, upstream.MixtureOfStudentTsOutput)
+_ATTENTIONS = (upstream.TimeWiseMultiheadAttention, upstream.SpaceWiseMultiheadAttention)
 _MODULES = {
+    *_ATTENTIONS,
     *_DISTRIBUTIONS,
     upstream.TotoBackbone,
     upstream.Transformer,
     upstream.TransformerLayer,
-    upstream.TimeWiseMultiheadAttention,
-    upstream.SpaceWiseMultiheadAttention,
     upstream.TimeAwareRotaryEmbedding,
     upstream.PatchEmbedding,
     upstream.RMSNorm,
@@ -37,6 +39,26 @@ _MODULES = {
     torch.nn.Sequential,
 }
 _linear_forward = torch.nn.Linear.forward
+_transforms_are_active = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing
+_dispatch_mode = torch._C._get_dispatch_mode
+_TRACING_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a forecast has to be upstream's.
+
+    Attributes:
+        reason: what the decode path does not know.
+        cure: what to do to have it know; empty where that is for nobody to do.
+        upstream_decides: whether upstream's code may well refuse it too, in better words: nothing
+            is to be said of it unless upstream forecasts.
+    """
+
+    reason: str
+    cure: str = ""
+    upstream_decides: bool = False
 
 
 def backbone_of(model: Any) -> Any:
@@ -46,69 +68,124 @@ def backbone_of(model: Any) -> Any:
     return model
 
 
-def why_not(forecaster: Any, backbone: Any, request: Request) -> str | None:
+def other_mode() -> Refusal | None:
+    """Torch is asked to do more than to compute: to differentiate forwards, or to trace."""
+    if _transforms_are_active() or forward_ad._current_level >= 0:
+        reason = "a transform of torch.func or a forward-mode derivative is under way"
+        return Refusal(reason, "forecast outside of it", upstream_decides=True)
+    if _is_tracing() or any(_dispatch_mode(mode) for mode in _TRACING_MODES):
+        reason = "torch is tracing, or computes with fake tensors"
+        return Refusal(reason, "forecast outside of it", upstream_decides=True)
+    return None
+
+
+def unusual(error: Exception) -> Refusal:
+    """An argument that could not be read."""
+    what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    cure = "give it the type and shape that upstream documents"
+    return Refusal(f"unusual argument: {what}", cure, upstream_decides=True)
+
+
+def not_finite(error: Exception) -> Refusal:
+    """Values that are not numbers, which upstream's distributions mostly refuse."""
+    cure = "fill what is NaN or infinite in the series"
+    return Refusal(str(error), cure, upstream_decides=True)
+
+
+def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
     """Why a forecast has to be upstream's, or None where the decode path knows all about it."""
     return (
         _other_code(forecaster)
         or _other_model(backbone)
         or _other_modules(backbone)
-        or _other_weights(backbone, request)
+        or _other_weights(backbone)
+        or _other_request(backbone, request)
     )
 
 
-def _other_code(forecaster: Any) -> str | None:
+def _other_code(forecaster: Any) -> Refusal | None:
     """Code that the decode path stands in for is not the one that it was written after."""
+    cure = "take out what replaced it"
     if torch.nn.Linear.forward is not _linear_forward:
-        return "torch.nn.Linear.forward has been replaced"
+        return Refusal("torch.nn.Linear.forward has been replaced", cure)
     for owner, attribute in upstream.BYPASSED:
         if upstream.unknown(owner, attribute):
-            return f"{upstream.symbol(owner, attribute)} has been replaced"
+            return Refusal(f"{upstream.symbol(owner, attribute)} has been replaced", cure)
     for attribute in upstream.BYPASSED_METHODS_OF_FORECASTER:
         theirs = getattr(upstream.TotoForecaster, attribute, None)
         if (
             attribute in vars(forecaster)
             or getattr(type(forecaster), attribute, None) is not theirs
         ):
-            return f"this forecaster has its own {attribute}"
+            return Refusal(
+                f"this forecaster has its own {attribute}", "forecast with a plain TotoForecaster"
+            )
     return None
 
 
-def _other_model(backbone: Any) -> str | None:
+def _other_model(backbone: Any) -> Refusal | None:
     if type(backbone) is not upstream.TotoBackbone:
-        return f"the model is a {type(backbone).__name__}, not a TotoBackbone"
+        return Refusal(f"the model is a {type(backbone).__name__}, not a TotoBackbone")
     if type(backbone.scaler) not in _SCALERS:
-        return f"the scaler is a {type(backbone.scaler).__name__}"
+        return Refusal(f"the scaler is a {type(backbone.scaler).__name__}")
     if backbone.scaler.dim != -1 or not getattr(backbone.scaler, "keepdim", True):
-        return "the scaler does not scale along the last axis"
+        return Refusal("the scaler does not scale along the last axis")
     if type(backbone.output_distribution) not in _DISTRIBUTIONS:
-        return f"the output distribution is a {type(backbone.output_distribution).__name__}"
+        kind = type(backbone.output_distribution).__name__
+        return Refusal(f"the output distribution is a {kind}")
     embedding = backbone.patch_embed
     if embedding.patch_size != embedding.stride:
-        return "patches overlap"
+        return Refusal("patches overlap")
     if getattr(backbone.scaler, "patch_size", embedding.patch_size) != embedding.patch_size:
-        return "the scaler's patches are not the model's"
+        return Refusal("the scaler's patches are not the model's")
     rotary = backbone.transformer.rotary_emb
     if not rotary.use_xpos or rotary.interpolate_factor != 1 or rotary.learned_freq:
-        return "the rotary embedding is not upstream's"
+        return Refusal("the rotary embedding is not upstream's")
     return None
 
 
-def _other_modules(backbone: Any) -> str | None:
+def _other_modules(backbone: Any) -> Refusal | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return "there are global forward hooks"
+        return Refusal("there are global forward hooks", "remove them before forecasting")
     for module in modules_of(backbone):
         kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
-            name = name_of(module, backbone.named_modules())
-            return f"{name} is a {kind.__module__}.{kind.__qualname__}"
-        if module.training:
-            return "the model is in training mode"
+            reason = f"{_name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
+            return Refusal(reason, _cure_of_a_module(kind))
+        if module.training and _drops(module):
+            reason = "the model is in training mode, in which its dropout acts"
+            return Refusal(reason, "call forecaster.model.eval()")
         if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name_of(module, backbone.named_modules())} has hooks"
+            reason = f"{_name_of(module, backbone)} has hooks"
+            return Refusal(reason, "remove them before forecasting")
         if not _methods(kind).isdisjoint(vars(module)):
             own = min(_methods(kind) & vars(module).keys())
-            return f"{name_of(module, backbone.named_modules())} has its own {own}"
+            reason = f"{_name_of(module, backbone)} has its own {own}"
+            return Refusal(reason, "delete that attribute: its class's is known")
     return None
+
+
+def _drops(module: Any) -> bool:
+    """Whether a module leaves values out at random while it is training.
+
+    Nothing else of upstream's depends on that mode, but for a fused kernel in place of three
+    operations.
+    """
+    if isinstance(module, torch.nn.Dropout):
+        return module.p != 0
+    return isinstance(module, _ATTENTIONS) and module.dropout != 0
+
+
+def _cure_of_a_module(kind: type) -> str:
+    if kind.__module__.startswith("peft."):
+        return "merge the adapter into the model: merge_and_unload()"
+    if kind.__module__.startswith("torch.nn.utils.parametrize"):
+        return "torch.nn.utils.parametrize.remove_parametrizations() before forecasting"
+    return ""
+
+
+def _name_of(module: torch.nn.Module, backbone: torch.nn.Module) -> str:
+    return name_of(module, backbone.named_modules())
 
 
 @cache
@@ -116,19 +193,30 @@ def _methods(kind: type) -> frozenset[str]:
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
-def _other_weights(backbone: Any, request: Request) -> str | None:
+def _other_weights(backbone: Any) -> Refusal | None:
     first = backbone.unembed.weight
     for weight in parameters_of(backbone):
         if type(weight) is not torch.nn.Parameter or weight.layout != torch.strided:
             name = name_of(weight, backbone.named_parameters())
-            return f"{name} is a {type(weight).__name__}"
+            return Refusal(f"{name} is a {type(weight).__name__}")
         if weight.device != first.device or weight.dtype != first.dtype:
-            return "the weights are not all on one device and of one type"
+            reason = "the weights are not all on one device and of one type"
+            return Refusal(reason, "convert them: forecaster.model.to(device, dtype)")
     if first.is_meta or not first.is_floating_point():
-        return "the weights are not floating-point numbers"
-    inputs = request.inputs
-    if inputs.device != first.device or inputs.dtype != first.dtype:
-        return f"the series is {inputs.dtype} on {inputs.device}, not as the model"
+        return Refusal("the weights are not floating-point numbers")
+    return None
+
+
+def _other_request(backbone: Any, request: Request) -> Refusal | None:
+    """The series, or what is asked for, does not suit the model: upstream mostly raises."""
+    inputs, weight = request.inputs, backbone.unembed.weight
+    if inputs.device != weight.device or inputs.dtype != weight.dtype:
+        reason = f"the series is {inputs.dtype} on {inputs.device}, not as the model"
+        return Refusal(reason, "give it the model's dtype and device", upstream_decides=True)
     if inputs.shape[-1] % backbone.patch_embed.patch_size:
-        return "the series is not a whole number of patches"
+        reason, cure = "the series is not a whole number of patches", "pad it on the left"
+        return Refusal(reason, cure, upstream_decides=True)
+    if request.use_kv_cache and len(backbone.transformer.layers) < 2:
+        reason = "upstream's cache asks for a second layer"
+        return Refusal(reason, "forecast with use_kv_cache=False", upstream_decides=True)
     return None

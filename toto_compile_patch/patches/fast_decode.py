@@ -1,13 +1,12 @@
 """``fast_decode``: forecasts run on ``toto_compile_patch.decode``, where it knows the model.
 
-What it does not know goes to upstream's code, and the reason is logged once.
+What it does not know goes to upstream's code, and the reason is said once.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from typing import Any
 
@@ -15,16 +14,22 @@ import torch
 
 from toto_compile_patch.decode.doubts import NotFiniteError
 from toto_compile_patch.decode.forecast import Options, forecast
-from toto_compile_patch.decode.last_path import Path, note
-from toto_compile_patch.decode.request import Request
-from toto_compile_patch.decode.support import backbone_of, why_not
+from toto_compile_patch.decode.last_path import Path, attempt, note
+from toto_compile_patch.decode.request import Request, check_time_stamps
+from toto_compile_patch.decode.support import (
+    Refusal,
+    backbone_of,
+    not_finite,
+    other_mode,
+    unusual,
+    why_not,
+)
 from toto_compile_patch.errors import FallbackError
+from toto_compile_patch.notices import log_once, warn_once
 from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import run_uncompiled
 from toto_compile_patch.upstream import BYPASSED, TotoForecaster
-
-_logger = logging.getLogger("toto_compile_patch")
 
 
 @cache
@@ -38,55 +43,93 @@ def sites() -> tuple[AttributeSite, ...]:
 @cache
 def _fast_or_upstream(original: Any) -> Any:
     signature = inspect.signature(original)
+    parameters = signature.parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
 
     @wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        arguments = signature.bind(self, *args, **kwargs).arguments
+        def read() -> Mapping[str, Any]:
+            return {**defaults, **signature.bind(self, *args, **kwargs).arguments}
 
         def upstream() -> torch.Tensor:
             forecast: torch.Tensor = original(self, *args, **kwargs)
             return forecast
 
-        return _generate(self, arguments, upstream)
+        return _generate(self, read, upstream)
 
     return run_uncompiled(generate)
 
 
 def _generate(
-    forecaster: Any, arguments: dict[str, Any], upstream: Callable[[], torch.Tensor]
+    forecaster: Any, read: Callable[[], Mapping[str, Any]], upstream: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    try:
-        request = Request.of(arguments)
-    except (ValueError, TypeError, AttributeError) as error:
-        # Upstream's code complains of such arguments in its own words.
-        note(Path("upstream", f"unusual argument: {error}"))
-        return upstream()
+    with attempt(Path("fast")):
+        made = _fast(forecaster, read)
+    if isinstance(made, Refusal):
+        # Outside of any ``except``: upstream's errors are to look as they always did.
+        return _left_to_upstream(made, upstream)
+    result, path = made
+    note(path)
+    return result
+
+
+def _fast(
+    forecaster: Any, read: Callable[[], Mapping[str, Any]]
+) -> tuple[torch.Tensor, Path] | Refusal:
+    """The fast path's forecast, or why it makes none."""
+    if refusal := other_mode():
+        return refusal
     backbone = backbone_of(forecaster.model)
+    try:
+        arguments = read()
+        check_time_stamps(arguments)
+        labelled = getattr(backbone, "fusion", None) is not None
+        request = Request.of(arguments, labelled=labelled)
+    except Exception as error:
+        # Whatever cannot be read: upstream's code complains of it in its own words.
+        return unusual(error)
+    if refusal := why_not(forecaster, backbone, request):
+        return refusal
     settings = in_force()
-    if reason := why_not(forecaster, backbone, request):
-        if settings.fallback == "error":
-            raise FallbackError(
-                f"{reason}; apply(fallback='upstream') lets upstream's code forecast"
-            )
-        _log_once(f"upstream's code forecasts: {reason}")
-        note(Path("upstream", reason))
-        return upstream()
     options = Options(settings.rng, settings.runtime, settings.precision)
     try:
         result, ran = forecast(forecaster.model, backbone, request, options)
     except NotFiniteError as error:
-        note(Path("upstream", str(error)))
-        return upstream()
+        return not_finite(error)
     if ran.unexpected:
-        _log_once(f"forecasts run in runtime {ran.runtime}: {ran.reason}")
-    note(Path("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes))
+        log_once(f"forecasts run in runtime {ran.runtime}: {ran.reason}")
+    return result, Path("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes)
+
+
+def _left_to_upstream(refusal: Refusal, upstream: Callable[[], torch.Tensor]) -> torch.Tensor:
+    path = Path("upstream", refusal.reason)
+    with attempt(path):
+        if not refusal.upstream_decides:
+            _say(refusal)
+        note(path)
+        result = upstream()
+        if refusal.upstream_decides:
+            _say(refusal)
     return result
 
 
-_logged: set[str] = set()
+def _say(refusal: Refusal) -> None:
+    """Say that upstream's code forecasts, as the user wants to hear it.
 
-
-def _log_once(message: str) -> None:
-    if message not in _logged:
-        _logged.add(message)
-        _logger.warning("%s", message)
+    Raises:
+        FallbackError: upstream's code is not to forecast.
+        FallbackWarning: where the user turns warnings into errors.
+    """
+    fallback = in_force().fallback
+    why = f"{refusal.reason}. To have it fast: {refusal.cure}" if refusal.cure else refusal.reason
+    if fallback == "error":
+        raise FallbackError(
+            f"the fast path does not make this forecast: {why}. To have it made by upstream's "
+            "code: apply(fallback='upstream')"
+        )
+    log_once(f"upstream's code forecasts: {why}")
+    if fallback == "warn":
+        warn_once(
+            f"this forecast is made by upstream's code, no faster than unpatched: {why}. "
+            "(apply(fallback='upstream') takes it as it is, and says so in the log alone.)"
+        )
