@@ -129,3 +129,31 @@ def test_a_seed_gives_the_same_forecast_though_weights_had_to_be_prepared_again(
     first = values(forecast(model, series(40), HORIZON, 4, 2))
     toto_compile_patch.refresh(model)
     assert torch.equal(values(forecast(model, series(40), HORIZON, 4, 2)), first)
+
+
+def test_a_warm_up_draws_nothing() -> None:
+    forecaster = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("fast_decode", fallback="error")
+    before = torch.get_rng_state()
+    toto_compile_patch.warmup(forecaster, series(40), HORIZON, 4, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_warm_up_takes_nothing_back() -> None:
+    """What another thread draws meanwhile is not drawn again."""
+    forecaster = TotoForecaster(small_model().model)
+    toto_compile_patch.apply("kv_cache")
+    done = threading.Event()
+    drawn: list[float] = []
+
+    def draw() -> None:
+        while not done.is_set():
+            drawn.append(float(torch.rand((), dtype=torch.float64)))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    for _ in range(10):
+        toto_compile_patch.warmup(forecaster, series(40), HORIZON, 4, 2)
+    done.set()
+    thread.join()
+    assert len(set(drawn)) == len(drawn)

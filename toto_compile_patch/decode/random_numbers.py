@@ -7,6 +7,9 @@ instead would repeat what another thread, or the user's own code, has drawn mean
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +60,26 @@ class GivenNumbers:
         return self.generator
 
 
+class _PerThread(threading.local):
+    draws_nothing = False
+
+
+_here = _PerThread()
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Let this thread's forecasts begin with any number, and draw none from the process's."""
+    before, _here.draws_nothing = _here.draws_nothing, True
+    try:
+        yield
+    finally:
+        _here.draws_nothing = before
+
+
 def _drawn_seed(device: torch.device) -> int:
+    if _here.draws_nothing:
+        return 0
     if device.type == "cuda":
         return _drawn_without_waiting(device)
     return int(torch.empty((), dtype=torch.int64, device=device).random_())
