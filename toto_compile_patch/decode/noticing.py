@@ -26,7 +26,7 @@ _STRIDE = 317
 """From one forecast's stretch to the next one's: far, so that an edited block is met soon. Odd, so
 that all have their turn."""
 
-_HASHED_AT_ONCE = 16
+_HASHED_AT_ONCE = 64
 """Stretches of a weight that are hashed together, so that they stay in a CPU's cache."""
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,19 +39,19 @@ class Noted:
 
     Attributes:
         places: views of the weights that are compared at each forecast, their bits as integers.
-        bits: what they held, ``element``, one place after the other.
+        bits: what they held.
         stretches: views of the weights, each ``STRETCHES word``.
         factors: odd random numbers by which a stretch of all weights is multiplied, ``word``. The
             sum of products cannot stay what it was if a single word changed.
-        hashes: the sums, ``STRETCHES``.
+        hashes: the sums, for each of the ``STRETCHES``.
         turns: counts the forecasts.
     """
 
     places: tuple[torch.Tensor, ...]
-    bits: torch.Tensor
+    bits: tuple[torch.Tensor, ...]
     stretches: tuple[torch.Tensor, ...]
     factors: torch.Tensor
-    hashes: torch.Tensor
+    hashes: list[int]
     turns: itertools.count[int]
 
     @classmethod
@@ -77,7 +77,12 @@ class Noted:
             hashed = [(some * own).sum(-1) for some in stretch.split(_HASHED_AT_ONCE)]
             hashes += torch.cat(hashed)
         return cls(
-            tuple(places), _read(places), tuple(stretches), factors, hashes, itertools.count()
+            tuple(places),
+            tuple(place.clone() for place in places),
+            tuple(stretches),
+            factors,
+            hashes.tolist(),
+            itertools.count(),
         )
 
     def changed(self, time_steps: int | None = None) -> torch.Tensor:
@@ -89,22 +94,26 @@ class Noted:
         places, bits = self.places, self.bits
         if time_steps is not None and places[-1].ndim == 2:
             places = (*places[:-1], places[-1][:time_steps])
-            bits = bits[: bits.numel() - self.places[-1].numel() + places[-1].numel()]
-        changed = (_read(places) != bits).any()
-        if self.stretches:
-            turn = next(self.turns) * _STRIDE % STRETCHES
-            words = torch.cat([stretch[turn] for stretch in self.stretches])
-            changed = changed | ((words * self.factors).sum() != self.hashes[turn])
-        return changed
+            bits = (*bits[:-1], bits[-1][:time_steps])
+        words, noted = self._next_stretch()
+        if words.is_cpu:
+            # Each in one thread: many small parallel regions suffer where cores are wanted.
+            same = all(map(torch.equal, places, bits)) and int(words.dot(self.factors)) == noted
+            return torch.tensor(not same)
+        changed = (_joined(places) != _joined(bits)).any()
+        return changed | ((words * self.factors).sum() != noted)
+
+    def _next_stretch(self) -> tuple[torch.Tensor, int]:
+        """The words of another stretch of all weights, and their hash when it was noted."""
+        turn = next(self.turns) * _STRIDE % STRETCHES
+        if not self.stretches:
+            return self.factors, 0
+        return torch.cat([stretch[turn] for stretch in self.stretches]), self.hashes[turn]
 
 
-def _read(places: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What is at some places now, ``element``."""
-    sizes = [place.numel() for place in places]
-    bits = places[0].new_empty(sum(sizes))
-    parts = zip(bits.split(sizes), places, strict=True)
-    torch._foreach_copy_([part.view(place.shape) for part, place in parts], list(places))
-    return bits
+def _joined(places: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What is at some places, ``element``, by one operator for each."""
+    return torch.cat([place.flatten() for place in places])
 
 
 def _bits(weight: torch.Tensor) -> torch.Tensor:
