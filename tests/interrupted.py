@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -131,7 +132,7 @@ class Interrupter:
         at: which place, from 1 on; 0: nowhere, count them only.
         then: places from the first interrupt to a second one; 0: there is none.
         opcodes: instructions of CORE are the places, instead of lines of the whole package.
-        inside_reset: lines of ``torch._dynamo.reset`` are the places.
+        inside_reset: lines of ``torch._dynamo.reset`` are the places (of a first interrupt).
         seen: places so far.
         where: the places at which it raised.
         first: the place at which each line, or instruction, comes for the first time.
@@ -159,7 +160,7 @@ class Interrupter:
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         file = frame.f_code.co_filename
-        if self.inside_reset:
+        if self.inside_reset and not self.where:
             return self._place if frame.f_code is torch._dynamo.reset.__code__ else None
         if not file.startswith(PACKAGE):
             return None
@@ -208,7 +209,8 @@ class Scenario:
         call: what is interrupted.
         before: names of the patches that stand, and are wanted, before.
         after: likewise at the end of the call, or within the block that it opens.
-        inner: likewise within a block within that one.
+        inner: likewise within a block within that one. They may still stand where the interrupt
+            comes before ``__exit__`` has begun its work, or when it has done it.
         compiled: something is compiled before the call.
     """
 
@@ -265,17 +267,33 @@ def leave() -> None:
     block.__exit__(None, None, None)
 
 
+inner = toto_compile_patch.patched(OTHERS)
+
+
+def enter_both() -> None:
+    block.__enter__()
+    inner.__enter__()
+
+
+def leave_both() -> None:
+    try:
+        inner.__exit__(None, None, None)
+    finally:
+        block.__exit__(None, None, None)
+
+
 FIRST_APPLY = Scenario(nothing, toto_compile_patch.apply, (), ALL)
 SCENARIOS = {
     "apply": Scenario(nothing, toto_compile_patch.apply, (), ALL),
     "apply others": Scenario(apply_some, apply_others, SOME, OTHERS),
     "switched off": Scenario(apply_some, apply_switched_off, SOME, ()),
     "revert": Scenario(toto_compile_patch.apply, toto_compile_patch.revert, ALL, ()),
-    "enter": Scenario(nothing, block.__enter__, (), SOME),
+    "enter": Scenario(nothing, block.__enter__, (), ()),
     "exit": Scenario(block.__enter__, leave, SOME, ()),
     "block": Scenario(nothing, enter_and_leave, (), OTHERS),
     "decorator": Scenario(apply_some, decorated, SOME, OTHERS),
     "nested": Scenario(nothing, nested, (), SOME, inner=OTHERS),
+    "exit nested": Scenario(enter_both, leave_both, SOME, (), inner=OTHERS),
     "apply compiled": Scenario(apply_some, apply_others, SOME, OTHERS, compiled=True),
     "revert compiled": Scenario(
         toto_compile_patch.apply, toto_compile_patch.revert, ALL, (), compiled=True
@@ -335,8 +353,14 @@ def is_held(lock: Any) -> bool:
     return held
 
 
-def complaints(scenario: Scenario, whole_only: bool, compiled_of: Any) -> Iterator[str]:
-    """What is wrong with the state that an interrupt left."""
+LEAVES = ("__exit__", "<listcomp>", "_close")
+"""Functions in which an interrupt can keep a block from being left."""
+
+
+def complaints(
+    scenario: Scenario, whole_only: bool, compiled_of: Any, function: str = ""
+) -> Iterator[str]:
+    """What is wrong with the state that an interrupt left, which came in a function."""
     whole, partly = standing()
     states = {row.name: row.state for row in toto_compile_patch.status()}
     if {name for name, state in states.items() if state == "applied"} != whole:
@@ -347,8 +371,10 @@ def complaints(scenario: Scenario, whole_only: bool, compiled_of: Any) -> Iterat
         if toto_compile_patch.is_applied(name) != (name in whole):
             yield f"is_applied({name}) is not what stands"
     if whole_only:
-        allowed = (scenario.before, scenario.after, scenario.inner or scenario.after)
-        if partly or whole not in map(set, allowed):
+        allowed = [set(scenario.before), set(scenario.after)]
+        if function in LEAVES:
+            allowed.append(set(scenario.inner))
+        if partly or whole not in allowed:
             yield f"half a state: {whole} stand, and part of {partly}"
         if toto_compile_patch.is_applied() != bool(whole):
             yield f"is_applied() is not whether what was asked for stands: {whole}"
@@ -404,7 +430,8 @@ def interrupt(scenario: Scenario, interrupter: Interrupter, tally: Tally) -> boo
                 learn_places()
             else:
                 tally.changed += bool(standing()[0] != set(scenario.before))
-                found += complaints(scenario, len(interrupter.where) == 1, compiled_of)
+                once = len(interrupter.where) == 1
+                found += complaints(scenario, once, compiled_of, where.split()[-1])
                 found += repair()
         except BaseException as error:
             found.append(f"{type(error).__name__}: {error}")
@@ -445,15 +472,22 @@ def make_pristine() -> None:
 # One place after the other ----------------------------------------------------------------------
 
 
-def places_of(scenario: Scenario, first: int | None, others: int | None, **how: Any) -> list[int]:
-    """Where each line comes for the first time, and others; None: all, else so many of them."""
+def places_of(
+    scenario: Scenario, first: int | None, others: int | None, file: str = "", **how: Any
+) -> list[int]:
+    """Where each line (of a file) comes for the first time, and others.
+
+    None: all of them, else so many.
+    """
     interrupter = Interrupter(0, **how)
     scenario.prepare()
     if scenario.compiled:
         compile_something()
     assert interrupter.run(scenario.call)
     toto_compile_patch.revert()
-    firsts = sorted(interrupter.first.values())
+    firsts = sorted(
+        place for (code, _), place in interrupter.first.items() if code.co_filename.endswith(file)
+    )
     rest = sorted(set(range(1, interrupter.seen + 1)) - set(firsts))
     return sorted(some(firsts, first) + some(rest, others))
 
@@ -473,14 +507,14 @@ def in_this_process(scenario: Scenario, places: list[int], twice: bool, **how: A
     return tally
 
 
-def in_forks(scenario: Scenario, first: int | None, others: int | None) -> Tally:
+def in_forks(scenario: Scenario, first: int | None, others: int | None, file: str) -> Tally:
     """Each place in a process of its own, in which nothing of the package was imported by apply.
 
     The places are those of a process that counted them.
     """
     with child() as answer:
         if answer.mine:
-            answer.send(places_of(scenario, first, others))
+            answer.send(places_of(scenario, first, others, file))
     places = answer.received
     tally = Tally()
     for place in places:
@@ -509,12 +543,13 @@ def child() -> Iterator[Answer]:
     reads, writes = os.pipe()
     process = os.fork()
     if process == 0:
-        status = 1
+        answer = Answer(True, writes)
         try:
-            yield Answer(True, writes)
-            status = 0
+            yield answer
+        except BaseException:
+            answer.send({"places": 1, "wrong": [traceback.format_exc()]})
         finally:
-            os._exit(status)
+            os._exit(0)
     os.close(writes)
     answer = Answer(False, reads)
     yield answer
@@ -596,6 +631,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), help="default: all")
     parser.add_argument("--first", type=int, help="so many lines, where they come first (all)")
+    parser.add_argument("--file", default="", help="lines of this file (first apply)")
     parser.add_argument("--others", type=int, help="so many other places (all)")
     parser.add_argument("--opcodes", action="store_true", help="between instructions")
     parser.add_argument("--inside-reset", action="store_true", help="within torch._dynamo.reset")
@@ -604,7 +640,9 @@ def main() -> None:
     options = parser.parse_args()
     how = {"opcodes": options.opcodes, "inside_reset": options.inside_reset}
     if options.scenarios == ["first apply"]:
-        tallies = {"first apply": in_forks(FIRST_APPLY, options.first, options.others)}
+        tallies = {
+            "first apply": in_forks(FIRST_APPLY, options.first, options.others, options.file)
+        }
     else:
         toto_compile_patch.apply()
         toto_compile_patch.revert()

@@ -296,6 +296,16 @@ class TestSomebodyElse:
         assert Transformer.forward is not ours
 
     @pytest.mark.usefixtures("untouched")
+    def test_what_somebody_put_back_is_applied_though_nothing_is_wanted(self) -> None:
+        toto_compile_patch.apply("compile_method")
+        ours = vars(toto.model.toto.Toto)["compile"]
+        toto_compile_patch.revert()
+        toto.model.toto.Toto.compile = ours
+        assert toto_compile_patch.is_applied()
+        toto_compile_patch.revert()
+        assert not toto_compile_patch.is_applied()
+
+    @pytest.mark.usefixtures("untouched")
     def test_a_lambda_before_us_is_refused_as_anything_else_is(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

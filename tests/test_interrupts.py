@@ -53,10 +53,16 @@ def test_while_compiled_code_is_dropped() -> None:
     found = tallies("apply compiled", "revert compiled", "--inside-reset")
     assert places(found) > 30
     assert all(tally["changed"] == 0 for tally in found.values())
+    assert places(tallies("apply compiled", "revert compiled", "--inside-reset", "--twice")) > 30
 
 
-def test_in_the_imports_of_the_first_apply() -> None:
+def test_in_the_first_apply_and_its_imports() -> None:
     assert places(tallies("first apply", "--first", "12", "--others", "3")) == 15
+
+
+def test_where_the_first_apply_defines_operators() -> None:
+    """Torch keeps what an import that was interrupted had defined, and refuses it a second time."""
+    assert places(tallies("first apply", "--file", "operators.py", "--others", "0")) > 20
 
 
 def test_by_real_signals() -> None:
@@ -67,7 +73,7 @@ def test_by_real_signals() -> None:
 
 @pytest.mark.slow
 def test_at_every_line_of_every_call() -> None:
-    calls = ("apply others", "switched off", "enter", "exit", "decorator", "nested")
+    calls = ("apply others", "switched off", "enter", "exit", "decorator", "nested", "exit nested")
     found = tallies(*calls, "apply compiled", "revert compiled", "--others", "10")
     assert places(found) > 1500
 

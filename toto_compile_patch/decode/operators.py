@@ -27,7 +27,6 @@ class _HandedOver(threading.local):
 
 
 _here = _HandedOver()
-_library = torch.library.Library("toto_compile_patch", "FRAGMENT")
 
 
 @contextmanager
@@ -74,12 +73,26 @@ def _attend_shape(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
-def _define(schema: str, implementation: Callable[..., Any], shape: Callable[..., Any]) -> None:
-    _library.define(schema)
-    name = schema.split("(")[0]
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"toto_compile_patch::{name}", shape, lib=_library)
+_OPERATORS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
+    ("linear(Tensor rows, int slot, int out_features) -> Tensor", _linear, _linear_shape),
+    ("attend(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend, _attend_shape),
+)
 
 
-_define("linear(Tensor rows, int slot, int out_features) -> Tensor", _linear, _linear_shape)
-_define("attend(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend, _attend_shape)
+def _define_operators() -> torch.library.Library:
+    """Define all or none, so that this module can be imported again after an interrupt."""
+    library = torch.library.Library("toto_compile_patch", "FRAGMENT")
+    try:
+        for schema, implementation, shape in _OPERATORS:
+            library.define(schema)
+            name = schema.split("(")[0]
+            library.impl(name, implementation, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"toto_compile_patch::{name}", shape, lib=library)
+        return library
+    except BaseException:
+        library._destroy()
+        raise
+
+
+# It keeps the operators defined. Nothing may follow: an interrupt then would leave them behind.
+_library = _define_operators()
