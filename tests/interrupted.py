@@ -63,7 +63,7 @@ def owners() -> dict[str, Any]:
 
 
 def everything() -> dict[tuple[str, str], Any]:
-    """The very objects that all owners hold, dynamo's entries and what these hold."""
+    """The very objects that all owners hold, dynamo's entries, and what some of these hold."""
     found = {
         (owner, name): value
         for owner, namespace in OWNERS.items()
@@ -72,7 +72,8 @@ def everything() -> dict[tuple[str, str], Any]:
     }
     for name, entry in ENTRIES.items():
         found["dynamo", name] = entry
-        for key, value in vars(entry).items():
+        # Torch itself writes into the entries of settings that are lists, when it reads them.
+        for key, value in vars(entry).items() if name in SETTINGS else ():
             found[f"dynamo.{name}", key] = value
     return found
 
@@ -96,11 +97,11 @@ def process() -> tuple[Any, ...]:
 
 OWNERS = owners()
 ENTRIES: dict[str, Any] = vars(dynamo_config)["_config"]
-PRISTINE = everything()
-PROCESS = process()
 SETTINGS = {
     name: getattr(dynamo_config, name) for name in ("capture_scalar_outputs", "recompile_limit")
 }
+PRISTINE = everything()
+PROCESS = process()
 PLACES: dict[str, set[tuple[str, str]]] = {}
 """Where each patch alone makes a difference."""
 
@@ -209,8 +210,9 @@ class Scenario:
         call: what is interrupted.
         before: names of the patches that stand, and are wanted, before.
         after: likewise at the end of the call, or within the block that it opens.
-        inner: likewise within a block within that one. They may still stand where the interrupt
-            comes before ``__exit__`` has begun its work, or when it has done it.
+        inner: likewise within a block, inside that one if there is one. They may still stand where
+            the interrupt comes when ``__enter__`` has ended its work, or before ``__exit__`` has
+            begun its own.
         compiled: something is compiled before the call.
     """
 
@@ -288,7 +290,7 @@ SCENARIOS = {
     "apply others": Scenario(apply_some, apply_others, SOME, OTHERS),
     "switched off": Scenario(apply_some, apply_switched_off, SOME, ()),
     "revert": Scenario(toto_compile_patch.apply, toto_compile_patch.revert, ALL, ()),
-    "enter": Scenario(nothing, block.__enter__, (), ()),
+    "enter": Scenario(nothing, block.__enter__, (), (), inner=SOME),
     "exit": Scenario(block.__enter__, leave, SOME, ()),
     "block": Scenario(nothing, enter_and_leave, (), OTHERS),
     "decorator": Scenario(apply_some, decorated, SOME, OTHERS),
@@ -353,7 +355,7 @@ def is_held(lock: Any) -> bool:
     return held
 
 
-LEAVES = ("__exit__", "<listcomp>", "_close")
+LEAVES = ("__enter__", "__exit__", "<listcomp>", "_close")
 """Functions in which an interrupt can keep a block from being left."""
 
 
@@ -582,7 +584,7 @@ def by_signals(cycles: int, compiled: bool) -> Tally:
             compile_something()
             compiled_of = everything()
         moment = took[call] * chance.random() + 1e-6
-        again = moment / 7 if chance.random() < 0.3 else 0
+        again = max(moment / 7, 1e-4) if chance.random() < 0.3 else 0
         came = interrupted_by_signal(call, moment, again)
         if os.environ.get("TOTO_COMPILE_PATCH"):
             del os.environ["TOTO_COMPILE_PATCH"]
