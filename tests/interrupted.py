@@ -343,6 +343,7 @@ def release_locks() -> list[str]:
     for name, module in list(sys.modules.items()):
         if name.startswith("toto_compile_patch"):
             for attribute, lock in list(vars(module).items()):
+                lock = getattr(lock, "held", lock)
                 if isinstance(lock, LOCKS) and is_held(lock):
                     held.append(f"{name}.{attribute}")
                     while is_held(lock):

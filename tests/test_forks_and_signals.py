@@ -85,7 +85,7 @@ from toto_compile_patch.patches import dynamo_config
 lock, taken, leave = Lock(), threading.Event(), threading.Event()
 
 def hold():
-    with lock, dynamo_config._cached_forecast():
+    with lock.held, dynamo_config._cached_forecast():
         taken.set()
         leave.wait()
 
@@ -93,10 +93,10 @@ thread = threading.Thread(target=hold)
 thread.start()
 taken.wait()
 lock_of_mine = Lock()
-with lock_of_mine:
+with lock_of_mine.held:
     child = os.fork()
     if not child:
-        with lock, lock_of_mine:
+        with lock.held, lock_of_mine.held:
             pass
         static = torch._dynamo.config.assume_static_by_default
         os._exit(0 if static else 3)

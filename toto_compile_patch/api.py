@@ -117,7 +117,7 @@ def _warn_of_unreached(settings: Settings) -> None:
     if not settings.enabled or not settings.patches:
         return
     _registry()
-    with _lock:
+    with _lock.held:
         try:
             _show_log(settings.log)
             carriers.warn_of_unreached()
@@ -129,7 +129,7 @@ def _bring_about(settings: Settings | None, force: bool = False) -> None:
     """Make settings hold, None being upstream's own code; whatever fails, all is as it was."""
     enabled = settings is not None and settings.enabled
     registry = _registry() if enabled or _registry_loaded() else None
-    with _lock:
+    with _lock.held:
         try:
             if settings:
                 _show_log(settings.log)
@@ -211,7 +211,7 @@ class patched:
     def __enter__(self) -> None:
         block = _Block(self, wanted())
         try:
-            with _lock:
+            with _lock.held:
                 block.found = wanted()
                 _blocks.append(block)
                 apply(**self._arguments)
@@ -227,7 +227,7 @@ class patched:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _lock:
+        with _lock.held:
             _close([block for block in _blocks if block.opener is self][-1], changed=True)
 
     def __call__(self, function: F) -> F:
@@ -250,7 +250,7 @@ class patched:
 
 def _close(block: _Block, changed: bool) -> None:
     """Restore what a block found, if anything changed, or leave that to one opened later."""
-    with _lock:
+    with _lock.held:
         later = _blocks[_blocks.index(block) + 1 :]
         try:
             if later:
@@ -333,7 +333,7 @@ def _patch_rows() -> list[PatchStatus]:
     except (TotoNotFoundError, UnsupportedTotoError) as error:
         return [PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES]
     rows = []
-    with registry.lock:
+    with registry.lock.held:
         for patch in TABLE:
             state, detail = registry.state_of(patch)
             targets = tuple(site.symbol for site in patch.sites())

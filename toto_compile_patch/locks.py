@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-from types import TracebackType
 from weakref import WeakSet
 
 
 class Lock:
-    """A lock for ``with`` statements that its holder may take again, and that a fork frees.
+    """A lock that its holder may take again, and that is free in a forked child: ``with lock.held:``.
 
     A signal handler runs in the main thread, between any two of its steps: it must not wait for
     what that thread holds. In a child process that was forked while another thread held the lock,
     there is nobody left to release it: there the lock is a new one.
+
+    Attributes:
+        held: what to hold. The lock itself, since an interrupt could come within methods written in
+            Python, after it was taken and before that is known, or before it is released.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.held = threading.RLock()
         _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.release()
 
     def free_after_fork(self) -> None:
         """Become a new lock where a thread that this process lacks holds it."""
-        if self._lock.acquire(blocking=False):
+        if self.held.acquire(blocking=False):
             # Free, or held by the thread that forked, which goes on and releases it.
-            self._lock.release()
+            self.held.release()
         else:
-            self._lock = threading.RLock()
+            self.held = threading.RLock()
 
 
 _locks: WeakSet[Lock] = WeakSet()

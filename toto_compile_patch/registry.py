@@ -57,7 +57,7 @@ def change(settings: Settings | None, *, force: bool = False) -> tuple[str, ...]
         PatchConflictError: somebody replaced a symbol that is to be restored.
         CompiledCodeBusyError: another thread does not leave compiled code.
     """
-    with lock:
+    with lock.held:
         try:
             names = settings.patches if settings and settings.enabled else ()
             strict = settings is None or settings.strict
@@ -71,10 +71,10 @@ def change(settings: Settings | None, *, force: bool = False) -> tuple[str, ...]
                 put_in_force(settings)
             return tuple(patch.name for patch in stands)
         finally:
+            let_others_run()
             for patch in TABLE:
                 for site in patch.sites():
                     site.settle()
-            let_others_run()
 
 
 def state_of(patch: Patch) -> tuple[State, str]:

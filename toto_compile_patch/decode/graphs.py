@@ -350,14 +350,14 @@ def run(asked: Asked) -> tuple[torch.Tensor, torch.Tensor, Ran]:
     Returns:
         The forecast, the answers to its doubts, and how it was made.
     """
-    with _lock:
+    with _lock.held:
         of_this_model = _of_models.setdefault(asked.model.backbone, Graphs(_recorder))
     return of_this_model.run(_key(asked), asked)
 
 
 def forget(backbone: Any = None) -> None:
     """Free the graphs of a backbone; without one, those of all."""
-    with _lock:
+    with _lock.held:
         gone = list(_of_models.values()) if backbone is None else [_of_models.pop(backbone, None)]
         if backbone is None:
             _of_models.clear()
@@ -369,9 +369,9 @@ def forget(backbone: Any = None) -> None:
 @contextmanager
 def one_at_a_time(device: torch.device) -> Iterator[None]:
     """Graphs of a device share memory, and random numbers cannot be drawn beside a capture."""
-    with _lock:
+    with _lock.held:
         lock = _of_devices.setdefault(device, Lock())
-    with lock:
+    with lock.held:
         yield
 
 

@@ -52,14 +52,14 @@ _undo: Callable[[], None] | None = None
 def _tf32() -> Iterator[None]:
     """Let CUDA multiply in TF32. The setting is the process's: the last thread out restores it."""
     global _users, _undo
-    with _lock:
+    with _lock.held:
         if _users == 0:
             _undo = _set_tf32()
         _users += 1
     try:
         yield
     finally:
-        with _lock:
+        with _lock.held:
             _users -= 1
             if _users == 0 and _undo is not None:
                 _undo()

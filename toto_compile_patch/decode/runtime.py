@@ -91,7 +91,7 @@ def ran_uncompiled(ran: Ran, failure: str) -> Ran:
 
 def forget() -> None:
     """Compile anew, and try again what could not be compiled."""
-    with _lock:
+    with _lock.held:
         _made.clear()
 
 
@@ -111,7 +111,7 @@ def _key(call: CompileCall) -> Any:
 
 
 def _compiled(call: CompileCall) -> Compiled:
-    with _lock:
+    with _lock.held:
         if _key(call) not in _made:
             # Said even where it is the default, which an environment variable may change.
             options = {**dict(call.options), INDUCTORS_GRAPHS: False}

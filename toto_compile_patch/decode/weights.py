@@ -126,7 +126,7 @@ def prepared_weights(
     copied.append(backbone.unembed.weight)
     of_this_model = _prepared.setdefault(backbone, _OfAModel())
     # Made outside inference mode, whose tensors other threads could not use freely.
-    with torch.inference_mode(False), torch.no_grad(), of_this_model.lock:
+    with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
         identities = _identities(copied, used)
         found = of_this_model.by_layout.get(layout)
         if (

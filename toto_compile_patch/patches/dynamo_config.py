@@ -113,7 +113,7 @@ _scope_lock = Lock()
 def _cached_forecast() -> Iterator[None]:
     thread = threading.get_ident()
     try:
-        with _scope_lock:
+        with _scope_lock.held:
             alone = not _scope.depths
             # Noted first, so that an interrupt leaves nothing in force that nobody takes back.
             _scope.depths[thread] = _scope.depths.get(thread, 0) + 1
@@ -124,7 +124,7 @@ def _cached_forecast() -> Iterator[None]:
                 _scope.settings.__enter__()
         yield
     finally:
-        with _scope_lock:
+        with _scope_lock.held:
             depth = _scope.depths.pop(thread, 0) - 1
             if depth > 0:
                 _scope.depths[thread] = depth
