@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 
 class Lock:
-    """A lock that its holder may take again, and that is free in a forked child: ``with lock.held:``.
+    """A lock that its holder may take again, and that a fork frees: ``with lock.held:``.
 
     A signal handler runs in the main thread, between any two of its steps: it must not wait for
     what that thread holds. In a child process that was forked while another thread held the lock,
