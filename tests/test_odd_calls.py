@@ -661,8 +661,11 @@ def test_what_torch_does_beside_computing(mode: Any, name: str, cache: bool) -> 
     given = arguments(name, 1, 2) | {"use_kv_cache": cache}
     inputs = given.pop("inputs")
 
+    # Made here, and not within the mode.
+    made = forecaster()
+
     def call(inputs: torch.Tensor) -> torch.Tensor:
-        return getattr(forecaster(), name)(inputs=inputs, **given)
+        return getattr(made, name)(inputs=inputs, **given)
 
     # The second call finds nothing of the first in what that had prepared.
     exact = name == "generate_mean"

@@ -70,8 +70,9 @@ class Noted:
             places += [*rest, *_diagonal(weight)]
         widths = [stretch.shape[1] for stretch in stretches]
         generator = torch.Generator().manual_seed(sum(widths))
-        factors = 2 * torch.randint(-(2**62), 2**62, (sum(widths),), generator=generator) + 1
-        factors = factors.to(weights[0].device)
+        shape, bound = (sum(widths),), 2**62
+        factors = torch.randint(-bound, bound, shape, generator=generator, device="cpu")
+        factors = (2 * factors + 1).to(weights[0].device)
         hashes = factors.new_zeros(STRETCHES)
         for stretch, own in zip(stretches, factors.split(widths), strict=True):
             hashed = [(some * own).sum(-1) for some in stretch.split(_HASHED_AT_ONCE)]
@@ -99,7 +100,7 @@ class Noted:
         if words.is_cpu:
             # Each in one thread: many small parallel regions suffer where cores are wanted.
             same = all(map(torch.equal, places, bits)) and int(words.dot(self.factors)) == noted
-            return torch.tensor(not same)
+            return torch.tensor(not same, device=words.device)
         changed = (_joined(places) != _joined(bits)).any()
         return changed | ((words * self.factors).sum() != noted)
 
