@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 import toto_compile_patch
 
@@ -32,5 +33,7 @@ def cases(request: pytest.FixtureRequest) -> int:
 def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in [name for name in os.environ if name.startswith("TOTO_COMPILE_PATCH")]:
         monkeypatch.delenv(variable)
+    # Dynamo switches these checks off, for the whole process, when it compiles a distribution.
+    torch.distributions.Distribution.set_default_validate_args(__debug__)
     yield
     toto_compile_patch.revert(force=True)
