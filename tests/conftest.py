@@ -33,7 +33,19 @@ def cases(request: pytest.FixtureRequest) -> int:
 def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in [name for name in os.environ if name.startswith("TOTO_COMPILE_PATCH")]:
         monkeypatch.delenv(variable)
-    # Dynamo switches these checks off, for the whole process, when it compiles a distribution.
-    torch.distributions.Distribution.set_default_validate_args(__debug__)
+    # Processes that a test starts shall warn as a user's do.
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     yield
     toto_compile_patch.revert(force=True)
+
+
+@pytest.fixture
+def checked_distributions() -> Iterator[None]:
+    """Upstream's distributions check their parameters, as in a process that has compiled nothing.
+
+    Dynamo switches these checks off, for good and for the whole process, at its first use.
+    """
+    found = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(True)
+    yield
+    torch.distributions.Distribution.set_default_validate_args(found)

@@ -25,6 +25,8 @@ from toto_compile_patch import FallbackError, FallbackWarning, notices
 from toto_compile_patch.settings import Settings
 from toto_compile_patch.tools.models import DEMO
 
+pytestmark = pytest.mark.usefixtures("checked_distributions")
+
 HORIZON = 3 * PATCH
 
 

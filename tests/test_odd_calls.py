@@ -23,6 +23,8 @@ from toto_cases import PATCH, series, small_model, tiny_model
 
 import toto_compile_patch
 
+pytestmark = pytest.mark.usefixtures("checked_distributions")
+
 HORIZON = PATCH + 3
 LENGTH = 4 * PATCH
 SHAPES = ((1, 1), (1, 2), (3, 1), (3, 2))

@@ -13,6 +13,8 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 
+pytestmark = pytest.mark.usefixtures("checked_distributions")
+
 HORIZON = 2 * PATCH
 
 

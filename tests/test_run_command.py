@@ -441,8 +441,8 @@ def test_toto_is_patched_in_every_process(tmp_path: Path) -> None:
     done = python(*RUN, "real.py", "revert", *starts, folder=tmp_path, environment=environment)
     assert done.stdout.splitlines() == [
         *(f"{kind} True True eager" for kind in ("main", *starts, "python")),
-        "reverted False False eager",
-        "fork False False eager",
+        "reverted False False auto",
+        "fork False False auto",
     ]
     assert (done.returncode, done.stderr) == (3, "")
 
