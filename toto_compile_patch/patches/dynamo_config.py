@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +27,7 @@ from toto_compile_patch.locks import Lock
 from toto_compile_patch.sites import AttributeSite, DynamoSettingSite, Site, setting_is_per_thread
 from toto_compile_patch.tracing import (
     inside_compiled_call,
+    run_uncompiled,
     skip_frame,
     skip_own_frame,
     with_cache,
@@ -54,8 +55,13 @@ def _with_dynamic_shapes(original: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not inside_compiled_call():
             return uncompiled_frame(self, *args, **kwargs)
-        with _cached_forecast(), _reported(self):
-            return uncompiled_frame(self, *args, **kwargs)
+        first = _say_before(self)
+        try:
+            with _cached_forecast():
+                return uncompiled_frame(self, *args, **kwargs)
+        finally:
+            if first is not None:
+                _say_after(first)
 
     return forward
 
@@ -63,15 +69,23 @@ def _with_dynamic_shapes(original: Any) -> Any:
 _called_before: WeakSet[Any] = WeakSet()
 
 
-@contextmanager
-def _reported(backbone: Any) -> Iterator[None]:
-    """Say before upstream's code is compiled that it will be, and its seconds after."""
+# Dynamo would compile what is called here, and break at the log.
+@run_uncompiled
+def _say_before(backbone: Any) -> AbstractContextManager[None] | None:
+    """Say that upstream's code will be compiled, if this is its first call."""
     if backbone in _called_before:
-        yield
-        return
-    with compile_report.of_forecast(), compile_report.first_call():
-        yield
+        return None
     _called_before.add(backbone)
+    report = compile_report.first_call()
+    report.__enter__()
+    return report
+
+
+@run_uncompiled
+def _say_after(report: AbstractContextManager[None]) -> None:
+    """Say how long the first call took."""
+    with compile_report.of_forecast():
+        report.__exit__(None, None, None)
 
 
 # Made once: on torch 2.13 each such object leaves a variable in the thread's context for good. By
