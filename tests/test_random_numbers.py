@@ -12,6 +12,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
+from toto_compile_patch.decode.random_numbers import OwnNumbers
 
 pytestmark = pytest.mark.usefixtures("checked_distributions")
 
@@ -123,6 +124,27 @@ def test_a_compiler_that_fails_late_changes_no_draw_of_upstreams() -> None:
     found = values(forecast(model, inputs, HORIZON, 4, 2))
     assert len(made) > 1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_upstreams_draws_are_drawn_once_though_they_are_no_numbers() -> None:
+    """Where nobody checks, upstream puts zeros in their place: so does what repeats its draws."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    model = broken_head()
+    expected = values(forecast(model, series(40), HORIZON, 4, 2))
+    after = torch.get_rng_state()
+    toto_compile_patch.apply("fast_decode", fallback="error", rng="upstream")
+    found = values(forecast(model, series(40), HORIZON, 4, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    assert (found == 0).any()
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_forecast_that_begins_again_draws_the_same_numbers() -> None:
+    numbers = OwnNumbers(torch.device("cpu"))
+    first, again = (torch.rand(4, generator=numbers.from_the_start()) for _ in range(2))
+    assert torch.equal(first, again)
+    others = OwnNumbers(torch.device("cpu"))
+    assert not torch.equal(torch.rand(4, generator=others.from_the_start()), first)
 
 
 def test_a_seed_gives_the_same_forecast_though_weights_had_to_be_prepared_again() -> None:
