@@ -22,9 +22,9 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import generation, graphs
+from toto_compile_patch.decode.doubts import capturing
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.last_path import Path
-from toto_compile_patch.decode.memory import capturing
 from toto_compile_patch.tools.compile_health import CompileHealth
 
 pytestmark = [

@@ -89,8 +89,8 @@ def apply(
             makes it, with a FallbackWarning once for each reason (``warn``, the default), or with
             a line in the log alone (``upstream``); or ``error``: FallbackError.
         runtime: how the fast path runs: ``eager``, ``compile``, ``cudagraph``,
-            ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was;
-            else by CUDA graphs on CUDA, eagerly elsewhere.
+            ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was
+            (by ``toto.compile()``: not on a CPU); else by CUDA graphs on CUDA, eagerly elsewhere.
         precision: of the fast path's matrix products in a float32 model: ``model``: as torch is
             set (default); ``tf32`` (on CUDA); ``bf16``: weights in 16 bits, sums in 32.
         log: show the package's log on stderr from this level on (``debug``, ``info``, ...).

@@ -66,3 +66,9 @@ def settle(answers: torch.Tensor, weights_changed: torch.Tensor | None = None) -
     for is_so, (meaning, message) in zip(affirmed, _MEANINGS, strict=True):
         if is_so:
             raise meaning(message)
+
+
+def capturing() -> bool:
+    """Whether what is computed now is being captured in a CUDA graph: nothing may be asked then."""
+    # ``is_available()`` asks the driver anew each time.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

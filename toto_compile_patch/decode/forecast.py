@@ -10,10 +10,10 @@ import torch
 
 from toto_compile_patch.decode import compile_report, graphs, runtime
 from toto_compile_patch.decode import weights as weights_of
-from toto_compile_patch.decode.doubts import Doubts, WeightsChangedError, settle
+from toto_compile_patch.decode.doubts import Doubts, WeightsChangedError, capturing, settle
 from toto_compile_patch.decode.generation import generate
 from toto_compile_patch.decode.graphs import Asked
-from toto_compile_patch.decode.memory import capturing, said_clearly
+from toto_compile_patch.decode.memory import said_clearly
 from toto_compile_patch.decode.precision import MODEL, Precision
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import GivenNumbers, Numbers, OwnNumbers
@@ -68,7 +68,9 @@ def forecast(
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
             result, ran = _until_weights_stay(backbone, request, options, way, numbers)
     except RuntimeError as error:
-        raise said_clearly(error) from error.__cause__
+        if (clear := said_clearly(error)) is error:
+            raise
+        raise clear from error
     # Within inference mode, upstream's results are inference tensors.
     return result.clone() if torch.is_inference_mode_enabled() else result, ran
 

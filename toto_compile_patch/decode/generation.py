@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from toto_compile_patch.decode.context import Context, embed, encode
-from toto_compile_patch.decode.doubts import Doubts, NotFiniteError
-from toto_compile_patch.decode.memory import capturing, out_of_memory
+from toto_compile_patch.decode.doubts import Doubts, NotFiniteError, capturing
+from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.next_patch import Drawn, DrawnAsUpstream, Mean, NextPatch
 from toto_compile_patch.decode.precision import at_least_float32
 from toto_compile_patch.decode.prepared_model import PreparedModel

@@ -370,7 +370,7 @@ def forget(backbone: Any = None) -> None:
 def one_at_a_time(device: torch.device) -> Iterator[None]:
     """Graphs of a device share memory, and random numbers cannot be drawn beside a capture."""
     with _lock.held:
-        lock = _of_devices.setdefault(device, Lock())
+        lock = _of_devices.get(device) or _of_devices.setdefault(device, Lock())
     with lock.held:
         yield
 

@@ -14,7 +14,8 @@ class Path:
     """The way that a forecast took.
 
     Attributes:
-        taken: ``fast`` or ``upstream``.
+        taken: ``fast`` or ``upstream``; ``unreached`` where ``toto_compile_patch.last_path()``
+            knows of no forecast, but of code whose forecasts it cannot see.
         reason: why it was not the fast one, or not in the runtime asked for; and what was raised
             where there is no forecast; else empty.
         runtime: how the fast one ran: ``eager``, ``compile``, ``cudagraph`` or

@@ -1,4 +1,4 @@
-"""How memory that ran out is recognised, and said; and whether a device may be asked anything."""
+"""How memory that ran out is recognised, and said."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ def said_clearly(error: BaseException) -> BaseException:
     """The same error where it names memory, else one that does: oneDNN's does not."""
     if not _says(error, (*_ONEDNN, *_STANDARD)):
         return error
-    clear = torch.OutOfMemoryError(
+    return torch.OutOfMemoryError(
         f"there is not enough memory for this forecast ({str(error).splitlines()[0]}): forecast "
         "fewer series at once, or a shorter context, or give the process more memory"
     )
-    clear.__cause__ = error
-    return clear
 
 
 def _says(error: BaseException, messages: tuple[str, ...]) -> bool:
     text = str(error)
     return any(message in text for message in messages)
-
-
-def capturing() -> bool:
-    """Whether what is computed now is being captured in a CUDA graph."""
-    # ``is_available()`` asks the driver anew each time.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

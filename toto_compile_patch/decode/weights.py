@@ -124,7 +124,7 @@ def prepared_weights(
     copied += [*parameters_of(backbone.output_distribution), backbone.unembed.bias]
     # The last one, whose rows are the time steps of a patch.
     copied.append(backbone.unembed.weight)
-    of_this_model = _prepared.setdefault(backbone, _OfAModel())
+    of_this_model = _prepared.get(backbone) or _prepared.setdefault(backbone, _OfAModel())
     # Made outside inference mode, whose tensors other threads could not use freely.
     with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
         identities = _identities(copied, used)
