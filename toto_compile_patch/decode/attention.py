@@ -45,11 +45,18 @@ def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rot
     scale = torch.cat([scale, scale], dim=-1)
     cosines, sines = angles.cos(), angles.sin()
     sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
-    tables = torch.stack([cosines * scale, sines * scale, cosines / scale, sines / scale])
-    tables = tables.unsqueeze(1).expand(-1, rows.series, -1, -1)
-    tables = tables.expand(-1, -1, rows.count, -1).flatten(1, 2)
+    # For queries and for keys: position, which of the two, feature of a head.
+    scales = torch.stack([scale, 1 / scale], dim=1)
+    return Rotation(
+        *(_for_each_row(rows, table.unsqueeze(1) * scales) for table in (cosines, sines))
+    )
+
+
+def _for_each_row(rows: Rows, table: torch.Tensor) -> torch.Tensor:
+    """``#n 2 head_dim`` to ``row 2 head_dim 1``."""
+    table = table.expand(rows.series, rows.count, -1, -1).flatten(0, 1)
     # Always laid out alike, for compiled code.
-    return Rotation(rows.pad(tables, dim=1).contiguous().unsqueeze(-1))
+    return rows.pad(table, dim=0).contiguous().unsqueeze(-1)
 
 
 @dataclass(frozen=True)

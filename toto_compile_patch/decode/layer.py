@@ -27,14 +27,28 @@ ROWS_AT_ONCE = 512
 
 
 class RootMeanSquare(NamedTuple):
-    """Upstream's RMSNorm (B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019)."""
+    """Upstream's RMSNorm (B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019).
+
+    The root of a mean square is the length of a row over the root of its features: one operator
+    reads the row, in place of three.
+
+    Attributes:
+        scale: of each feature, ``embed_dim``, or None.
+        root_eps: the root of what is added to the mean square, a number as a tensor.
+    """
 
     scale: torch.Tensor | None
-    eps: float
+    root_eps: torch.Tensor
+
+    @classmethod
+    def of(cls, scale: torch.Tensor | None, eps: float, like: torch.Tensor) -> RootMeanSquare:
+        """A norm for a model whose weights are like one of them."""
+        return cls(scale, like.new_tensor(eps).sqrt())
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to the same."""
-        normed = rows / torch.sqrt(torch.mean(rows * rows, dim=-1, keepdim=True) + self.eps)
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        normed = rows / torch.hypot(length * rows.shape[-1] ** -0.5, self.root_eps)
         return normed if self.scale is None else normed * self.scale
 
 
@@ -49,35 +63,67 @@ class OtherModule(NamedTuple):
         return result
 
 
+class Rotation(NamedTuple):
+    """What rotary embedding multiplies each row by (see ``attention.rotation``).
+
+    Attributes:
+        cosines: of queries and of keys, ``row 2 head_dim 1``; likewise sines.
+    """
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
+        """Rotate ``row n head_dim head`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
+        cosines, sines = self.cosines[:, which], self.sines[:, which]
+        heads = heads.to(cosines.dtype)
+        count, kinds, head_dim, num_heads = heads.shape
+        pairs = heads.view(count, kinds, head_dim // 2, 2, num_heads)
+        swapped = pairs.flip(-2).view(heads.shape)
+        return torch.addcmul(heads * cosines, swapped, sines).flatten(-2)
+
+
+KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
+
+
 class HeadsProjection(NamedTuple):
     """Queries, keys and values of an attention, in upstream's layout of heads.
 
     Upstream's ``wQKV`` gives ``(qkv head_dim n_heads)``: the heads are the innermost axis.
 
     Attributes:
-        query: a linear layer each; likewise key and value.
-        fused: one for all three, where that is faster than one after the other.
+        linear: one linear layer for all three.
         head_dim: features of a head.
         num_heads: heads.
     """
 
-    query: Linear
-    key: Linear
-    value: Linear
-    fused: Linear | None
+    linear: Linear
     head_dim: int
     num_heads: int
 
     def apply(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, each ``row embed_dim``."""
-        if self.fused is not None:
-            query, key, value = self.fused.apply(rows).chunk(3, dim=-1)
-            return query, key, value
-        return self.query.apply(rows), self.key.apply(rows), self.value.apply(rows)
+        queries, keys, values = self.linear.apply(rows).chunk(3, dim=-1)
+        return queries, keys, values
+
+    def rotated(
+        self, rows: torch.Tensor, rotation: Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, queries and keys rotated."""
+        three = self.linear.apply(rows).view(rows.shape[0], 3, self.head_dim, self.num_heads)
+        queries, keys = rotation.rotate(three[:, QUERIES_KEYS], QUERIES_KEYS).unbind(1)
+        return queries, keys, three[:, 2].flatten(-2)
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``row head_dim head``."""
         return rows.view(rows.shape[0], self.head_dim, self.num_heads)
+
+
+class KeysAndValuesAlone(NamedTuple):
+    """Parts of an attention's projection, for rows that need no queries, or values alone."""
+
+    key: Linear
+    value: Linear
 
 
 class FeedForward(NamedTuple):
@@ -117,6 +163,7 @@ class Layer(NamedTuple):
 
     Attributes:
         over_time: attention over time, else over variates.
+        alone: some of what ``project`` does; None where all of it is always wanted.
     """
 
     over_time: bool
@@ -125,36 +172,14 @@ class Layer(NamedTuple):
     out: Linear
     norm2: Norm
     feed_forward: FeedForward | FeedForwardInBlocks | OtherModule
-
-
-class Rotation(NamedTuple):
-    """What rotary embedding multiplies each row by (see ``attention.rotation``).
-
-    Attributes:
-        tables: of queries' and keys' cosines and sines, ``4 row head_dim 1``.
-    """
-
-    tables: torch.Tensor
-
-    def rotate(self, heads: torch.Tensor, cosines: int) -> torch.Tensor:
-        """Rotate ``row head_dim head``; ``cosines`` is 0 for queries, 2 for keys."""
-        heads = heads.to(self.tables.dtype)
-        count, _, num_heads = heads.shape
-        swapped = heads.view(count, -1, 2, num_heads).flip(-2).view(heads.shape)
-        cosine, sine = self.tables[cosines], self.tables[cosines + 1]
-        return torch.addcmul(heads * cosine, swapped, sine).flatten(-2)
-
-
-QUERIES, KEYS = 0, 2
+    alone: KeysAndValuesAlone | None
 
 
 def over_time(
     layer: Layer, hidden: torch.Tensor, rotation: Rotation, attend: Attend
 ) -> torch.Tensor:
     """A layer that attends over time, ``row embed_dim`` to the same."""
-    queries, keys, values = layer.project.apply(layer.norm1.apply(hidden))
-    queries = rotation.rotate(layer.project.heads(queries), QUERIES)
-    keys = rotation.rotate(layer.project.heads(keys), KEYS)
+    queries, keys, values = layer.project.rotated(layer.norm1.apply(hidden), rotation)
     return _after_attention(layer, hidden, attend(queries, keys, values))
 
 
@@ -181,11 +206,8 @@ def over_time_alone(
     Returns:
         ``1 embed_dim``, and this patch's keys and values.
     """
-    queries, keys, values = layer.project.apply(layer.norm1.apply(hidden))
-    heads = layer.project.heads
-    queries = rotation.rotate(heads(queries), QUERIES)
-    keys = rotation.rotate(heads(keys), KEYS)
-    values = values.to(keys.dtype)
+    queries, keys, values = layer.project.rotated(layer.norm1.apply(hidden), rotation)
+    heads, values = layer.project.heads, values.to(keys.dtype)
     scores = heads(past.keys * queries).sum(-2).masked_fill(~past.seen.unsqueeze(-1), -torch.inf)
     scores = torch.cat([scores, heads(keys * queries).sum(-2)]) * layer.project.head_dim**-0.5
     weights = scores.softmax(0).unsqueeze(-2)
@@ -203,8 +225,12 @@ def over_variates(layer: Layer, hidden: torch.Tensor, attend: Attend) -> torch.T
 
 def over_one_variate(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
     """The same where there is one variate, which takes its own value, whatever the scores."""
-    values = layer.project.heads(layer.project.value.apply(layer.norm1.apply(hidden)))
-    return _after_attention(layer, hidden, values.transpose(-1, -2).flatten(-2))
+    normed = layer.norm1.apply(hidden)
+    values = (
+        layer.project.apply(normed)[2] if layer.alone is None else layer.alone.value.apply(normed)
+    )
+    heads_first = layer.project.heads(values).transpose(-1, -2).flatten(-2)
+    return _after_attention(layer, hidden, heads_first)
 
 
 def keys_and_values(
@@ -212,8 +238,11 @@ def keys_and_values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a layer over time adds to its cache, each ``row embed_dim``."""
     normed = layer.norm1.apply(hidden)
-    keys = rotation.rotate(layer.project.heads(layer.project.key.apply(normed)), KEYS)
-    return keys, layer.project.value.apply(normed)
+    if layer.alone is None:
+        _, keys, values = layer.project.rotated(normed, rotation)
+        return keys, values
+    keys = layer.project.heads(layer.alone.key.apply(normed)).unsqueeze(1)
+    return rotation.rotate(keys, KEYS).squeeze(1), layer.alone.value.apply(normed)
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,15 @@ def modules_of(root: nn.Module) -> list[nn.Module]:
 
 
 def parameters_of(root: nn.Module) -> list[nn.Parameter]:
-    """All parameters within a module; one that several modules share comes as often."""
+    """All parameters of a module and of those within it; what several share comes as often."""
+    return parameters_within(modules_of(root))
+
+
+def parameters_within(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that some modules hold themselves."""
     return [
         parameter
-        for module in modules_of(root)
+        for module in modules
         for parameter in module._parameters.values()
         if parameter is not None
     ]

@@ -181,6 +181,7 @@ class Compiled(Regions):
             if isinstance(varying, torch.Tensor):
                 torch._dynamo.mark_dynamic(varying, 0)
             elif isinstance(varying, Rotation):
-                torch._dynamo.mark_dynamic(varying.tables, 1)
+                for table in varying:
+                    torch._dynamo.mark_dynamic(table, 0)
         with operators.handed_over(part.linears, attend):
             return compiled(part.stand_in, hidden, *rows)

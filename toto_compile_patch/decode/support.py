@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from toto_compile_patch import upstream
-from toto_compile_patch.decode.modules import modules_of, name_of, parameters_of
+from toto_compile_patch.decode.modules import modules_of, name_of, parameters_within
 from toto_compile_patch.decode.request import Request
 
 _SCALERS = (
@@ -97,8 +97,8 @@ def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
     return (
         _other_code(forecaster)
         or _other_model(backbone)
-        or _other_modules(backbone)
-        or _other_weights(backbone)
+        or _other_modules(backbone, modules := modules_of(backbone))
+        or _other_weights(backbone, modules)
         or _other_request(backbone, request)
     )
 
@@ -144,10 +144,10 @@ def _other_model(backbone: Any) -> Refusal | None:
     return None
 
 
-def _other_modules(backbone: Any) -> Refusal | None:
+def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return Refusal("there are global forward hooks", "remove them before forecasting")
-    for module in modules_of(backbone):
+    for module in modules:
         kind: type = type(module)
         if kind not in _MODULES and not kind.__module__.startswith("xformers."):
             reason = f"{_name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
@@ -193,9 +193,9 @@ def _methods(kind: type) -> frozenset[str]:
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
-def _other_weights(backbone: Any) -> Refusal | None:
+def _other_weights(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | None:
     first = backbone.unembed.weight
-    for weight in parameters_of(backbone):
+    for weight in parameters_within(modules):
         if type(weight) is not torch.nn.Parameter or weight.layout != torch.strided:
             name = name_of(weight, backbone.named_parameters())
             return Refusal(f"{name} is a {type(weight).__name__}")

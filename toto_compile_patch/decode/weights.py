@@ -8,7 +8,7 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from toto_compile_patch.decode.layer import (
     FeedForward,
     FeedForwardInBlocks,
     HeadsProjection,
+    KeysAndValuesAlone,
     Layer,
     Norm,
     OtherModule,
@@ -138,7 +139,7 @@ def prepared_weights(
         # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.of(copied)
         made = of_this_model.by_layout[layout] = Weights(
-            tuple(Traceable.of(_layer(layer, layout)) for layer in backbone.transformer.layers),
+            _layers(backbone.transformer.layers, layout),
             Traceable.of(fold(backbone, layout.packed)),
             layout.packed,
             identities,
@@ -166,8 +167,27 @@ def _can_be_packed(weight: torch.Tensor) -> bool:
     )
 
 
-def _layer(layer: Any, layout: Layout) -> Layer:
+def _layers(layers: Sequence[Any], layout: Layout) -> tuple[Traceable, ...]:
+    """Prepare a transformer's layers.
+
+    Of the last layer over time most positions need keys and values alone, and of a layer over
+    variates a single variate needs values alone (see ``transformer``).
+    """
+    over_time = [isinstance(layer.attention, TimeWiseMultiheadAttention) for layer in layers]
+    last = max((idx for idx, is_over_time in enumerate(over_time) if is_over_time), default=-1)
+    return tuple(
+        Traceable.of(_layer(layer, layout, alone=idx == last or not over_time[idx]))
+        for idx, layer in enumerate(layers)
+    )
+
+
+def _layer(layer: Any, layout: Layout, *, alone: bool) -> Layer:
     attention = layer.attention
+    project = HeadsProjection(
+        layout.linear(attention.wQKV.weight, attention.wQKV.bias),
+        attention.head_dim,
+        attention.num_heads,
+    )
     feed_forward: FeedForward | FeedForwardInBlocks | OtherModule = OtherModule(layer.mlp)
     if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
         up, down = (layout.linear(part.weight, part.bias) for part in up_and_down)
@@ -175,23 +195,31 @@ def _layer(layer: Any, layout: Layout) -> Layer:
         feed_forward = FeedForwardInBlocks(up, down) if on_a_cpu else FeedForward(up, down)
     return Layer(
         over_time=isinstance(attention, TimeWiseMultiheadAttention),
-        norm1=_norm(layer.norm1),
-        project=_projection(attention, layout),
+        norm1=_norm(layer.norm1, attention.wO.weight),
+        project=project,
         out=layout.linear(attention.wO.weight, attention.wO.bias),
-        norm2=_norm(layer.norm2),
+        norm2=_norm(layer.norm2, attention.wO.weight),
         feed_forward=feed_forward,
+        alone=_alone(attention, project, layout) if alone else None,
     )
 
 
-def _norm(norm: Any) -> Norm:
-    return RootMeanSquare(norm.scale, norm.eps) if type(norm) is RMSNorm else OtherModule(norm)
+def _norm(norm: Any, like: torch.Tensor) -> Norm:
+    if type(norm) is not RMSNorm:
+        return OtherModule(norm)
+    return RootMeanSquare.of(norm.scale, norm.eps, like)
 
 
-def _projection(attention: Any, layout: Layout) -> HeadsProjection:
-    weights, biases = attention.wQKV.weight.chunk(3), attention.wQKV.bias.chunk(3)
-    query, key, value = (layout.linear(w, b) for w, b in zip(weights, biases, strict=True))
-    fused = None if layout.packed else layout.linear(attention.wQKV.weight, attention.wQKV.bias)
-    return HeadsProjection(query, key, value, fused, attention.head_dim, attention.num_heads)
+def _alone(attention: Any, project: HeadsProjection, layout: Layout) -> KeysAndValuesAlone:
+    """The last two thirds of a projection: of its memory, but where oneDNN's layout is a copy."""
+    if isinstance(project.linear, PlainLinear):
+        weight, bias = project.linear
+        make: Callable[..., Linear] = PlainLinear
+    else:
+        weight, bias = attention.wQKV.weight, attention.wQKV.bias
+        make = layout.linear
+    thirds = zip(weight.chunk(3)[1:], bias.chunk(3)[1:], strict=True)
+    return KeysAndValuesAlone(*(make(*third) for third in thirds))
 
 
 def _native_feed_forward(mlp: Any) -> tuple[Any, Any] | None:
