@@ -21,10 +21,10 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import generation, graphs
-from toto_compile_patch.decode.doubts import capturing
+from toto_compile_patch.decode import generation
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.last_path import Path
+from toto_compile_patch.decode.recorder import CudaRecorder, capturing
 from toto_compile_patch.tools.compile_health import CompileHealth
 
 pytestmark = [
@@ -239,13 +239,13 @@ def test_a_forecast_asks_the_device_once(runtime: str, count: int | None) -> Non
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """Grows by one with each capture."""
     made: list[torch.device] = []
-    record = graphs.CudaRecorder.record
+    record = CudaRecorder.record
 
     def counted(self: Any, compute: Any, device: torch.device) -> Any:
         made.append(device)
         return record(self, compute, device)
 
-    monkeypatch.setattr(graphs.CudaRecorder, "record", counted)
+    monkeypatch.setattr(CudaRecorder, "record", counted)
     return made
 
 

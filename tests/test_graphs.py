@@ -12,9 +12,10 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
+from toto_compile_patch.decode import forecast as forecasts
 from toto_compile_patch.decode import graphs, runtime
-from toto_compile_patch.decode.graphs import Outputs
 from toto_compile_patch.decode.last_path import Path
+from toto_compile_patch.decode.recorder import Outputs
 
 HORIZON = 3 * PATCH
 
@@ -69,7 +70,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
     made = CpuRecorder()
     monkeypatch.setattr(graphs, "_recorder", made)
     monkeypatch.setattr(
-        runtime, "choose", lambda *_: runtime.Runtime(runtime.CUDAGRAPH, runtime.UNCOMPILED)
+        forecasts,
+        "choose_runtime",
+        lambda *_: runtime.Runtime(runtime.CUDAGRAPH, runtime.UNCOMPILED),
     )
     toto_compile_patch.apply("fast_decode", fallback="error")
     yield made

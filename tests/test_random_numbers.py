@@ -12,7 +12,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode.random_numbers import OwnNumbers
+from toto_compile_patch.decode.random_numbers import OwnRandomNumbers
 
 pytestmark = pytest.mark.usefixtures("checked_distributions")
 
@@ -140,10 +140,10 @@ def test_upstreams_draws_are_drawn_once_though_they_are_no_numbers() -> None:
 
 
 def test_a_forecast_that_begins_again_draws_the_same_numbers() -> None:
-    numbers = OwnNumbers(torch.device("cpu"))
+    numbers = OwnRandomNumbers(torch.device("cpu"))
     first, again = (torch.rand(4, generator=numbers.from_the_start()) for _ in range(2))
     assert torch.equal(first, again)
-    others = OwnNumbers(torch.device("cpu"))
+    others = OwnRandomNumbers(torch.device("cpu"))
     assert not torch.equal(torch.rand(4, generator=others.from_the_start()), first)
 
 

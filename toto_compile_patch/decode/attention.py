@@ -7,20 +7,35 @@ takes them as the outermost of its features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from toto_compile_patch.decode.layer import Rotation
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
-from toto_compile_patch.decode.rows import Rows
+from toto_compile_patch.decode.row_layout import RowLayout
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rotation:
-    """Rotary tables for rows whose ``i``-th position is ``first + step * i``.
+class RotarySettings(NamedTuple):
+    """What is read of a rotary embedding beside its tensors.
+
+    Attributes:
+        scale_base: positions over which the xPos scale falls by one of its factors.
+    """
+
+    scale_base: float
+
+    @classmethod
+    def of(cls, rotary: Any) -> RotarySettings:
+        """Those of upstream's module."""
+        return cls(rotary.scale_base)
+
+
+def rotation(rotary: Any, layout: RowLayout, positions: range, centre: int) -> Rotation:
+    """Rotary tables for rows at some positions of a series.
 
     Queries are rotated by ``position · frequency`` and multiplied by the xPos scale to the power
     ``(position - centre) / scale_base``, keys by its inverse (Y. Sun et al., "A
@@ -30,16 +45,15 @@ def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rot
 
     Args:
         rotary: upstream's rotary embedding.
-        rows: the rows to rotate.
-        first: position of the first.
-        step: 1 where ``rows.count`` counts positions, 0 where it counts samples of one position.
+        layout: of the rows to rotate, whose ``n`` are the positions, or samples of the only one.
+        positions: the positions.
         centre: of the xPos scale.
     """
     dtype = at_least_float32(rotary.freqs.dtype)
-    count = rows.count if step else 1
-    position = torch.arange(first, first + count, device=rotary.freqs.device, dtype=dtype)
+    first, last = positions.start, positions.stop
+    position = torch.arange(first, last, device=rotary.freqs.device, dtype=dtype)
     angles = torch.outer(position, rotary.freqs.to(dtype)).repeat_interleave(2, dim=-1)
-    power = (position - centre) / rotary.scale_base
+    power = (position - centre) / RotarySettings.of(rotary).scale_base
     scale = rotary.scale.to(dtype) ** power.unsqueeze(-1)
     # The frequencies belong to neighbouring pairs, the scales to two halves.
     scale = torch.cat([scale, scale], dim=-1)
@@ -48,15 +62,15 @@ def rotation(rotary: Any, rows: Rows, first: int, step: int, centre: int) -> Rot
     # For queries and for keys: position, which of the two, feature of a head.
     scales = torch.stack([scale, 1 / scale], dim=1)
     return Rotation(
-        *(_for_each_row(rows, table.unsqueeze(1) * scales) for table in (cosines, sines))
+        *(_for_each_row(layout, table.unsqueeze(1) * scales) for table in (cosines, sines))
     )
 
 
-def _for_each_row(rows: Rows, table: torch.Tensor) -> torch.Tensor:
+def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
     """``#n 2 head_dim`` to ``row 2 head_dim 1``."""
-    table = table.expand(rows.series, rows.count, -1, -1).flatten(0, 1)
+    table = table.expand(layout.series, layout.count, -1, -1).flatten(0, 1)
     # Always laid out alike, for compiled code.
-    return rows.pad(table, dim=0).contiguous().unsqueeze(-1)
+    return layout.pad(table).contiguous().unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -64,20 +78,20 @@ class Heads:
     """Between rows, and heads apart.
 
     Attributes:
-        rows: how the rows are laid out.
+        layout: of the rows.
         num_heads: heads.
     """
 
-    rows: Rows
+    layout: RowLayout
     num_heads: int
 
     def split(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``batch variate head n head_dim``."""
-        return self.rows.unflatten(rows, -1, self.num_heads).permute(0, 1, 4, 2, 3)
+        return self.layout.unflatten(rows, -1, self.num_heads).permute(0, 1, 4, 2, 3)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
-        return self.rows.flatten(heads.transpose(2, 3).flatten(-2))
+        return self.layout.flatten(heads.transpose(2, 3).flatten(-2))
 
 
 def kept_heads(heads: Heads, keys: torch.Tensor, values: torch.Tensor) -> KeysAndValues:
@@ -193,18 +207,16 @@ class VariateAttention:
     """Attention over variates, at each position or in each sample apart.
 
     Attributes:
-        heads: of the rows.
-        groups: True where one variate may see another, ``batch #n variate variate``; None: all.
+        heads: of the rows, whose layout tells which variates see one another.
     """
 
     heads: Heads
-    groups: torch.Tensor | None
 
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         q, k, v = (self.heads.split(part) for part in (queries, keys, values))
-        return self.heads.join(attend_over_variates(q, k, v, self.groups))
+        return self.heads.join(attend_over_variates(q, k, v, self.heads.layout.groups))
 
 
 def attend_causally(

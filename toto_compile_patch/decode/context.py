@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode.doubts import Doubts
+from toto_compile_patch.decode.caches import ContextCache
+from toto_compile_patch.decode.device_checks import DeviceChecks
 from toto_compile_patch.decode.precision import at_least_float32
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.request import Request
-from toto_compile_patch.decode.rows import Rows
+from toto_compile_patch.decode.row_layout import RowLayout
 from toto_compile_patch.decode.scaling import Scaled, ScaleState, scale_context
-from toto_compile_patch.decode.transformer import ContextCache, prefill
+from toto_compile_patch.decode.transformer import prefill
 
 
 @dataclass(frozen=True)
@@ -23,32 +24,30 @@ class Context:
     Attributes:
         hidden: the transformer's output at the last patch, or at every position where all were
             wanted, ``row embed_dim``.
-        rows: their layout.
+        layout: of its rows, with the groups of the variates from now on.
         scaled: location and scale of the last patch.
         state: what scaling further patches needs.
         cache: keys and values of the context.
-        groups: which variates see one another from now on, ``batch 1 variate variate``.
         prepended: positions before the series' own (a fused label).
     """
 
     hidden: torch.Tensor
-    rows: Rows
+    layout: RowLayout
     scaled: Scaled
     state: ScaleState
     cache: ContextCache
-    groups: torch.Tensor | None
     prepended: int
 
 
 def encode(
-    model: PreparedModel, request: Request, doubts: Doubts, *, every_position: bool = False
+    model: PreparedModel, request: Request, checks: DeviceChecks, *, every_position: bool = False
 ) -> Context:
     """Scale, embed and run the transformer over the context of a request."""
     backbone, patch_size = model.backbone, model.patch_size
     series = request.inputs.to(at_least_float32(request.inputs.dtype))
     scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
     hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
-    groups = variate_groups(request, patch_size, doubts)
+    groups = variate_groups(request, patch_size, checks)
     prepended = 0
     if getattr(backbone, "fusion", None) is not None:
         # toto-ts 0.2.0 can prepend a label to each variate, which belongs to the first group.
@@ -59,12 +58,12 @@ def encode(
         if groups is not None:
             groups = torch.cat([groups[:, :1].expand(-1, prepended, -1, -1), groups], dim=1)
     batch, variates, positions, _ = hidden.shape
-    rows = Rows(batch, variates, positions, model.regions.padding(model.weights.packed))
-    last, rows, cache = prefill(
-        model, rows.flatten(hidden), rows, groups, every_position=every_position
+    padding = model.regions.padding(model.weights.packed)
+    layout = RowLayout(batch, variates, positions, padding, groups)
+    last, layout, cache = prefill(
+        model, layout.flatten(hidden), layout, every_position=every_position
     )
-    last_groups = None if groups is None else groups[:, -1:]
-    return Context(last, rows, scaled, state, cache, last_groups, prepended)
+    return Context(last, layout, scaled, state, cache, prepended)
 
 
 def embed(backbone: Any, patches: torch.Tensor) -> torch.Tensor:
@@ -76,7 +75,7 @@ def embed(backbone: Any, patches: torch.Tensor) -> torch.Tensor:
     return embedded
 
 
-def variate_groups(request: Request, patch_size: int, doubts: Doubts) -> torch.Tensor | None:
+def variate_groups(request: Request, patch_size: int, checks: DeviceChecks) -> torch.Tensor | None:
     """True where one variate may see another, ``batch seq_len variate variate``.
 
     None where all may see all, as far as that can be told without asking a device: the mask need
@@ -85,7 +84,7 @@ def variate_groups(request: Request, patch_size: int, doubts: Doubts) -> torch.T
     if request.id_mask is None:
         return None
     ids = request.id_mask.unflatten(-1, (-1, patch_size))
-    doubts.note(AssertionError, (ids != ids[..., :1]).any())
+    checks.forbid(AssertionError, (ids != ids[..., :1]).any())
     variates = request.inputs.shape[1]
     if variates == 1 or ids.shape[1] < variates:
         return None

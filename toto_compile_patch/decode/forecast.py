@@ -8,17 +8,33 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode import compile_report, graphs, runtime
+from toto_compile_patch.decode import compile_report, graphs
 from toto_compile_patch.decode import weights as weights_of
-from toto_compile_patch.decode.doubts import Doubts, WeightsChangedError, capturing, settle
+from toto_compile_patch.decode.device_checks import (
+    DeviceChecks,
+    WeightsChangedError,
+    raise_for,
+)
 from toto_compile_patch.decode.generation import generate
-from toto_compile_patch.decode.graphs import Asked
+from toto_compile_patch.decode.graphs import AskedForecast
 from toto_compile_patch.decode.memory import said_clearly
 from toto_compile_patch.decode.precision import MODEL, Precision
 from toto_compile_patch.decode.prepared_model import PreparedModel
-from toto_compile_patch.decode.random_numbers import GivenNumbers, Numbers, OwnNumbers
+from toto_compile_patch.decode.random_numbers import (
+    GivenRandomNumbers,
+    OwnRandomNumbers,
+    RandomNumbers,
+)
+from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.decode.request import Request
-from toto_compile_patch.decode.runtime import Ran, Runtime
+from toto_compile_patch.decode.runtime import (
+    AUTO,
+    Ran,
+    Runtime,
+    choose_runtime,
+    forget_compiled,
+    ran_uncompiled,
+)
 from toto_compile_patch.decode.weights import prepared_weights
 
 
@@ -34,7 +50,7 @@ class Options:
     """
 
     rng: str = "fast"
-    runtime: str = runtime.AUTO
+    runtime: str = AUTO
     precision: str = MODEL
 
 
@@ -59,14 +75,14 @@ def forecast(
         RuntimeError: there is not enough memory.
     """
     device = request.inputs.device
-    way = runtime.choose(options.runtime, model, device)
-    numbers: Numbers | None = None
+    runtime = choose_runtime(options.runtime, model, device)
+    numbers: RandomNumbers | None = None
     if options.rng != "upstream":
         # A user's own capture takes no other generator than the process's.
-        numbers = GivenNumbers(None) if capturing() else OwnNumbers(device)
+        numbers = GivenRandomNumbers(None) if capturing() else OwnRandomNumbers(device)
     try:
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
-            result, ran = _until_weights_stay(backbone, request, options, way, numbers)
+            result, ran = _until_weights_stay(backbone, request, options, runtime, numbers)
     except RuntimeError as error:
         if (clear := said_clearly(error)) is error:
             raise
@@ -80,49 +96,59 @@ def forget_prepared(backbone: Any = None) -> None:
     graphs.forget(backbone)
     weights_of.forget(backbone)
     if backbone is None:
-        runtime.forget()
+        forget_compiled()
 
 
 def _until_weights_stay(
-    backbone: Any, request: Request, options: Options, way: Runtime, numbers: Numbers | None
+    backbone: Any,
+    request: Request,
+    options: Options,
+    runtime: Runtime,
+    numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
     while True:
         try:
-            return _run(backbone, request, options, way, numbers)
+            return _run(backbone, request, options, runtime, numbers)
         except WeightsChangedError:
             forget_prepared(backbone)
 
 
 def _run(
-    backbone: Any, request: Request, options: Options, way: Runtime, numbers: Numbers | None
+    backbone: Any,
+    request: Request,
+    options: Options,
+    runtime: Runtime,
+    numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
     device = request.inputs.device
     time_steps = min(request.horizon, backbone.patch_embed.patch_size)
     weights = prepared_weights(backbone, options.precision, time_steps)
-    model = PreparedModel(backbone, weights, way.regions, Precision(options.precision))
+    model = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
 
-    def compute(request: Request, numbers: Numbers | None) -> tuple[torch.Tensor, torch.Tensor]:
-        doubts = Doubts(device)
-        return generate(model, request, numbers, doubts), doubts.answers()
+    def compute(
+        request: Request, numbers: RandomNumbers | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        checks = DeviceChecks(device)
+        return generate(model, request, numbers, checks), checks.outcomes()
 
     changed: torch.Tensor | None = None
     if device.type != "cpu" and not capturing():
         changed = weights.noted.changed(time_steps)
         if numbers is None:
             # Nothing is tried again once upstream's random numbers were drawn: wait.
-            settle(Doubts(device).answers(), changed)
-    alone = way.captures or device.type == "cuda"
+            raise_for(DeviceChecks(device).outcomes(), changed)
+    alone = runtime.captures or device.type == "cuda"
     with graphs.one_at_a_time(device) if alone else nullcontext():
-        if way.captures and isinstance(numbers, OwnNumbers):
-            asked = Asked(model, request, options, way, numbers, compute)
-            result, answers, ran = graphs.run(asked)
+        if runtime.captures and isinstance(numbers, OwnRandomNumbers):
+            asked = AskedForecast(model, request, options, runtime, numbers, compute)
+            result, outcomes, ran = graphs.run(asked)
         else:
-            way = way.without_graphs()
-            result, answers = compute(request, numbers)
-            ran = Ran(way.name, way.reason, unexpected=bool(way.reason))
+            runtime = runtime.without_graphs()
+            result, outcomes = compute(request, numbers)
+            ran = Ran(runtime.name, runtime.reason, unexpected=bool(runtime.reason))
     if not capturing():
-        settle(answers, changed)
-    if failure := way.regions.failure:
+        raise_for(outcomes, changed)
+    if failure := runtime.regions.failure:
         # It may have failed only now.
-        ran = runtime.ran_uncompiled(ran, failure)
+        ran = ran_uncompiled(ran, failure)
     return result, ran

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
+from toto_compile_patch.decode.caches import suffix_cache
 from toto_compile_patch.decode.context import Context, embed, encode
-from toto_compile_patch.decode.doubts import Doubts, NotFiniteError, capturing
+from toto_compile_patch.decode.device_checks import DeviceChecks, NotFiniteError
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.next_patch import Drawn, DrawnAsUpstream, Mean, NextPatch
 from toto_compile_patch.decode.precision import at_least_float32
 from toto_compile_patch.decode.prepared_model import PreparedModel
-from toto_compile_patch.decode.random_numbers import Numbers
+from toto_compile_patch.decode.random_numbers import RandomNumbers
+from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.scaling import scale_patch
-from toto_compile_patch.decode.transformer import decode_step, suffix_cache
+from toto_compile_patch.decode.transformer import decode_step
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 from toto_compile_patch.upstream import is_extreme_value
 
@@ -30,7 +32,7 @@ FREE_BYTES = 64 * 2**20
 
 
 def generate(
-    model: PreparedModel, request: Request, numbers: Numbers | None, doubts: Doubts
+    model: PreparedModel, request: Request, numbers: RandomNumbers | None, checks: DeviceChecks
 ) -> torch.Tensor:
     """Forecast, without a question to the device where that is not a CPU.
 
@@ -38,23 +40,23 @@ def generate(
         model: the model.
         request: series and horizon.
         numbers: the random numbers to draw with; None: upstream's draws in upstream's order.
-        doubts: takes what must not hold.
+        checks: takes what must not hold.
 
     Returns:
         Means ``batch variate horizon``, or samples ``batch variate horizon samples``.
     """
     drawn = request.num_samples is not None
-    context = encode(model, request, doubts, every_position=drawn and numbers is None)
+    context = encode(model, request, checks, every_position=drawn and numbers is None)
     # Before anything is drawn.
-    doubts.note(NotFiniteError, context.rows.unflatten(context.hidden).isnan().any())
+    checks.forbid(NotFiniteError, context.layout.unflatten(context.hidden).isnan().any())
     if not drawn:
-        mean = _decode(model, request, context, 1, Mean(model), doubts)
+        mean = _decode(model, request, context, 1, Mean(model), checks)
         return mean.squeeze(2).to(request.inputs.dtype)
     if numbers is None:
-        paths = _drawn_as_upstream(model, request, context, doubts)
+        paths = _drawn_as_upstream(model, request, context, checks)
     else:
         generator = numbers.from_the_start()
-        paths = _drawn(model, request, context, generator, doubts)
+        paths = _drawn(model, request, context, generator, checks)
     samples = torch.cat(paths, dim=2).to(request.inputs.dtype)
     return samples.transpose(2, 3).contiguous()
 
@@ -64,7 +66,7 @@ def _drawn(
     request: Request,
     context: Context,
     generator: torch.Generator | None,
-    doubts: Doubts,
+    checks: DeviceChecks,
 ) -> list[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in chunks of as many as there is room for."""
     at_once = samples_at_once(model.backbone, request)
@@ -74,7 +76,7 @@ def _drawn(
         count = min(at_once, left)
         try:
             paths.append(
-                _decode(model, request, context, count, Drawn(model, count, generator), doubts)
+                _decode(model, request, context, count, Drawn(model, count, generator), checks)
             )
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error) or capturing():
@@ -87,7 +89,7 @@ def _drawn(
 
 
 def _drawn_as_upstream(
-    model: PreparedModel, request: Request, context: Context, doubts: Doubts
+    model: PreparedModel, request: Request, context: Context, checks: DeviceChecks
 ) -> list[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in upstream's batches of them."""
     # Without time-wise layers nothing is ever cached.
@@ -97,7 +99,7 @@ def _drawn_as_upstream(
     for _ in range((request.num_samples or 0) // count):
         draws = UpstreamDraws(model.backbone, context.prepended, sees_all=not cached)
         next_patch = DrawnAsUpstream(draws, count)
-        paths.append(_decode(model, request, context, count, next_patch, doubts))
+        paths.append(_decode(model, request, context, count, next_patch, checks))
     return paths
 
 
@@ -133,27 +135,27 @@ def _decode(
     context: Context,
     samples: int,
     next_patch: NextPatch,
-    doubts: Doubts,
+    checks: DeviceChecks,
 ) -> torch.Tensor:
     """Generate patch after patch, ``batch variate samples horizon``."""
     patch_size = model.patch_size
     steps = request.steps(patch_size)
     scaled, state = context.scaled, context.state
-    rows = context.rows.with_count(samples)
-    one_row = model.regions.single_rows_apart and samples * rows.series == 1
-    suffix = suffix_cache(context.cache, samples, steps - 1, one_row=one_row)
+    layout = context.layout.of_last_position().of_samples(samples)
+    one_path = model.regions.single_rows_apart and samples * layout.series == 1
+    suffix = suffix_cache(context.cache, samples, steps - 1, one_path=one_path)
     hidden = context.hidden
     patches: list[torch.Tensor] = []
     for step in range(steps):
         wanted = min(patch_size, request.horizon - step * patch_size)
         if step == 0:
-            unscaled = next_patch.first(hidden, context.rows, wanted)
+            unscaled = next_patch.after_context(hidden, context.layout, wanted)
         else:
-            unscaled = next_patch.later(hidden, rows, wanted)
+            unscaled = next_patch.after_decode_step(hidden, layout, wanted)
         loc, scale = scaled.loc[..., :wanted], scaled.scale[..., :wanted]
         patch = loc + scale * unscaled.to(scaled.values.dtype)
         if next_patch.can_be_left:
-            doubts.note(NotFiniteError, patch.isnan().any())
+            checks.forbid(NotFiniteError, patch.isnan().any())
         # What is too large counts in the type that the user sees.
         patch = patch.masked_fill(is_extreme_value(patch.to(request.inputs.dtype)), 0.0)
         if request.future_exogenous is not None:
@@ -164,9 +166,8 @@ def _decode(
             embedded = embed(model.backbone, scaled.values)
             hidden = decode_step(
                 model,
-                rows.flatten(embedded),
-                rows,
-                context.groups,
+                layout.flatten(embedded),
+                layout,
                 suffix,
                 step,
                 centred_alone=request.use_kv_cache,

@@ -52,7 +52,7 @@ class FoldedHead(NamedTuple):
                 raw = self.packed.apply(hidden)
         return raw.unflatten(-1, (-1, self.kinds, self.components))
 
-    def first(self, time_steps: int) -> FoldedHead:
+    def for_time_steps(self, time_steps: int) -> FoldedHead:
         """The head of the patch's first time steps alone."""
         rows = time_steps * self.kinds * self.components
         if rows == self.weight.shape[0]:

@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 512
 """Rows that go through a feed-forward together on a CPU, so that they stay in its cache."""
 
 
-class RootMeanSquare(NamedTuple):
+class RMSNorm(NamedTuple):
     """Upstream's RMSNorm (B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019).
 
     The root of a mean square is the length of a row over the root of its features: one operator
@@ -41,7 +41,7 @@ class RootMeanSquare(NamedTuple):
     root_eps: torch.Tensor
 
     @classmethod
-    def of(cls, scale: torch.Tensor | None, eps: float, like: torch.Tensor) -> RootMeanSquare:
+    def of(cls, scale: torch.Tensor | None, eps: float, like: torch.Tensor) -> RMSNorm:
         """A norm for a model whose weights are like one of them."""
         return cls(scale, like.new_tensor(eps).sqrt())
 
@@ -52,7 +52,7 @@ class RootMeanSquare(NamedTuple):
         return normed if self.scale is None else normed * self.scale
 
 
-class OtherModule(NamedTuple):
+class UnchangedModule(NamedTuple):
     """A module of torch's or xFormers' that is used as it is."""
 
     module: Any
@@ -86,7 +86,7 @@ class Rotation(NamedTuple):
 KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
 
 
-class HeadsProjection(NamedTuple):
+class QKVProjection(NamedTuple):
     """Queries, keys and values of an attention, in upstream's layout of heads.
 
     Upstream's ``wQKV`` gives ``(qkv head_dim n_heads)``: the heads are the innermost axis.
@@ -138,7 +138,7 @@ class FeedForward(NamedTuple):
         return self.down.apply(silu(gate) * value)
 
 
-class FeedForwardInBlocks(NamedTuple):
+class ChunkedFeedForward(NamedTuple):
     """The same for a CPU without a compiler: some rows after the other."""
 
     up: Linear
@@ -155,7 +155,7 @@ class FeedForwardInBlocks(NamedTuple):
         return self.down.apply(silu(gate).mul_(value))
 
 
-Norm = RootMeanSquare | OtherModule
+Norm = RMSNorm | UnchangedModule
 
 
 class Layer(NamedTuple):
@@ -168,10 +168,10 @@ class Layer(NamedTuple):
 
     over_time: bool
     norm1: Norm
-    project: HeadsProjection
+    project: QKVProjection
     out: Linear
     norm2: Norm
-    feed_forward: FeedForward | FeedForwardInBlocks | OtherModule
+    feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule
     alone: KeysAndValuesAlone | None
 
 
@@ -285,5 +285,5 @@ def _without_packed(part: Any, instead: Callable[[PackedLinear], Linear]) -> Any
         return instead(part)
     if isinstance(part, PlainLinear) or not isinstance(part, tuple):
         return part
-    kind = FeedForward if isinstance(part, FeedForwardInBlocks) else type(part)
+    kind = FeedForward if isinstance(part, ChunkedFeedForward) else type(part)
     return kind(*(_without_packed(field, instead) for field in part))

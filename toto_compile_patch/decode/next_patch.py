@@ -9,7 +9,7 @@ import torch
 
 from toto_compile_patch.decode import sampling
 from toto_compile_patch.decode.prepared_model import PreparedModel
-from toto_compile_patch.decode.rows import Rows
+from toto_compile_patch.decode.row_layout import RowLayout
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 
 
@@ -24,10 +24,14 @@ class NextPatch(Protocol):
     def can_be_left(self) -> bool:
         """See above."""
 
-    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_context(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """After the context, which the samples share, ``batch variate samples time_steps``."""
 
-    def later(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_decode_step(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """After a decode step, ``batch variate samples time_steps``."""
 
 
@@ -38,14 +42,16 @@ class Mean:
     model: PreparedModel
     can_be_left = True
 
-    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_context(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """See ``NextPatch``: there is one path, whose mean is that of the first patch."""
         head = self.model.weights.head
-        if (part := head.real.first(time_steps)) is not head.real:
-            return rows.unflatten(sampling.mean(part, hidden))
-        return rows.unflatten(self.model.regions.mean(head, hidden))
+        if (part := head.real.for_time_steps(time_steps)) is not head.real:
+            return layout.unflatten(sampling.mean(part, hidden))
+        return layout.unflatten(self.model.regions.mean(head, hidden))
 
-    later = first
+    after_decode_step = after_context
 
 
 @dataclass(frozen=True)
@@ -63,28 +69,32 @@ class Drawn:
     generator: torch.Generator | None
     can_be_left = True
 
-    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_context(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """See ``NextPatch``: all samples are drawn from one distribution."""
-        raw = self.model.weights.head.real.first(time_steps).apply(hidden)
-        raw = rows.unflatten(raw).squeeze(2)
+        raw = self.model.weights.head.real.for_time_steps(time_steps).apply(hidden)
+        raw = layout.unflatten(raw).squeeze(2)
         uniform = self._uniform((*raw.shape[:-2], self.samples), raw)
         drawn = sampling.draw(sampling.chosen_components(raw, uniform), self.generator)
         return drawn.transpose(2, 3)
 
-    def later(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_decode_step(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """See ``NextPatch``: each sample has a distribution of its own."""
         head = self.model.weights.head
-        uniform = self._uniform((rows.batch, rows.variates, rows.count, time_steps), hidden)
-        uniform = rows.flatten(uniform).unsqueeze(-1)
-        if (part := head.real.first(time_steps)) is not head.real:
+        uniform = self._uniform((layout.batch, layout.variates, layout.count, time_steps), hidden)
+        uniform = layout.flatten(uniform).unsqueeze(-1)
+        if (part := head.real.for_time_steps(time_steps)) is not head.real:
             chosen = sampling.choose(part, hidden, uniform)
         else:
             chosen = self.model.regions.choose(head, hidden, uniform)
-        half_df, loc, scale = (rows.unflatten(part.squeeze(-1)) for part in chosen)
+        half_df, loc, scale = (layout.unflatten(part.squeeze(-1)) for part in chosen)
         return sampling.draw((half_df, loc, scale), self.generator)
 
     def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Numbers that choose components, in [0, 1), of the head's type."""
+        """RandomNumbers that choose components, in [0, 1), of the head's type."""
         dtype = self.model.weights.head.real.weight.dtype
         return torch.rand(shape, dtype=dtype, device=like.device, generator=self.generator)
 
@@ -100,8 +110,10 @@ class DrawnAsUpstream:
     samples: int
     can_be_left = False
 
-    def first(self, hidden: torch.Tensor, rows: Rows, time_steps: int) -> torch.Tensor:
+    def after_context(
+        self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
+    ) -> torch.Tensor:
         """See ``NextPatch``."""
-        return self.draws(rows.unflatten(hidden), self.samples)[..., :time_steps]
+        return self.draws(layout.unflatten(hidden), self.samples)[..., :time_steps]
 
-    later = first
+    after_decode_step = after_context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -78,7 +79,25 @@ def _set_tf32() -> Callable[[], None]:
     return lambda: torch.set_float32_matmul_precision(before)
 
 
-def matmul_setting() -> str:
-    """The user's setting for products of float32 on CUDA."""
-    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    return str(setting or torch.get_float32_matmul_precision())
+class TorchSettings(NamedTuple):
+    """Settings of torch's that decide by which kernels a forecast is computed.
+
+    Attributes:
+        autocast: whether it is on, and its type.
+        deterministic: whether deterministic algorithms are asked for.
+        products: the user's setting for products of float32 on CUDA.
+    """
+
+    autocast: tuple[bool, torch.dtype]
+    deterministic: bool
+    products: str
+
+    @classmethod
+    def now(cls, device: torch.device) -> TorchSettings:
+        """Those in force in this thread for a device."""
+        products = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        return cls(
+            (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
+            torch.are_deterministic_algorithms_enabled(),
+            str(products or torch.get_float32_matmul_precision()),
+        )

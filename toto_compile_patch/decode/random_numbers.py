@@ -16,14 +16,14 @@ from typing import Protocol
 import torch
 
 
-class Numbers(Protocol):
+class RandomNumbers(Protocol):
     """Where the random numbers of a forecast come from."""
 
     def from_the_start(self) -> torch.Generator | None:
         """A generator of them, from the first one on; None: the process's own."""
 
 
-class OwnNumbers:
+class OwnRandomNumbers:
     """Random numbers that are a forecast's alone.
 
     A seed of the process's generator gives the same forecast again. Nothing is drawn from it for a
@@ -50,13 +50,13 @@ class OwnNumbers:
 
 
 @dataclass(frozen=True)
-class GivenNumbers:
+class GivenRandomNumbers:
     """Those of a generator, or of the process's, where they are when they are asked for."""
 
     generator: torch.Generator | None
 
     def from_the_start(self) -> torch.Generator | None:
-        """See ``Numbers``."""
+        """See ``RandomNumbers``."""
         return self.generator
 
 

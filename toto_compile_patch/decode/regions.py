@@ -21,7 +21,7 @@ from toto_compile_patch.decode import layer as layers
 from toto_compile_patch.decode.layer import Past, Rotation, Traceable
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
-from toto_compile_patch.decode.rows import Padding
+from toto_compile_patch.decode.row_layout import Padding
 from toto_compile_patch.decode.sampling import StudentT
 from toto_compile_patch.tracing import own_code
 

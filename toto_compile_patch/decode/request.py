@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,34 @@ _NUMBERS = {
     torch.float64,
 }
 """What adds up, multiplies and compares with one another; torch's other types do not."""
+
+
+class TensorShape(NamedTuple):
+    """What is known of a tensor without its values."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorShape:
+        """That of a tensor."""
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+class RequestShape(NamedTuple):
+    """A Request, field by field, without the values of its tensors."""
+
+    inputs: TensorShape
+    padding_mask: TensorShape
+    id_mask: TensorShape | None
+    horizon: int
+    num_samples: int | None
+    samples_per_batch: int
+    use_kv_cache: bool
+    future_exogenous: TensorShape | None
+    num_exogenous: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,18 @@ class Request:
             fits = _is_tensor(future) and future.device == inputs.device and future.shape == shape
             _expect(fits and request.num_exogenous > 0, "future_exogenous_variables")
         return request
+
+    def shape(self) -> RequestShape:
+        """What it asks for, but the values of its tensors."""
+        described: dict[str, Any] = {
+            name: TensorShape.of(part) if isinstance(part, torch.Tensor) else part
+            for name, part in vars(self).items()
+        }
+        return RequestShape(**described)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors, by name."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
 
     def steps(self, patch_size: int) -> int:
         """Patches to forecast."""

@@ -61,7 +61,7 @@ class Ran:
     graph_bytes: int = 0
 
 
-def choose(wanted: str, model: Any, device: torch.device) -> Runtime:
+def choose_runtime(wanted: str, model: Any, device: torch.device) -> Runtime:
     """The runtime for a model, which may be compiled or wrapped by ``torch.compile``."""
     call = compile_call(model)
     on_gpu = device.type == "cuda"
@@ -89,7 +89,7 @@ def ran_uncompiled(ran: Ran, failure: str) -> Ran:
     return replace(ran, runtime=_uncompiled(ran.runtime), reason=failure, unexpected=True)
 
 
-def forget() -> None:
+def forget_compiled() -> None:
     """Compile anew, and try again what could not be compiled."""
     with _lock.held:
         _made.clear()

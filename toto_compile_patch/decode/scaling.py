@@ -57,10 +57,42 @@ class FixedScale(NamedTuple):
 ScaleState = Statistics | FixedScale
 
 
+class ScalerSettings(NamedTuple):
+    """What is read of a scaler.
+
+    Attributes:
+        kind: its class.
+        minimum_scale: added to variances.
+        use_bessel_correction: divide by one less than the number of values.
+        stabilize_with_global: keep a causal scale near the context's own.
+        scale_factor_exponent: how near, as a power of ten.
+    """
+
+    kind: type
+    minimum_scale: float
+    use_bessel_correction: bool = False
+    stabilize_with_global: bool = False
+    scale_factor_exponent: float = 0.0
+
+    @classmethod
+    def of(cls, scaler: Any) -> ScalerSettings:
+        """Those of upstream's module, of which StdMeanScaler has only the first two."""
+        if type(scaler) is StdMeanScaler:
+            return cls(StdMeanScaler, scaler.minimum_scale)
+        return cls(
+            type(scaler),
+            scaler.minimum_scale,
+            scaler.use_bessel_correction,
+            scaler.stabilize_with_global,
+            scaler.scale_factor_exponent,
+        )
+
+
 def scale_context(
     scaler: Any, series: torch.Tensor, padding_mask: torch.Tensor, patch_size: int
 ) -> tuple[Scaled, ScaleState]:
     """Scale the context, ``batch variate time_steps``."""
+    settings = ScalerSettings.of(scaler)
     if type(scaler) is StdMeanScaler:
         values, loc, scale = scaler(
             series, padding_mask=padding_mask, weights=torch.ones_like(series)
@@ -74,16 +106,16 @@ def scale_context(
     cumulated, totals = prefix_sums(weights), prefix_sums(weights * values)
     means, increments = _welford(values, cumulated, totals, zero, zero)
     squares = prefix_sums(increments * weights)
-    bounds = _bounds(scaler, values, weights) if scaler.stabilize_with_global else None
+    bounds = _bounds(settings, values, weights) if settings.stabilize_with_global else None
     state = Statistics(cumulated[..., -1:], totals[..., -1:], squares[..., -1:], bounds)
     patches, means, cumulated, squares = (
         part.unflatten(-1, (-1, patch_size)) for part in (series, means, cumulated, squares)
     )
-    if type(scaler) is CausalPatchStdMeanScaler:
+    if settings.kind is CausalPatchStdMeanScaler:
         # All of a patch is scaled by the statistics at its end.
         means, cumulated, squares = (part[..., -1:] for part in (means, cumulated, squares))
     loc = means.to(series.dtype)
-    scale = _scale(scaler, cumulated, squares, bounds).to(series.dtype)
+    scale = _scale(settings, cumulated, squares, bounds).to(series.dtype)
     scaled = ((patches - loc) / scale).flatten(-2)
     return Scaled(scaled, loc[:, :, -1:], scale[:, :, -1:]), state
 
@@ -92,6 +124,7 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
     """Scale a generated patch, ``batch variate samples patch_size``, and take it into account."""
     if isinstance(state, FixedScale):
         return Scaled((patch - state.loc) / state.scale, state.loc, state.scale), state
+    settings = ScalerSettings.of(scaler)
     values = patch.to(state.total.dtype)
     count = torch.arange(1, patch.shape[-1] + 1, device=patch.device, dtype=values.dtype)
     weights = state.weight.unsqueeze(-1) + count
@@ -101,10 +134,10 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
     after = Statistics(
         weights[..., -1].expand_as(totals[..., -1]), totals[..., -1], squares[..., -1], state.bounds
     )
-    if type(scaler) is CausalPatchStdMeanScaler:
+    if settings.kind is CausalPatchStdMeanScaler:
         means, weights, squares = means[..., -1:], weights[..., -1:], squares[..., -1:]
     loc = means.to(patch.dtype)
-    scale = _scale(scaler, weights, squares, state.bounds).to(patch.dtype)
+    scale = _scale(settings, weights, squares, state.bounds).to(patch.dtype)
     return Scaled((patch - loc) / scale, loc, scale), after
 
 
@@ -152,26 +185,26 @@ def _welford(
 
 
 def _scale(
-    scaler: Any,
+    settings: ScalerSettings,
     weights: torch.Tensor,
     squares: torch.Tensor,
     bounds: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     denominator = weights.clamp_min(1.0)
-    if scaler.use_bessel_correction:
+    if settings.use_bessel_correction:
         denominator = (denominator - 1.0).clamp_min(1.0)
-    scale = torch.sqrt(squares / denominator + scaler.minimum_scale)
+    scale = torch.sqrt(squares / denominator + settings.minimum_scale)
     return scale if bounds is None else torch.clamp(scale, *bounds)
 
 
 def _bounds(
-    scaler: Any, values: torch.Tensor, weights: torch.Tensor
+    settings: ScalerSettings, values: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The context's own scale, and how far from it a causal scale may go."""
     count = (weights * weights).sum(-1, keepdim=True).clamp_min(1.0)
     mean = torch.nan_to_num((weights * values).sum(-1, keepdim=True) / count)
     deviations = (values - mean) * weights * weights
     variance = (deviations**2).sum(-1, keepdim=True) / count
-    scale = torch.sqrt(variance + scaler.minimum_scale).unsqueeze(-1)
-    factor = 10.0**scaler.scale_factor_exponent
-    return (scale / factor).clamp_min(scaler.minimum_scale), scale * factor
+    scale = torch.sqrt(variance + settings.minimum_scale).unsqueeze(-1)
+    factor = 10.0**settings.scale_factor_exponent
+    return (scale / factor).clamp_min(settings.minimum_scale), scale * factor

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode.doubts import NotFiniteError
+from toto_compile_patch.decode.device_checks import NotFiniteError
 from toto_compile_patch.decode.forecast import Options, forecast
 from toto_compile_patch.decode.last_path import Path, attempt, note
 from toto_compile_patch.decode.request import Request, check_time_stamps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,8 +25,8 @@ class Padding:
         return 0 if self.but_not_one and count == 1 else max(0, self.least - count)
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, eq=False)
+class RowLayout:
     """Rows of a ``batch variate n`` block, in that order, and perhaps some of zeros after them.
 
     Attributes:
@@ -34,12 +34,15 @@ class Rows:
         variates: of each.
         count: ``n``: the positions of a context, or the samples of one position.
         padding: how many there should be.
+        groups: True where one variate may see another, ``batch #n variate variate``; None: all
+            may see all.
     """
 
     batch: int
     variates: int
     count: int
     padding: Padding
+    groups: torch.Tensor | None = None
 
     @property
     def series(self) -> int:
@@ -48,7 +51,7 @@ class Rows:
 
     def flatten(self, block: torch.Tensor) -> torch.Tensor:
         """``batch variate n features`` to ``row features``."""
-        rows = self.pad(block.reshape(-1, block.shape[-1]), dim=0).contiguous()
+        rows = self.pad(block.reshape(-1, block.shape[-1])).contiguous()
         # Always laid out alike, for compiled code.
         return rows.clone() if rows.storage_offset() else rows
 
@@ -58,14 +61,18 @@ class Rows:
         real = rows if rows.shape[0] == count else rows[:count]
         return real.view(self.batch, self.variates, self.count, *(features or rows.shape[1:]))
 
-    def pad(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
-        """Fill up with rows of zeros, along a dimension."""
-        missing = self.padding.missing(rows.shape[dim])
+    def pad(self, rows: torch.Tensor) -> torch.Tensor:
+        """Fill up ``row ...`` with rows of zeros."""
+        missing = self.padding.missing(rows.shape[0])
         if not missing:
             return rows
-        zeros = rows.new_zeros(1).expand(*rows.shape[:dim], missing, *rows.shape[dim + 1 :])
-        return torch.cat([rows, zeros], dim=dim)
+        return torch.cat([rows, rows.new_zeros(1).expand(missing, *rows.shape[1:])])
 
-    def with_count(self, count: int) -> Rows:
-        """Rows of as many series with another ``n``."""
-        return Rows(self.batch, self.variates, count, self.padding)
+    def of_last_position(self) -> RowLayout:
+        """The layout of a context's last position alone."""
+        groups = None if self.groups is None else self.groups[:, -1:]
+        return replace(self, count=1, groups=groups)
+
+    def of_samples(self, count: int) -> RowLayout:
+        """The layout of one position in so many samples, which all have the groups of this one."""
+        return replace(self, count=count)

@@ -1,0 +1,180 @@
+"""How a computation is captured on a device and replayed: the protocol, and CUDA's way."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+"""A forecast, and the outcomes of its checks (see ``device_checks``)."""
+
+
+class Graph(Protocol):
+    """What was captured."""
+
+    def replay(self, seed: int | None) -> None:
+        """Compute the outputs again, from what the inputs hold now.
+
+        Args:
+            seed: of the random numbers; None: none are drawn.
+        """
+
+    def reset(self) -> None:
+        """Free it."""
+
+
+class Recorder(Protocol):
+    """Captures computations on one kind of device."""
+
+    def why_not(self, device: torch.device) -> str:
+        """Why nothing can be captured or replayed here and now; else empty."""
+
+    def record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Graph, Outputs]:
+        """Capture a computation that draws from the generator that it is given.
+
+        Raises RuntimeError where that fails, and leaves no trace.
+        """
+
+    def bytes_held(self, device: torch.device) -> int:
+        """Memory held by the process."""
+
+
+@dataclass(frozen=True)
+class _CudaGraph:
+    """A graph, and the generator of the random numbers that it draws."""
+
+    graph: Any
+    generator: torch.Generator
+
+    def replay(self, seed: int | None) -> None:
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self.graph.replay()
+
+    def reset(self) -> None:
+        self.graph.reset()
+
+
+class CudaRecorder:
+    """``torch.cuda.CUDAGraph``."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, Any] = {}
+        self._pools: dict[torch.device, Any] = {}
+        self._alive: dict[torch.device, WeakSet[Any]] = {}
+
+    def why_not(self, device: torch.device) -> str:
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                return "the forecast is itself being captured"
+            if torch.cuda.current_stream() != torch.cuda.default_stream():
+                return "the forecast is on a stream of its own"
+        return ""
+
+    def record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Graph, Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        generator = torch.Generator(device)
+        graph.register_generator_state(generator)
+        with torch.cuda.device(device), _autocast_without_cache(), _nothing_collected():
+            # A thread's handle cannot be made during a capture.
+            torch.cuda.current_blas_handle()
+            stream, pool = self._stream(device), self._pool(device)
+            # What cuBLAS works in shall belong to this graph alone, before and after.
+            _clear_workspaces()
+            try:
+                # Torch leaves the capture's stream only where nothing fails.
+                with (
+                    torch.cuda.stream(stream),
+                    # Only this thread's mistakes count: others may go on meanwhile.
+                    torch.cuda.graph(
+                        graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                    ),
+                ):
+                    outputs = compute(generator)
+            except BaseException:
+                self._give_up(device, stream)
+                raise
+            finally:
+                _clear_workspaces()
+        self._alive.setdefault(device, WeakSet()).add(graph)
+        return _CudaGraph(graph, generator), outputs
+
+    def bytes_held(self, device: torch.device) -> int:
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+            return int(torch.cuda.memory_reserved())
+
+    def _stream(self, device: torch.device) -> Any:
+        # Torch's own default is one stream for all devices.
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+    def _pool(self, device: torch.device) -> Any:
+        # Graphs of a device share memory: they never run at once, and their results are copied.
+        # A pool that no graph uses any more cannot be used again.
+        if device not in self._pools or not self._alive.get(device):
+            self._pools[device] = torch.cuda.graph_pool_handle()
+        return self._pools[device]
+
+    def _give_up(self, device: torch.device, stream: Any) -> None:
+        """After a capture that failed, torch 2.7 goes on giving out the pool's memory, and believes
+        its random generator to be captured until a capture succeeds."""
+        pool = self._pools.pop(device, None)
+        self._alive.pop(device, None)
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)
+        with suppress(RuntimeError, TypeError):
+            if end is not None:
+                end(device.index or 0, pool)
+        with (
+            suppress(RuntimeError),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream),
+        ):
+            torch.zeros(1, device=device)
+
+
+def _clear_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _autocast_without_cache() -> Iterator[None]:
+    """What autocast caches would be memory of the graph's that others use."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """A graph that is freed while another is captured spoils the capture."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def capturing() -> bool:
+    """Whether what is computed now is being captured in a CUDA graph: nothing may be asked then."""
+    # ``is_available()`` asks the driver anew each time.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
