@@ -389,8 +389,10 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
     """
     settings = wanted()
     chosen = Settings.resolve(mode=mode or (settings.mode if settings else None)).mode
+    from toto_compile_patch.decode.compile_call import without_compiling
+
     backbone = _backbone_of(model)
-    if hasattr(backbone, "_orig_mod"):
+    if without_compiling(backbone) is not backbone:
         _logger.info("the model is wrapped by torch.compile already; left as it is")
         return model
     by_inductor = kwargs.get("backend", "inductor") == "inductor" and "options" not in kwargs
@@ -438,15 +440,18 @@ def refresh(model: Any) -> None:
         TypeError: something else was given.
     """
     backbone = _backbone_of(model)
+    from toto_compile_patch.decode.compile_call import without_compiling
     from toto_compile_patch.decode.forecast import forget_prepared
 
-    forget_prepared(getattr(backbone, "_orig_mod", backbone))
+    forget_prepared(without_compiling(backbone))
 
 
 def _backbone_of(model: Any) -> Any:
     upstream = _upstream()
+    from toto_compile_patch.decode.compile_call import without_compiling
+
     backbone = model.model if isinstance(model, (upstream.Toto, upstream.TotoForecaster)) else model
-    if not isinstance(getattr(backbone, "_orig_mod", backbone), upstream.TotoBackbone):
+    if not isinstance(without_compiling(backbone), upstream.TotoBackbone):
         raise TypeError(
             f"give a Toto, a TotoBackbone or a TotoForecaster, not {type(model).__name__}"
         )

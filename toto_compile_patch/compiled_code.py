@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-import torch._dynamo
+import torch
 
 from toto_compile_patch.errors import CompiledCodeBusyError
+from toto_compile_patch.private_names import private
 
 _SWITCH_INTERVAL_S = 1.0
 _POLL_S = 0.005
@@ -29,13 +30,15 @@ _interval_found: float | None = None
 
 def anything_compiled() -> bool:
     """Whether dynamo holds compiled code, or is making some."""
-    return any(code() is not None for code in torch._dynamo.convert_frame.input_codes.seen)
+    return any(
+        code() is not None for code in private("torch._dynamo.convert_frame.input_codes.seen")
+    )
 
 
 def drop_compiled_code() -> None:
     """Drop all that was compiled; needs ``others_kept_out``. May be interrupted, and repeated."""
     if anything_compiled():
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
 
 @contextmanager
@@ -100,5 +103,5 @@ def _threads_in_compiled_code() -> list[int]:
 
 def _entry_codes() -> set[CodeType]:
     """Code of the wrapper through which every compiled function is called."""
-    context = torch._dynamo.eval_frame._TorchDynamoContext
-    return {const for const in context.__call__.__code__.co_consts if isinstance(const, CodeType)}
+    call = private("torch._dynamo.eval_frame._TorchDynamoContext.__call__")
+    return {const for const in call.__code__.co_consts if isinstance(const, CodeType)}

@@ -10,6 +10,7 @@ from typing import Any
 from toto_compile_patch.compiled_code import drop_compiled_code, let_others_run, others_kept_out
 from toto_compile_patch.errors import PatchConflictError, UnsupportedTotoError
 from toto_compile_patch.locks import Lock
+from toto_compile_patch.private_names import why_without
 from toto_compile_patch.settings import Settings, put_in_force, wanted
 from toto_compile_patch.sites import Site, State
 from toto_compile_patch.table import TABLE, Patch
@@ -79,6 +80,8 @@ def change(settings: Settings | None, *, force: bool = False) -> tuple[str, ...]
 
 def state_of(patch: Patch) -> tuple[State, str]:
     """The live state of a patch: that of its worst site, with what there is to say about it."""
+    if missing := why_without(patch.name):
+        return State.UNAVAILABLE, missing
     states = [site.state() for site in patch.sites()]
     worst = max((state for state, _ in states), key=list(State).index)
     return worst, "; ".join(reason for state, reason in states if reason and state is worst)

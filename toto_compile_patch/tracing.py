@@ -12,17 +12,28 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
-import torch._dynamo
-from torch._C._dynamo.eval_frame import set_eval_frame  # type: ignore[import-not-found]
-from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import skip_code
+
+from toto_compile_patch.private_names import MissingName, private
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _decorator(path: str) -> Any:
+    """A decorator of torch's; one that does nothing where it is missing, and with it every patch
+    that needs it."""
+    found = private(path)
+    return (lambda function: function) if found is MissingName else found
+
+
+_disable = _decorator("torch._dynamo.disable")
+_skip = _decorator("torch._dynamo.decorators.skip")
+_skip_code = _decorator("torch._dynamo.eval_frame.skip_code")
+_set_eval_frame = private("torch._C._dynamo.eval_frame.set_eval_frame")
+
+
 def run_uncompiled(function: F) -> F:
     """Wrap a function so that neither it nor anything that it calls is compiled."""
-    uncompiled: F = torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
+    uncompiled: F = _disable(function)
     return uncompiled
 
 
@@ -31,21 +42,21 @@ def skip_frame(function: F) -> F:
 
     The mark lies on the code object, so the function must own its code (see ``own_code``).
     """
-    skip(function)  # type: ignore[no-untyped-call]
+    _skip(function)
     return function
 
 
 def skip_as_root(function: F) -> F:
     """Like ``skip_frame``, but let a frame that is being compiled inline the function."""
-    skip_code(function.__code__)
+    _skip_code(function.__code__)
     return function
 
 
 def inside_compiled_call() -> bool:
     """Whether frames that are called now would be compiled."""
     # Reading the callback without setting it returns a dead reference on torch 2.7.
-    callback = set_eval_frame(None)
-    set_eval_frame(callback)
+    callback = _set_eval_frame(None)
+    _set_eval_frame(callback)
     return callback is not None
 
 

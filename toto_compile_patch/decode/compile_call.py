@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-import torch._dynamo
-import torch._inductor.config as inductor
-from torch._dynamo.backends.cudagraphs import CudagraphsBackend
+from toto_compile_patch.private_names import private
+
+_OptimizedModule = private("torch._dynamo.OptimizedModule")
+_CudagraphsBackend = private("torch._dynamo.backends.cudagraphs.CudagraphsBackend")
 
 INDUCTORS_GRAPHS = "triton.cudagraphs"
 """Inductor's own graphs: they would record where our caches lie, and we capture the whole."""
@@ -58,9 +58,14 @@ class CompiledOffACpu:
         return self.compiled(*args, **kwargs)
 
 
+def without_compiling(model: Any) -> Any:
+    """The module behind ``torch.compile(module)``; any other as it is."""
+    return model._orig_mod if isinstance(model, _OptimizedModule) else model
+
+
 def compile_call(model: Any) -> CompileCall | None:
     """What a model was compiled with; None for one that was not."""
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if isinstance(model, _OptimizedModule):
         compiled: Any = model
     else:
         compiled = getattr(model, "_compiled_call_impl", None)
@@ -80,8 +85,8 @@ def _read_call(compiled: Any) -> CompileCall | None:
     if config is None:
         backend = _backend_of(compiled)
         # It captures what runs eagerly, as we do.
-        return None if isinstance(backend, CudagraphsBackend) else CompileCall(backend)
-    plain = inductor.get_config_copy()
+        return None if isinstance(backend, _CudagraphsBackend) else CompileCall(backend)
+    plain = private("torch._inductor.config.get_config_copy")()
     changed = {
         name: value
         for name, value in config.items()

@@ -12,6 +12,10 @@ import torch
 from torch.nn.functional import linear
 
 from toto_compile_patch.decode import operators
+from toto_compile_patch.private_names import private
+
+_reorder_linear_weight = private("torch.ops.mkldnn._reorder_linear_weight")
+_linear_pointwise = private("torch.ops.mkldnn._linear_pointwise")
 
 PLACES_AT_ONCE = 4
 """Places of a weight that are read in turn: a CPU fetches from as many in advance."""
@@ -49,12 +53,12 @@ class PackedLinear(NamedTuple):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        packed = _reorder_linear_weight(weight.contiguous())
         return cls(packed, weight, bias, weight.shape[0])
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``."""
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        result: torch.Tensor = _linear_pointwise(
             inputs.to(self.original.dtype), self.weight, self.bias, "none", [], ""
         )
         return result.to(inputs.dtype)

@@ -11,6 +11,8 @@ from weakref import WeakSet
 
 import torch
 
+from toto_compile_patch.private_names import GRAPHS, private, why_without
+
 Outputs = tuple[torch.Tensor, torch.Tensor]
 """A forecast, and the outcomes of its checks (see ``device_checks``)."""
 
@@ -72,6 +74,8 @@ class CudaRecorder:
         self._alive: dict[torch.device, WeakSet[Any]] = {}
 
     def why_not(self, device: torch.device) -> str:
+        if reason := why_without(GRAPHS):
+            return reason
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 return "the forecast is itself being captured"
@@ -146,7 +150,7 @@ class CudaRecorder:
 
 
 def _clear_workspaces() -> None:
-    torch._C._cuda_clearCublasWorkspaces()
+    private("torch._C._cuda_clearCublasWorkspaces")()
 
 
 @contextmanager

@@ -12,9 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch._inductor.config as inductor
-from torch._dynamo.exc import RecompileError
 
 from toto_compile_patch.decode import compile_report, operators, sampling
 from toto_compile_patch.decode import layer as layers
@@ -23,7 +21,11 @@ from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.row_layout import Padding
 from toto_compile_patch.decode.sampling import StudentT
+from toto_compile_patch.private_names import private
 from toto_compile_patch.tracing import own_code
+
+_mark_dynamic = private("torch._dynamo.mark_dynamic")
+_RecompileError = private("torch._dynamo.exc.RecompileError")
 
 _ASSERTS = ("size_asserts", "alignment_asserts", "scalar_asserts")
 
@@ -37,7 +39,7 @@ ROWS_OF_A_PACKED_PRODUCT = 4
 
 def _unwanted_compilation(error: Exception) -> bool:
     """Whether a user has asked torch to raise instead of compiling again."""
-    return isinstance(error, RecompileError) or "fail_on_recompile" in str(error)
+    return isinstance(error, _RecompileError) or "fail_on_recompile" in str(error)
 
 
 def _in_a_line(error: Exception) -> str:
@@ -174,14 +176,14 @@ class Compiled(Regions):
             compiled = self._made.setdefault((region, one_row), made)
         if one_row:
             for varying in (part for row in rows if isinstance(row, Past) for part in row):
-                torch._dynamo.mark_dynamic(varying, 0)
+                _mark_dynamic(varying, 0)
             with operators.handed_over(part.linears, attend):
                 return compiled(part.for_one_row or part.stand_in, hidden, *rows)
         for varying in (hidden, *rows):
             if isinstance(varying, torch.Tensor):
-                torch._dynamo.mark_dynamic(varying, 0)
+                _mark_dynamic(varying, 0)
             elif isinstance(varying, Rotation):
                 for table in varying:
-                    torch._dynamo.mark_dynamic(table, 0)
+                    _mark_dynamic(table, 0)
         with operators.handed_over(part.linears, attend):
             return compiled(part.stand_in, hidden, *rows)

@@ -10,6 +10,7 @@ import torch
 from toto_compile_patch.decode.compile_call import INDUCTORS_GRAPHS, CompileCall, compile_call
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.locks import Lock
+from toto_compile_patch.private_names import COMPILED, why_without
 
 EAGER = "eager"
 COMPILE = "compile"
@@ -77,6 +78,8 @@ def choose_runtime(wanted: str, model: Any, device: torch.device) -> Runtime:
         reason = f"the model is on {device.type}, where there are no CUDA graphs"
     if wanted not in (COMPILE, BOTH):
         return Runtime(wanted, UNCOMPILED, reason)
+    if missing := why_without(COMPILED):
+        return Runtime(_uncompiled(wanted), UNCOMPILED, missing)
     call = call or CompileCall("inductor")
     regions = _compiled(call)
     if regions.failure:

@@ -7,6 +7,9 @@ from torch.nn.functional import softplus
 
 from toto_compile_patch.decode.head import FoldedHead
 from toto_compile_patch.decode.scaling import prefix_sums
+from toto_compile_patch.private_names import private
+
+_standard_gamma = private("torch._standard_gamma")
 
 DF, LOC, SCALE, LOGIT = range(4)
 
@@ -84,5 +87,5 @@ def draw(student_t: StudentT, generator: torch.Generator | None = None) -> torch
     half_df, loc, scale = student_t
     dtype, device = half_df.dtype, half_df.device
     normal = torch.randn(half_df.shape, dtype=dtype, device=device, generator=generator)
-    gamma = torch._standard_gamma(half_df, generator=generator).clamp_min(torch.finfo(dtype).tiny)
+    gamma = _standard_gamma(half_df, generator=generator).clamp_min(torch.finfo(dtype).tiny)
     return loc + scale * normal * torch.rsqrt(gamma / half_df)

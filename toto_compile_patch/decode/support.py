@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from toto_compile_patch import upstream
 from toto_compile_patch.decode.modules import modules_of, name_of, parameters_within
 from toto_compile_patch.decode.request import Request
+from toto_compile_patch.private_names import private
 
 _SCALERS = (
     upstream.StdMeanScaler,
@@ -39,10 +40,13 @@ _MODULES = {
     torch.nn.Sequential,
 }
 _linear_forward = torch.nn.Linear.forward
-_transforms_are_active = torch._C._are_functorch_transforms_active
-_is_tracing = torch._C._is_tracing
-_dispatch_mode = torch._C._get_dispatch_mode
-_TRACING_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+_transforms_are_active = private("torch._C._are_functorch_transforms_active")
+_is_tracing = private("torch._C._is_tracing")
+_dispatch_mode = private("torch._C._get_dispatch_mode")
+_TRACING_MODES = (
+    private("torch._C._TorchDispatchModeKey.FAKE"),
+    private("torch._C._TorchDispatchModeKey.PROXY"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,6 @@ class Refusal:
     reason: str
     cure: str = ""
     upstream_decides: bool = False
-
-
-def backbone_of(model: Any) -> Any:
-    """See through ``torch.compile(model)``."""
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        return model._orig_mod
-    return model
 
 
 def other_mode() -> Refusal | None:

@@ -33,6 +33,7 @@ from toto_compile_patch.decode.modules import parameters_of
 from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL
 from toto_compile_patch.locks import Lock
+from toto_compile_patch.private_names import PACKED, why_without
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _can_be_packed(weight: torch.Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not why_without(PACKED)
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import NotFiniteError
 from toto_compile_patch.decode.forecast import Options, forecast
 from toto_compile_patch.decode.last_path import Path, attempt, note
 from toto_compile_patch.decode.request import Request, check_time_stamps
 from toto_compile_patch.decode.support import (
     Refusal,
-    backbone_of,
     not_finite,
     other_mode,
     unusual,
@@ -79,7 +79,7 @@ def _fast(
     """The fast path's forecast, or why it makes none."""
     if refusal := other_mode():
         return refusal
-    backbone = backbone_of(forecaster.model)
+    backbone = without_compiling(forecaster.model)
     try:
         arguments = read()
         check_time_stamps(arguments)

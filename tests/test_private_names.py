@@ -1,0 +1,92 @@
+"""Private names of torch: all are there in the torch that is tested, and one that is not turns off
+what needs it, with a reason, and nothing else.
+
+What is missing is deleted from torch before the package is imported, as a release of torch would.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toto_compile_patch.private_names import PATCHES, TABLE, missing_names
+from toto_compile_patch.table import TABLE as PATCH_TABLE
+
+PROGRAM = """
+import json, logging, sys, pkgutil, warnings
+warnings.simplefilter("ignore")
+import torch, torch._dynamo
+owner, name = {path!r}.rsplit(".", 1)
+import toto.inference.forecaster  # what upstream itself uses of torch is bound before
+delattr(pkgutil.resolve_name(owner), name)
+sys.path.insert(0, {tests!r})
+import toto_compile_patch
+from toto_cases import PATCH, forecast, series, small_model, values
+model = small_model().model
+if {compiled!r}:
+    model.compile(backend="eager")
+upstream = values(forecast(model, series(40), 2 * PATCH)) if not {compiled!r} else None
+try:
+    toto_compile_patch.apply()
+    refused = ""
+except toto_compile_patch.UnsupportedTotoError as error:
+    refused = str(error)
+toto_compile_patch.apply(strict=False, fallback="upstream")
+found = values(forecast(model, series(40), 2 * PATCH))
+path = toto_compile_patch.last_path()
+states = {{row.name: row.state for row in toto_compile_patch.status()}}
+toto_compile_patch.revert()
+close = upstream is None or torch.allclose(found, upstream, rtol=1e-4, atol=1e-3)
+print(json.dumps([refused, states, path and [path.taken, path.runtime, path.reason], close]))
+"""
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.path} in {row.used_in}")
+def test_it_is_there(row: Any) -> None:
+    assert row not in missing_names(), f"{row.used_in} needs it for {', '.join(row.needed_for)}"
+
+
+def test_the_patches_are_those_of_the_table() -> None:
+    assert tuple(patch.name for patch in PATCH_TABLE) == PATCHES
+
+
+def without(path: str, compiled: bool = False) -> Any:
+    """What happens where a name is missing: the refusal, states, path taken, equality."""
+    tests = str(Path(__file__).parent)
+    program = PROGRAM.format(path=path, tests=tests, compiled=compiled)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "gone"),
+    [
+        ("torch._standard_gamma", {"fast_decode"}),
+        ("torch._dynamo.eval_frame.skip_code", {"positional_embedding", "dynamo_config"}),
+        ("torch._dynamo.decorators.skip", {"kv_cache", "positional_embedding", "dynamo_config"}),
+    ],
+)
+def test_a_patch_that_lacks_one_is_left_out(path: str, gone: set[str]) -> None:
+    refused, states, _, close = without(path)
+    assert path in refused
+    assert {name for name, state in states.items() if state != "applied"} == gone
+    assert close
+
+
+@pytest.mark.slow
+def test_a_model_runs_uncompiled_without_what_compiling_needs() -> None:
+    path = "torch._dynamo.backends.cudagraphs.CudagraphsBackend"
+    refused, _, (taken, runtime, reason), close = without(path, compiled=True)
+    assert not refused
+    assert (taken, runtime) == ("fast", "eager")
+    assert path in reason
+    assert close
