@@ -23,8 +23,8 @@ from toto_cases import PATCH, forecast, series, small_model, values
 import toto_compile_patch
 from toto_compile_patch.decode import generation
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
-from toto_compile_patch.decode.last_path import Path
 from toto_compile_patch.decode.recorder import CudaRecorder, capturing
+from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools.compile_health import CompileHealth
 
 pytestmark = [
@@ -94,7 +94,7 @@ def samples(model: Any, count: int = 6) -> torch.Tensor:
     return values(forecast(model, on_gpu(series(40, variates=2, batch=2)), HORIZON, count, 3))
 
 
-def path() -> Path:
+def path() -> PathTaken:
     """The last forecast's."""
     found = toto_compile_patch.last_path()
     assert found is not None

@@ -14,8 +14,8 @@ from toto_cases import PATCH, forecast, series, small_model, values
 import toto_compile_patch
 from toto_compile_patch.decode import forecast as forecasts
 from toto_compile_patch.decode import graphs, runtime
-from toto_compile_patch.decode.last_path import Path
 from toto_compile_patch.decode.recorder import Outputs
+from toto_compile_patch.path_taken import PathTaken
 
 HORIZON = 3 * PATCH
 
@@ -79,7 +79,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
     toto_compile_patch.revert()
 
 
-def path() -> Path:
+def path() -> PathTaken:
     found = toto_compile_patch.last_path()
     assert found is not None
     return found
@@ -93,7 +93,7 @@ def test_the_second_forecast_of_a_shape_is_captured(recorder: CpuRecorder) -> No
     model = small_model().model
     found = [mean(model) for _ in range(4)]
     assert recorder.recorded == 1
-    assert path() == Path("fast", "", "cudagraph", 1, 1000)
+    assert path() == PathTaken("fast", "", "cudagraph", 1, 1000)
     assert all(torch.equal(one, found[0]) for one in found)
 
 

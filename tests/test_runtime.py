@@ -30,8 +30,8 @@ from toto_cases import (
 
 import toto_compile_patch
 from toto_compile_patch.decode import compile_call, weights
-from toto_compile_patch.decode.last_path import Path
 from toto_compile_patch.decode.regions import Compiled, Regions
+from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools import machine
 from toto_compile_patch.tools.compile_health import CompileHealth
 
@@ -44,7 +44,7 @@ FOR_ONE_ROW = 3
 """Those that a mean forecast of one series on a CPU compiles for its single row."""
 
 
-def path() -> Path:
+def path() -> PathTaken:
     found = toto_compile_patch.last_path()
     assert found is not None
     return found
@@ -124,7 +124,7 @@ def test_means_are_upstreams_when_compiled(one_series: bool) -> None:
         model.compile(backend="eager")
         with toto_compile_patch.patched("fast_decode", fallback="error"):
             fast = case.forecast(model, samples=False)
-        assert path() == Path("fast", runtime="compile")
+        assert path() == PathTaken("fast", runtime="compile")
         spread = case.series().series.std().nan_to_num()
         # Some of these models are chaotic: test_decode_equality bounds such errors.
         assert ((fast - upstream).abs() <= 1e-3 * (upstream.abs() + spread)).all(), case
@@ -139,7 +139,7 @@ def test_forecasts_are_upstreams_when_compiled(samples: bool) -> None:
         model.compile(backend="eager")
         with toto_compile_patch.patched("fast_decode", rng="upstream", fallback="error"):
             fast = case.forecast(model, samples)
-        assert path() == Path("fast", runtime="compile")
+        assert path() == PathTaken("fast", runtime="compile")
         spread = case.series().series.std().nan_to_num()
         assert ((fast - upstream).abs() <= 1e-9 * (upstream.abs() + spread)).all(), case
 
@@ -160,7 +160,7 @@ def test_forecasts_are_upstreams_when_compiled_by_inductor(
         "fast_decode", rng="upstream", fallback="error", runtime="compile"
     ):
         fast = values(forecast(model, inputs, HORIZON, **ask))
-    assert path() == Path("fast", runtime="compile")
+    assert path() == PathTaken("fast", runtime="compile")
     torch.testing.assert_close(fast, upstream, rtol=1e-5, atol=1e-3)
 
 

@@ -18,14 +18,13 @@ from toto_compile_patch import carriers
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
 from toto_compile_patch.locks import Lock
+from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force, wanted
 from toto_compile_patch.table import TABLE
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
     from toto.inference.forecaster import TotoForecaster
-
-    from toto_compile_patch.decode.last_path import Path
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -402,7 +401,7 @@ def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
     return model
 
 
-def last_path() -> Path | None:
+def last_path() -> PathTaken | None:
     """Which code made this thread's last forecast: the fast path, or upstream's and why.
 
     None before the first forecast with ``fast_decode`` applied; but where a copy of Toto's code
@@ -410,14 +409,12 @@ def last_path() -> Path | None:
     ``unreached``, and the reason names it.
 
     >>> toto_compile_patch.last_path()                                  # doctest: +SKIP
-    Path(taken='fast', reason='', runtime='eager', graphs=0, graph_bytes=0)
+    PathTaken(taken='fast', reason='', runtime='eager', graphs=0, graph_bytes=0)
     """
-    from toto_compile_patch.decode import last_path as module
-
-    path = module.last_path()
+    path = last_noted()
     if path is None and (others := carriers.unreached()):
         names = ", ".join(carriers.placed(carrier) for carrier in others)
-        return module.Path(
+        return PathTaken(
             "unreached",
             f"no forecast of this thread was made by a class that apply() reaches; it does not "
             f"reach {names}: see status()",

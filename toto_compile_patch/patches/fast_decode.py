@@ -15,7 +15,6 @@ import torch
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import NotFiniteError
 from toto_compile_patch.decode.forecast import Options, forecast
-from toto_compile_patch.decode.last_path import Path, attempt, note
 from toto_compile_patch.decode.request import Request, check_time_stamps
 from toto_compile_patch.decode.support import (
     Refusal,
@@ -26,6 +25,7 @@ from toto_compile_patch.decode.support import (
 )
 from toto_compile_patch.errors import FallbackError
 from toto_compile_patch.notices import log_once, warn_once
+from toto_compile_patch.path_taken import PathTaken, attempt, note
 from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import run_uncompiled
@@ -63,7 +63,7 @@ def _fast_or_upstream(original: Any) -> Any:
 def _generate(
     forecaster: Any, read: Callable[[], Mapping[str, Any]], upstream: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    with attempt(Path("fast")):
+    with attempt(PathTaken("fast")):
         made = _fast(forecaster, read)
     if isinstance(made, Refusal):
         # Outside of any ``except``: upstream's errors are to look as they always did.
@@ -75,7 +75,7 @@ def _generate(
 
 def _fast(
     forecaster: Any, read: Callable[[], Mapping[str, Any]]
-) -> tuple[torch.Tensor, Path] | Refusal:
+) -> tuple[torch.Tensor, PathTaken] | Refusal:
     """The fast path's forecast, or why it makes none."""
     if refusal := other_mode():
         return refusal
@@ -98,11 +98,11 @@ def _fast(
         return not_finite(error)
     if ran.unexpected:
         log_once(f"forecasts run in runtime {ran.runtime}: {ran.reason}")
-    return result, Path("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes)
+    return result, PathTaken("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes)
 
 
 def _left_to_upstream(refusal: Refusal, upstream: Callable[[], torch.Tensor]) -> torch.Tensor:
-    path = Path("upstream", refusal.reason)
+    path = PathTaken("upstream", refusal.reason)
     with attempt(path):
         if not refusal.upstream_decides:
             _say(refusal)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
     from toto.inference.forecaster import TotoForecaster
 
-    from toto_compile_patch.decode.last_path import Path
+    from toto_compile_patch.path_taken import PathTaken
 
 _STDERR = "stderr.txt"
 _SECONDS_TO_STOP = 5.0
@@ -103,7 +103,7 @@ class Answer:
     point: Floats
     noise: Floats
     quantiles: Floats | None
-    path: Path | None
+    path: PathTaken | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class WorkerError(RuntimeError):
 class Worker:
     """The parent's handle on one way's process."""
 
-    def __init__(self, way: Way, job: Job, folder: FilePath) -> None:
+    def __init__(self, way: Way, job: Job, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
         folder.mkdir()
         self.way = way
@@ -188,7 +188,7 @@ class Worker:
         return f"{how}; its last words: {last}" if last else how
 
 
-def _last_line(path: FilePath) -> str:
+def _last_line(path: Path) -> str:
     try:
         lines = path.read_text(errors="replace").split("\n")
     except OSError:
@@ -209,7 +209,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def serve(way: Way, job: Job, folder: FilePath, pipe: Connection) -> None:
+def serve(way: Way, job: Job, folder: Path, pipe: Connection) -> None:
     """Answer the parent's questions until it has none left or is gone.
 
     Args:
@@ -231,7 +231,7 @@ def serve(way: Way, job: Job, folder: FilePath, pipe: Connection) -> None:
         raise SystemExit(1) from error
 
 
-def _keep_quiet(path: FilePath) -> None:
+def _keep_quiet(path: Path) -> None:
     """Keep what libraries print out of the progress bar, unless somebody asked for a log."""
     warnings.filterwarnings("ignore")
     if not {"TORCH_LOGS", ENV_LOG} & os.environ.keys():

@@ -25,7 +25,7 @@ import wrapt
 
 import toto_compile_patch
 from toto_compile_patch import carriers, status
-from toto_compile_patch.decode import last_path
+from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Watch:
             self.now.upstream = True
             if self.now.within:
                 return original(forecaster, *args, **kwargs)
-            path = last_path.Path("upstream")
+            path = PathTaken("upstream")
             self._note_forecast(path, forecaster, sys._getframe(1), carrier)
             with self._timed():
                 return original(forecaster, *args, **kwargs)
@@ -271,7 +271,7 @@ class Watch:
                     result = original(forecaster, *args, **kwargs)
                 made = True
             finally:
-                path = last_path.last_path()
+                path = last_noted()
                 if path is not None and (made or self.now.upstream):
                     self._note_forecast(path, forecaster, sys._getframe(1))
             return result
@@ -292,7 +292,7 @@ class Watch:
                     self.spans.append((start, time.time()))
 
     def _note_forecast(
-        self, path: last_path.Path, forecaster: Any, frame: FrameType, carrier: str = ""
+        self, path: PathTaken, forecaster: Any, frame: FrameType, carrier: str = ""
     ) -> None:
         model = getattr(forecaster, "model", None)
         way = Forecast(

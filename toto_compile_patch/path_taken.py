@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Path:
+class PathTaken:
     """The way that a forecast took.
 
     Attributes:
@@ -31,36 +31,36 @@ class Path:
     graph_bytes: int = 0
 
 
-class _PerThread(threading.local):
-    last: Path | None = None
+class _LastPath(threading.local):
+    path: PathTaken | None = None
 
 
-_per_thread = _PerThread()
+_last_path = _LastPath()
 
 
-def note(path: Path) -> None:
+def note(path: PathTaken) -> None:
     """Remember the path of this thread's forecast, once for each forecast that is made."""
-    _per_thread.last = path
+    _last_path.path = path
 
 
 @contextmanager
-def attempt(path: Path) -> Iterator[None]:
+def attempt(path: PathTaken) -> Iterator[None]:
     """Remember a path before it is taken, and what was raised on it.
 
     An earlier forecast is never mistaken for one that failed, or that has not ended.
     """
-    _per_thread.last = _told(path, "it has not ended")
+    _last_path.path = _told(path, "it has not ended")
     try:
         yield
     except BaseException as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raised = f"it raised {type(error).__name__}: {first_line[:200]}"
-        _per_thread.last = _told(path, raised.removesuffix(": "))
+        _last_path.path = _told(path, raised.removesuffix(": "))
         raise
-    _per_thread.last = path
+    _last_path.path = path
 
 
-def last_path() -> Path | None:
+def last_noted() -> PathTaken | None:
     """The path of the last forecast that this thread made or tried; None before the first.
 
     Where that forecast raised, the reason says what. It is this thread's and this process's
@@ -68,15 +68,15 @@ def last_path() -> Path | None:
     process knows of none before its own. A call of ``TotoForecaster.forecast`` that upstream
     refuses before it has begun to forecast is not an attempt.
     """
-    return _per_thread.last
+    return _last_path.path
 
 
-def _told(path: Path, what: str) -> Path:
-    return Path(path.taken, f"{path.reason}; {what}" if path.reason else what)
+def _told(path: PathTaken, what: str) -> PathTaken:
+    return PathTaken(path.taken, f"{path.reason}; {what}" if path.reason else what)
 
 
 def _forget() -> None:
-    _per_thread.last = None
+    _last_path.path = None
 
 
 if hasattr(os, "register_at_fork"):
