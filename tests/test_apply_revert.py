@@ -101,13 +101,15 @@ def test_is_applied() -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_settings_not_named_return_to_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    from toto_compile_patch.settings import in_force
+    from toto_compile_patch.settings import Settings, in_force
 
     monkeypatch.setenv("TOTO_COMPILE_PATCH_MODE", "max-autotune")
     toto_compile_patch.apply(mode="default", strict=False)
     assert (in_force().mode, in_force().strict) == ("default", False)
     toto_compile_patch.apply()
     assert (in_force().mode, in_force().strict) == ("max-autotune", True)
+    toto_compile_patch.revert()
+    assert in_force() == Settings()
 
 
 @pytest.mark.usefixtures("untouched")

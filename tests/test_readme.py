@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import toto_compile_patch
-from toto_compile_patch import settings
+from toto_compile_patch.settings import ENV_TOGGLE, SETTINGS, Setting, variable_of
 from toto_compile_patch.table import TABLE
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +23,23 @@ def test_every_patch_is_listed_with_its_purpose(patch: object) -> None:
     assert why in row
 
 
-def test_every_environment_variable_is_listed() -> None:
-    for name, variable in vars(settings).items():
-        if name.startswith("ENV_"):
-            assert f"| `{variable}` |" in README
+def test_the_toggle_is_listed() -> None:
+    assert f"| `{ENV_TOGGLE}` |" in README
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_is_listed_with_its_purpose_values_and_default(setting: Setting) -> None:
+    start = f"| `{variable_of(setting.name)}` |"
+    row = next(line for line in README.splitlines() if line.startswith(start))
+    assert setting.purpose in row
+    assert all(f"`{choice}`" in row for choice in setting.choices)
+    defaults = {None: "not shown", True: "`1`"}
+    assert row.endswith(f"| {defaults.get(setting.default, f'`{setting.default}`')} |")
+
+
+def test_the_arguments_of_apply_are_listed() -> None:
+    arguments = ", ".join(f"{setting.name}=None" for setting in SETTINGS)
+    assert f"| `apply(patches=None, *, {arguments})` |" in README
 
 
 def test_every_public_name_is_listed() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
-from toto_compile_patch.settings import PATCH_NAMES, Settings
+from toto_compile_patch import apply, patched
+from toto_compile_patch.settings import PATCH_NAMES, SETTINGS, Settings
 
 
 def test_importing_the_package_imports_neither_torch_nor_toto() -> None:
@@ -33,6 +35,20 @@ def test_defaults() -> None:
         precision="model",
         log=None,
     )
+
+
+def test_every_setting_is_a_keyword() -> None:
+    arguments = inspect.signature(apply).parameters
+    assert list(arguments) == ["patches", *(setting.name for setting in SETTINGS)]
+    assert all(argument.default is None for argument in arguments.values())
+    assert inspect.signature(patched).parameters == arguments
+
+
+def test_what_is_no_setting() -> None:
+    with pytest.raises(TypeError, match="speed"):
+        Settings.resolve(environ={}, speed="high")
+    with pytest.raises(TypeError, match="speed"):
+        patched(speed="high")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("text", ["1", "true", "YES", " on ", ""])
@@ -92,7 +108,7 @@ def test_arguments_win_over_the_environment() -> None:
 @pytest.mark.parametrize("keyword", ["rng", "fallback", "runtime", "precision", "mode"])
 def test_nonsense_in_an_argument_names_it_and_the_choices(keyword: str) -> None:
     with pytest.raises(ValueError, match=f"{keyword}='maybe': choose one of"):
-        Settings.resolve(environ={}, **{keyword: "maybe"})  # type: ignore[arg-type]
+        Settings.resolve(environ={}, **{keyword: "maybe"})
 
 
 @pytest.mark.parametrize("patches", [["kv_cash"], "kv_cache,kv_cash", [""]])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from toto_compile_patch import carriers
 from toto_compile_patch.carriers import Carrier
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
+P = ParamSpec("P")
 
 _logger = logging.getLogger("toto_compile_patch")
 _logger.addHandler(logging.NullHandler())
@@ -106,7 +107,8 @@ def apply(
     >>> toto_compile_patch.apply()                                      # doctest: +SKIP
     >>> toto_compile_patch.apply(["kv_cache", "positional_embedding"])  # doctest: +SKIP
     """
-    settings = Settings.resolve(patches, strict, mode, rng, fallback, runtime, precision, log)
+    # Nothing but the arguments is local yet.
+    settings = Settings.resolve(**locals())
     _warn_of_unreached(settings)
     _bring_about(settings)
 
@@ -168,6 +170,21 @@ def revert(*, force: bool = False) -> None:
     _bring_about(None, force)
 
 
+def _with_arguments_of(
+    function: Callable[P, None],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Give a method the arguments of a function, for type checkers, editors and ``help()``."""
+
+    def with_its_signature(method: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
+        this, *_ = inspect.signature(method).parameters.values()
+        signature = inspect.signature(function)
+        parameters = [this, *signature.parameters.values()]
+        method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return method
+
+    return with_its_signature
+
+
 class patched:
     """Patch for the length of a ``with`` block or of a call, then restore what was found.
 
@@ -182,30 +199,13 @@ class patched:
     ... def backtest(): ...
     """
 
-    def __init__(
-        self,
-        patches: str | Iterable[str] | None = None,
-        *,
-        strict: bool | None = None,
-        mode: str | None = None,
-        rng: str | None = None,
-        fallback: str | None = None,
-        runtime: str | None = None,
-        precision: str | None = None,
-        log: str | None = None,
-    ) -> None:
+    @_with_arguments_of(apply)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._arguments = inspect.signature(apply).bind(*args, **kwargs).arguments
+        patches = self._arguments.get("patches")
         if patches is not None and not isinstance(patches, str):
-            patches = tuple(patches)
-        self._arguments: dict[str, Any] = {
-            "patches": patches,
-            "strict": strict,
-            "mode": mode,
-            "rng": rng,
-            "fallback": fallback,
-            "runtime": runtime,
-            "precision": precision,
-            "log": log,
-        }
+            # An iterator would have nothing left for a second block.
+            self._arguments["patches"] = tuple(patches)
 
     def __enter__(self) -> None:
         block = _Block(self, wanted())

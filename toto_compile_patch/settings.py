@@ -1,10 +1,11 @@
-"""What the user asked for: one frozen object, read from arguments and the environment."""
+"""What the user asked for: the table of settings, what it reads, and what is in force."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from toto_compile_patch.table import TABLE
 
@@ -12,95 +13,135 @@ PATCH_NAMES = tuple(patch.name for patch in TABLE)
 """Names of the patches, in the order in which they are applied."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-FALLBACKS = ("warn", "upstream", "error")
-RNGS = ("fast", "upstream")
 RUNTIMES = ("auto", "eager", "compile", "cudagraph", "compile+cudagraph")
 PRECISIONS = ("model", "tf32", "bf16")
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
-ENV_MODE = "TOTO_COMPILE_PATCH_MODE"
-ENV_STRICT = "TOTO_COMPILE_PATCH_STRICT"
-ENV_RNG = "TOTO_COMPILE_PATCH_RNG"
-ENV_FALLBACK = "TOTO_COMPILE_PATCH_FALLBACK"
-ENV_RUNTIME = "TOTO_COMPILE_PATCH_RUNTIME"
-ENV_PRECISION = "TOTO_COMPILE_PATCH_PRECISION"
-ENV_LOG = "TOTO_COMPILE_PATCH_LOG"
+"""The environment variable that leaves upstream untouched, or names patches."""
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
 
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{ENV_TOGGLE}_{name.upper()}"
+
+
+def _setting(default: Any, choices: tuple[str, ...], purpose: str) -> Any:
+    return field(default=default, metadata={"choices": choices, "purpose": purpose})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The state that ``apply()`` is to bring about.
+    """The state that ``apply()`` is to bring about, and the table of its settings.
+
+    A setting is one line here, and a keyword of ``apply()``: its type, its default, the values that
+    it may have, and what it is for. Its environment variable, the checks of what is given and the
+    README's table follow from that line.
 
     Attributes:
         enabled: False when ``TOTO_COMPILE_PATCH=0`` asks for upstream untouched.
         patches: names of the patches wanted, in the table's order.
-        strict: raise on code that was not tested, instead of skipping that patch.
-        mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``.
-        rng: ``fast`` or ``upstream``: which random numbers the fast path draws.
-        fallback: one of FALLBACKS: what happens to a forecast that it does not know: upstream's
-            code makes it, with a warning or without; or an error.
-        runtime: one of RUNTIMES: how the fast path runs.
-        precision: one of PRECISIONS: of the fast path's matrix products.
-        log: level at which the package's log is shown on stderr; None leaves logging alone.
     """
 
     enabled: bool = True
     patches: tuple[str, ...] = PATCH_NAMES
-    strict: bool = True
-    mode: str = "reduce-overhead"
-    rng: str = "fast"
-    fallback: str = "warn"
-    runtime: str = "auto"
-    precision: str = "model"
-    log: str | None = None
+    strict: bool = _setting(
+        True,
+        _TRUE + _FALSE,
+        "whether to raise where a patch does not fit the installed code, or to leave it out",
+    )
+    mode: str = _setting("reduce-overhead", COMPILE_MODES, "mode of `compile()`")
+    rng: str = _setting("fast", ("fast", "upstream"), "which random numbers the fast path draws")
+    fallback: str = _setting(
+        "warn",
+        ("warn", "upstream", "error"),
+        "what happens to a forecast that the fast path does not know",
+    )
+    runtime: str = _setting("auto", RUNTIMES, "how the fast path runs")
+    precision: str = _setting(
+        "model", PRECISIONS, "of the fast path's matrix products in a float32 model"
+    )
+    log: str | None = _setting(
+        None,
+        ("debug", "info", "warning", "error", "critical"),
+        "show the package's log on stderr from this level on",
+    )
 
     @classmethod
     def resolve(
         cls,
         patches: str | Iterable[str] | None = None,
-        strict: bool | None = None,
-        mode: str | None = None,
-        rng: str | None = None,
-        fallback: str | None = None,
-        runtime: str | None = None,
-        precision: str | None = None,
-        log: str | None = None,
         environ: Mapping[str, str] | None = None,
+        **given: Any,
     ) -> Settings:
         """Combine arguments, environment and defaults, in that order of precedence.
 
+        Args:
+            patches: names of the patches; None where the environment is to say.
+            environ: the environment; default: that of the process.
+            **given: settings by their names; None where the environment is to say.
+
         Raises:
             ValueError: an unknown name or value, in an argument or in the environment.
-            TypeError: an argument of the wrong type.
+            TypeError: an argument of the wrong type, or that is no setting.
         """
         environ = os.environ if environ is None else environ
         enabled, listed = _read_toggle(environ)
         wanted = listed if patches is None else _patch_names(patches, "patches")
-        if strict is None:
-            strict = _read_flag(environ, ENV_STRICT, default=True)
-        elif not isinstance(strict, bool):
-            raise TypeError(f"strict must be True or False, not {strict!r}")
-        return cls(
-            enabled=enabled,
-            patches=wanted,
-            strict=strict,
-            mode=_read_choice(mode, "mode", environ, ENV_MODE, COMPILE_MODES) or cls.mode,
-            rng=_read_choice(rng, "rng", environ, ENV_RNG, RNGS) or cls.rng,
-            fallback=_read_choice(fallback, "fallback", environ, ENV_FALLBACK, FALLBACKS)
-            or cls.fallback,
-            runtime=_read_choice(runtime, "runtime", environ, ENV_RUNTIME, RUNTIMES) or cls.runtime,
-            precision=_read_choice(precision, "precision", environ, ENV_PRECISION, PRECISIONS)
-            or cls.precision,
-            log=_read_choice(log, "log", environ, ENV_LOG, LOG_LEVELS),
-        )
+        read = {one.name: one.read(given.pop(one.name, None), environ) for one in SETTINGS}
+        return cls(enabled, wanted, **read, **given)
 
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table of settings.
+
+    Attributes:
+        name: that of the keyword of ``apply()``.
+        default: what holds where neither argument nor environment says.
+        choices: the values that it may have; of a flag, how the environment writes them.
+        purpose: what it is for, in half a sentence.
+    """
+
+    name: str
+    default: Any
+    choices: tuple[str, ...]
+    purpose: str
+
+    def read(self, given: Any, environ: Mapping[str, str]) -> Any:
+        """The value given, else that of the environment, else the default.
+
+        Raises:
+            ValueError: an unknown value.
+            TypeError: a value of the wrong type.
+        """
+        is_flag = isinstance(self.default, bool)
+        if is_flag and given is not None:
+            if isinstance(given, bool):
+                return given
+            raise TypeError(f"{self.name} must be True or False, not {given!r}")
+        source, value = self.name, given
+        if value is None:
+            source = variable_of(self.name)
+            value = environ.get(source, "")
+        if not isinstance(value, str):
+            raise TypeError(f"{source} must be one of {', '.join(self.choices)}, not {value!r}")
+        value = value.strip().lower()
+        if not value:
+            return self.default
+        if value not in self.choices:
+            raise ValueError(f"{source}={value!r}: choose one of {', '.join(self.choices)}")
+        return value in _TRUE if is_flag else value
+
+
+SETTINGS = tuple(
+    Setting(line.name, line.default, **line.metadata) for line in fields(Settings) if line.metadata
+)
+"""The table of settings, in the order in which ``apply()`` takes them."""
 
 _wanted: Settings | None = None
-_DEFAULT = Settings()
 
 
 def wanted() -> Settings | None:
@@ -109,8 +150,8 @@ def wanted() -> Settings | None:
 
 
 def in_force() -> Settings:
-    """The settings of the last apply(), for what reads them at each forecast."""
-    return _wanted or _DEFAULT
+    """What the last apply() asked for, else the defaults; forecasts read it anew each time."""
+    return _wanted or Settings()
 
 
 def put_in_force(settings: Settings | None) -> None:
@@ -129,7 +170,7 @@ def _read_toggle(environ: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:
 
 
 def _patch_names(names: str | Iterable[str], source: str) -> tuple[str, ...]:
-    """Check names against the table and put them in the table's order."""
+    """Check names against the table of patches and put them in its order."""
     if isinstance(names, str):
         names = names.split(",")
     try:
@@ -143,29 +184,3 @@ def _patch_names(names: str | Iterable[str], source: str) -> tuple[str, ...]:
         known = PATCH_NAMES if source != ENV_TOGGLE else _TRUE + _FALSE + PATCH_NAMES
         raise ValueError(f"{source}: unknown patch {unknown[0]!r}; choose from {', '.join(known)}")
     return tuple(name for name in PATCH_NAMES if name in wanted)
-
-
-def _read_flag(environ: Mapping[str, str], variable: str, default: bool) -> bool:
-    text = environ.get(variable, "").strip().lower()
-    if not text:
-        return default
-    if text not in _TRUE + _FALSE:
-        raise ValueError(f"{variable}={text!r}: choose one of {', '.join(_TRUE + _FALSE)}")
-    return text in _TRUE
-
-
-def _read_choice(
-    argument: str | None,
-    keyword: str,
-    environ: Mapping[str, str],
-    variable: str,
-    choices: tuple[str, ...],
-) -> str | None:
-    source = variable if argument is None else keyword
-    value = environ.get(variable, "") if argument is None else argument
-    if not isinstance(value, str):
-        raise TypeError(f"{source} must be one of {', '.join(choices)}, not {value!r}")
-    value = value.strip().lower()
-    if value and value not in choices:
-        raise ValueError(f"{source}={value!r}: choose one of {', '.join(choices)}")
-    return value or None

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toto_compile_patch.settings import ENV_LOG
+from toto_compile_patch.settings import variable_of
 from toto_compile_patch.tools.series import Floats, Window
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def serve(way: Way, job: Job, folder: Path, pipe: Connection) -> None:
 def _keep_quiet(path: Path) -> None:
     """Keep what libraries print out of the progress bar, unless somebody asked for a log."""
     warnings.filterwarnings("ignore")
-    if not {"TORCH_LOGS", ENV_LOG} & os.environ.keys():
+    if not {"TORCH_LOGS", variable_of("log")} & os.environ.keys():
         with path.open("w") as file:
             os.dup2(file.fileno(), sys.stderr.fileno())
 

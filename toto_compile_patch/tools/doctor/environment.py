@@ -22,10 +22,10 @@ from toto_compile_patch import carriers
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError
 from toto_compile_patch.settings import (
-    ENV_RUNTIME,
     ENV_TOGGLE,
     PATCH_NAMES,
     Settings,
+    variable_of,
 )
 from toto_compile_patch.tools.doctor.findings import (
     OLDER_HUB,
@@ -381,7 +381,7 @@ def _without_triton(versions: dict[str, str], applied: set[str]) -> Finding | No
 
 
 def _compile_asked_for() -> bool:
-    return os.environ.get(ENV_RUNTIME, "").strip().lower() in _COMPILED_RUNTIMES
+    return os.environ.get(variable_of("runtime"), "").strip().lower() in _COMPILED_RUNTIMES
 
 
 def _toto_works() -> bool:
