@@ -11,12 +11,12 @@ from contextlib import contextmanager
 _logger = logging.getLogger("toto_compile_patch")
 
 
-class _PerThread(threading.local):
+class _CompiledParts(threading.local):
     parts = 0
     seconds = 0.0
 
 
-_here = _PerThread()
+_here = _CompiledParts()
 
 
 @contextmanager

@@ -39,8 +39,8 @@ from toto_compile_patch.decode.weights import prepared_weights
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to decode.
+class ForecastOptions:
+    """How a forecast is to be made.
 
     Attributes:
         rng: ``fast`` draws once from the component chosen; ``upstream`` repeats upstream's
@@ -55,7 +55,7 @@ class Options:
 
 
 def forecast(
-    model: Any, backbone: Any, request: Request, options: Options
+    model: Any, backbone: Any, request: Request, options: ForecastOptions
 ) -> tuple[torch.Tensor, Ran]:
     """Forecast what is asked for.
 
@@ -102,7 +102,7 @@ def forget_prepared(backbone: Any = None) -> None:
 def _until_weights_stay(
     backbone: Any,
     request: Request,
-    options: Options,
+    options: ForecastOptions,
     runtime: Runtime,
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
@@ -116,7 +116,7 @@ def _until_weights_stay(
 def _run(
     backbone: Any,
     request: Request,
-    options: Options,
+    options: ForecastOptions,
     runtime: Runtime,
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:

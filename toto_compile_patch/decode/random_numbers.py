@@ -60,11 +60,11 @@ class GivenRandomNumbers:
         return self.generator
 
 
-class _PerThread(threading.local):
+class _DrawsOfThread(threading.local):
     draws_nothing = False
 
 
-_here = _PerThread()
+_here = _DrawsOfThread()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import NotFiniteError
-from toto_compile_patch.decode.forecast import Options, forecast
+from toto_compile_patch.decode.forecast import ForecastOptions, forecast
 from toto_compile_patch.decode.request import Request, check_time_stamps
 from toto_compile_patch.decode.support import (
     Refusal,
@@ -91,7 +91,7 @@ def _fast(
     if refusal := why_not(forecaster, backbone, request):
         return refusal
     settings = in_force()
-    options = Options(settings.rng, settings.runtime, settings.precision)
+    options = ForecastOptions(settings.rng, settings.runtime, settings.precision)
     try:
         result, ran = forecast(forecaster.model, backbone, request, options)
     except NotFiniteError as error:
