@@ -69,7 +69,7 @@ import torch
 # Upstream's own objects stand: modules agree with each other and with the classes' sources.
 import toto.model.util, toto.model.backbone, toto.model.transformer, toto.model.toto
 from toto.model.attention import BaseMultiheadAttention
-from toto_compile_patch.upstream import untested
+from toto_compile_patch.upstream import why_untested
 assert toto.model.backbone.KVCache is toto.model.transformer.KVCache is toto.model.util.KVCache
 assert toto.model.util.KVCache is kv_cache.HostIndexedKVCache.__mro__[1]
 assert "compile" not in vars(toto.model.toto.Toto)
@@ -80,7 +80,7 @@ for owner, names in (
     (toto.model.backbone.TotoBackbone, ("backbone", "forward", "allocate_kv_cache")),
 ):
     for name in names:
-        assert untested(owner, name) is None, name
+        assert why_untested(owner, name) is None, name
         home = vars(owner)[name].__code__.co_filename
         assert "toto_compile_patch" not in home, name
 assert torch._dynamo.config.recompile_limit == 8

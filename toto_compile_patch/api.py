@@ -80,19 +80,18 @@ def apply(
         patches: names of the patches, or one comma-separated string; default: all of them.
         strict: raise where the installed ``toto`` is not code that was tested, instead of
             leaving that patch out with a warning in the log. Default: True.
-        mode: the ``torch.compile`` mode of ``toto_compile_patch.compile``. Default:
-            ``reduce-overhead``.
+        mode: the ``torch.compile`` mode of ``compile()``. Default: ``reduce-overhead``.
         rng: ``fast``: samples of the same distribution as upstream's, from other random numbers
             (default). ``upstream``: upstream's draws in upstream's order, so that a seed gives
-            upstream's samples; slow and large, a proof tool.
+            upstream's samples: slow, and in need of much memory, it is for comparing the two.
         fallback: what happens to a forecast that the fast path does not know: upstream's code
             makes it, with a FallbackWarning once for each reason (``warn``, the default), or with
             a line in the log alone (``upstream``); or ``error``: FallbackError.
         runtime: how the fast path runs: ``eager``, ``compile``, ``cudagraph``,
             ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was
             (by ``toto.compile()``: not on a CPU); else by CUDA graphs on CUDA, eagerly elsewhere.
-        precision: of the fast path's matrix products in a float32 model: ``model``: as torch is
-            set (default); ``tf32`` (on CUDA); ``bf16``: weights in 16 bits, sums in 32.
+        precision: that of the fast path's matrix products in a float32 model: ``model``, as torch
+            is set (default); ``tf32``, on CUDA; ``bf16``, weights in 16 bits and sums in 32.
         log: show the package's log on stderr from this level on (``debug``, ``info``, ...).
             Default: leave logging to the application.
 
@@ -114,7 +113,10 @@ def apply(
 
 
 def _warn_of_unreached(settings: Settings) -> None:
-    """Before anything changes, since a caller's filters may turn the warning into an error."""
+    """Warn of loaded copies of Toto's code that ``apply()`` does not reach.
+
+    It is done before anything changes: a caller's filters may turn the warning into an error.
+    """
     if not settings.enabled or not settings.patches:
         return
     _registry()
@@ -123,7 +125,7 @@ def _warn_of_unreached(settings: Settings) -> None:
             _show_log(settings.log)
             carriers.warn_of_unreached()
         finally:
-            _show_log_of_what_is_wanted()
+            _show_log_as_wanted()
 
 
 def _bring_about(settings: Settings | None, force: bool = False) -> None:
@@ -148,7 +150,7 @@ def _bring_about(settings: Settings | None, force: bool = False) -> None:
             else:
                 _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
         finally:
-            _show_log_of_what_is_wanted()
+            _show_log_as_wanted()
 
 
 def revert(*, force: bool = False) -> None:
@@ -327,6 +329,7 @@ def status() -> Status:
 
 
 def _patch_rows() -> list[PatchStatus]:
+    """One row per patch, also where ``toto`` is not installed or not supported."""
     try:
         registry = _registry()
     except (TotoNotFoundError, UnsupportedTotoError) as error:
@@ -444,6 +447,7 @@ def refresh(model: Any) -> None:
 
 
 def _backbone_of(model: Any) -> Any:
+    """The backbone of a model; where ``torch.compile`` has wrapped it, the wrapper."""
     upstream = _upstream()
     from toto_compile_patch.decode.compile_call import without_compiling
 
@@ -476,9 +480,9 @@ def warmup(
         forecaster: what will make the forecasts.
         inputs: a series of the shape that will be used.
         prediction_length: horizon in time steps.
-        num_samples: as for ``TotoForecaster.forecast``; likewise the next two.
-        samples_per_batch: likewise.
-        use_kv_cache: likewise.
+        num_samples: number of samples; None for a mean forecast.
+        samples_per_batch: how many of them upstream's code draws at once; it must divide them.
+        use_kv_cache: whether to forecast as upstream does with a key/value cache.
         runs: how often; a CUDA graph is recorded in the second run.
         **kwargs: passed on to ``TotoForecaster.forecast``.
 
@@ -514,6 +518,7 @@ def warmup(
 
 
 def _nothing_drawn() -> AbstractContextManager[None]:
+    """Keep this thread's fast forecasts from drawing from torch's random generators."""
     _upstream()
     from toto_compile_patch.decode.random_numbers import nothing_drawn
 
@@ -546,6 +551,7 @@ def _registry() -> ModuleType:
 
 
 def _upstream() -> ModuleType:
+    """The room that knows ``toto``; its import imports toto and torch."""
     try:
         import toto_compile_patch.upstream as upstream
     except ImportError as error:
@@ -560,9 +566,10 @@ def _upstream() -> ModuleType:
 
 
 class _ShownLog(logging.StreamHandler):  # type: ignore[type-arg]
-    """Shows the package's log on what is stderr at that moment.
+    """Shows the package's log on what is ``sys.stderr`` when a line is logged.
 
-    There is one, and the level to go back to is owed as long as the logger has it.
+    Attributes:
+        level_before: the logger's level before this was added to it, and again when it is removed.
     """
 
     level_before = logging.NOTSET
@@ -576,7 +583,7 @@ _shown_log = _ShownLog()
 _shown_log.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
 
-def _show_log_of_what_is_wanted() -> None:
+def _show_log_as_wanted() -> None:
     settings = wanted()
     _show_log(settings.log if settings else None)
 

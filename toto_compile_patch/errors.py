@@ -24,11 +24,11 @@ class CompiledCodeBusyError(TotoCompilePatchError, RuntimeError):
 
 
 class FallbackError(TotoCompilePatchError, RuntimeError):
-    """A forecast that the fast path does not know, where ``apply(fallback="error")`` holds."""
+    """The fast path does not make this forecast, and ``apply(fallback="error")`` is in force."""
 
 
 class UnreachedCarrierWarning(UserWarning):
-    """Code of Toto's is loaded that ``apply()`` does not patch: its forecasts are upstream's."""
+    """A copy of Toto's code is loaded that ``apply()`` does not patch: it forecasts as before."""
 
 
 class FallbackWarning(UserWarning):
@@ -36,7 +36,7 @@ class FallbackWarning(UserWarning):
 
     It names the reason, and the cure where there is one; once for each reason in a process. It
     belongs to ``apply(fallback="warn")``, the default. Turned into an error (``python -W error``)
-    it is raised in place of the forecast, each time; nothing is half done then. As a rule nothing
-    has been computed yet; only where upstream might have had its own word to say first, of
-    unusual arguments and values that are not numbers, is the forecast made before, and dropped.
+    it is raised in place of the forecast, each time. As a rule nothing has been computed by then.
+    Only where upstream's code might itself raise an error (unusual arguments, values that are not
+    numbers) is it asked for its forecast first, which the warning then drops.
     """

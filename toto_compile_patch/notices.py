@@ -14,7 +14,7 @@ from toto_compile_patch.errors import FallbackWarning
 _logger = logging.getLogger("toto_compile_patch")
 
 _PASSED_THROUGH = ("toto_compile_patch", "toto", "torch")
-"""Packages between a user's line and what is said, wherever they lie."""
+"""Packages whose lines are never the user's, wherever they are installed."""
 
 _LIBRARIES = (sysconfig.get_path("stdlib") + os.sep, "<frozen ")
 _PACKAGES = ("site-packages", "dist-packages")
@@ -53,7 +53,10 @@ def warn_once(message: str) -> None:
 
 
 def _is_first(said: dict[str, object], message: str, token: object) -> bool:
-    """Atomic without a lock, which a forked process might find locked for ever."""
+    """Whether a message has not been said yet; from then on it has.
+
+    One step of a dictionary, and no lock: a forked process might find a lock held for ever.
+    """
     return said.setdefault(message, token) is token
 
 

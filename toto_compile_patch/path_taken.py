@@ -39,7 +39,7 @@ _last_path = _LastPath()
 
 
 def note(path: PathTaken) -> None:
-    """Remember the path of this thread's forecast, once for each forecast that is made."""
+    """Remember which path this thread's forecast takes."""
     _last_path.path = path
 
 
@@ -49,13 +49,13 @@ def attempt(path: PathTaken) -> Iterator[None]:
 
     An earlier forecast is never mistaken for one that failed, or that has not ended.
     """
-    _last_path.path = _told(path, "it has not ended")
+    _last_path.path = _with_remark(path, "it has not ended")
     try:
         yield
     except BaseException as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raised = f"it raised {type(error).__name__}: {first_line[:200]}"
-        _last_path.path = _told(path, raised.removesuffix(": "))
+        _last_path.path = _with_remark(path, raised.removesuffix(": "))
         raise
     _last_path.path = path
 
@@ -71,8 +71,8 @@ def last_noted() -> PathTaken | None:
     return _last_path.path
 
 
-def _told(path: PathTaken, what: str) -> PathTaken:
-    return PathTaken(path.taken, f"{path.reason}; {what}" if path.reason else what)
+def _with_remark(path: PathTaken, remark: str) -> PathTaken:
+    return PathTaken(path.taken, f"{path.reason}; {remark}" if path.reason else remark)
 
 
 def _forget() -> None:

@@ -88,7 +88,11 @@ def state_of(patch: Patch) -> tuple[State, str]:
 
 
 def _fits(patch: Patch, strict: bool) -> bool:
-    """Whether a wanted patch can stand; one that somebody patched over stands as it is."""
+    """Whether a wanted patch can stand; where somebody patched over it, it is left as it is.
+
+    Raises:
+        UnsupportedTotoError: it cannot, and ``strict`` holds.
+    """
     state, why = state_of(patch)
     if state is State.REPLACED:
         _logger.warning("patch %s: %s; left as it is", patch.name, why)
@@ -105,11 +109,17 @@ def _fits(patch: Patch, strict: bool) -> bool:
 
 
 def _installations(patch: Patch) -> list[Step]:
+    """The steps that put a patch in, wherever upstream's own code stands."""
     missing = (site for site in patch.sites() if site.state()[0] is State.NOT_APPLIED)
     return [_step(site, site.claim()) for site in missing]
 
 
 def _removals(patch: Patch, force: bool) -> list[Step]:
+    """The steps that take a patch out, last place first.
+
+    Raises:
+        PatchConflictError: somebody replaced ours, and it is not to be forced.
+    """
     steps = []
     for site in reversed(patch.sites()):
         state, why = site.state()

@@ -61,7 +61,7 @@ class Settings:
     )
     runtime: str = _setting("auto", RUNTIMES, "how the fast path runs")
     precision: str = _setting(
-        "model", PRECISIONS, "of the fast path's matrix products in a float32 model"
+        "model", PRECISIONS, "precision of the fast path's matrix products in a float32 model"
     )
     log: str | None = _setting(
         None,

@@ -17,7 +17,14 @@ from typing import Any
 import torch._dynamo.config as dynamo_config
 import wrapt
 
-from toto_compile_patch.upstream import MISSING, describe, know_own, symbol, unknown, untested
+from toto_compile_patch.upstream import (
+    MISSING,
+    describe,
+    remember_as_own,
+    symbol,
+    why_unknown,
+    why_untested,
+)
 
 
 class State(str, Enum):
@@ -36,10 +43,10 @@ class Site(ABC):
     Attributes:
         original: what stood there when ours was last made; MISSING before that, or where the
             owner merely inherits or lacks the attribute.
-        _replacement: ours, likewise.
+        _replacement: what was last made to stand there; MISSING before that.
         _claimed: ours may stand there, or did when somebody put something over it. True from
-            before ours is put there until the original is seen there again, so that it may say
-            too much, and never too little.
+            before ours is put there until the original is seen there again: an interrupt can
+            leave it True where ours is gone, but never False where ours stands.
     """
 
     original: Any = field(default=MISSING, init=False, repr=False)
@@ -115,10 +122,10 @@ class AttributeSite(Site):
             return State.APPLIED, ""
         if self._put_over_ours(current):
             return State.REPLACED, f"{self.symbol} is now {_occupant(current)}"
-        if reason := untested(self.owner, self.attribute):
+        if reason := why_untested(self.owner, self.attribute):
             return State.UNAVAILABLE, f"{self.symbol}: {reason}"
         for owner, attribute in self.needs:
-            if reason := unknown(owner, attribute):
+            if reason := why_unknown(owner, attribute):
                 return State.UNAVAILABLE, f"{symbol(owner, attribute)}: {reason}"
         return State.NOT_APPLIED, ""
 
@@ -135,7 +142,7 @@ class AttributeSite(Site):
         # The two halves of wrapt.wrap_object, between which the record is written.
         *_, original = wrapt.resolve_path(self.owner, self.attribute)
         replacement = self.build(original)
-        know_own(replacement)
+        remember_as_own(replacement)
         return replacement
 
 
@@ -211,7 +218,7 @@ def _entries() -> dict[str, Any]:
 
 
 def _give(entry: Any, value: Any) -> None:
-    """Give a setting's entry a value, in this thread where values are a thread's."""
+    """Give a setting's entry a value; in this thread alone, where torch keeps one for each."""
     if isinstance(entry.user_override, ContextVar):
         entry.user_override.set(value)
     else:

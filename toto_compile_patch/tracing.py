@@ -47,7 +47,7 @@ def skip_frame(function: F) -> F:
 
 
 def skip_as_root(function: F) -> F:
-    """Like ``skip_frame``, but let a frame that is being compiled inline the function."""
+    """Mark a function so that no compilation starts at its frame; one under way may inline it."""
     _skip_code(function.__code__)
     return function
 

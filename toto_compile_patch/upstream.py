@@ -99,7 +99,7 @@ KV_CACHE_MODULES = (util, backbone, transformer)
 """The modules that bind the name ``KVCache``: where it is defined, constructed and annotated."""
 
 _NO_GRAD = torch.no_grad()(lambda: None)
-"""Stands for any function so decorated: they share their code."""
+"""One function that ``torch.no_grad()`` decorates; the code of its wrapper tells all of them."""
 
 CONSTRUCTOR_MODULE = backbone
 """The module whose binding of ``KVCache`` is called."""
@@ -114,7 +114,7 @@ def symbol(owner: Any, attribute: str) -> str:
     return f"{owner.__name__}.{attribute}"
 
 
-def untested(owner: Any, attribute: str) -> str | None:
+def why_untested(owner: Any, attribute: str) -> str | None:
     """Say why the code that now stands at an attribute is not code that was tested, else None.
 
     An attribute that its owner merely inherits has nothing of its own to compare.
@@ -132,13 +132,13 @@ def untested(owner: Any, attribute: str) -> str | None:
 _own: list[Any] = []
 
 
-def know_own(replacement: Any) -> None:
+def remember_as_own(replacement: Any) -> None:
     """Remember a replacement as one of this package's."""
     if not any(replacement is known for known in _own):
         _own.append(replacement)
 
 
-def unknown(owner: Any, attribute: str) -> str | None:
+def why_unknown(owner: Any, attribute: str) -> str | None:
     """Say why the code at an attribute is neither tested code nor this package's, else None.
 
     Ours is known by identity: a wrapper that somebody put around it is not ours.
@@ -146,7 +146,7 @@ def unknown(owner: Any, attribute: str) -> str | None:
     current = vars(owner).get(attribute, MISSING)
     if any(current is known for known in _own):
         return None
-    return untested(owner, attribute)
+    return why_untested(owner, attribute)
 
 
 def _undecorated(current: Any) -> Any:

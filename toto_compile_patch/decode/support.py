@@ -106,7 +106,7 @@ def _other_code(forecaster: Any) -> Refusal | None:
     if torch.nn.Linear.forward is not _linear_forward:
         return Refusal("torch.nn.Linear.forward has been replaced", cure)
     for owner, attribute in upstream.BYPASSED:
-        if upstream.unknown(owner, attribute):
+        if upstream.why_unknown(owner, attribute):
             return Refusal(f"{upstream.symbol(owner, attribute)} has been replaced", cure)
     for attribute in upstream.BYPASSED_METHODS_OF_FORECASTER:
         theirs = getattr(upstream.TotoForecaster, attribute, None)

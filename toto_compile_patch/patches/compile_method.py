@@ -42,4 +42,5 @@ def compile_backbone(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _insisted() -> bool:
+    """Whether the user's settings want compiled forecasts on a CPU as well."""
     return in_force().runtime in (COMPILE, BOTH)

@@ -48,6 +48,7 @@ def sites() -> tuple[Site, ...]:
 
 
 def _with_dynamic_shapes(original: Any) -> Any:
+    """Upstream's ``forward``, with dynamic shapes where it is called by compiled code."""
     uncompiled_frame = skip_own_frame(original)
 
     @skip_frame
@@ -88,14 +89,15 @@ def _say_after(report: AbstractContextManager[None]) -> None:
         report.__exit__(None, None, None)
 
 
-# Made once: on torch 2.13 each such object leaves a variable in the thread's context for good. By
-# (dynamic shapes, no scalars).
-_scoped = {
+_settings_inside = {
     (True, False): config.patch(assume_static_by_default=False),
     (False, True): config.patch(capture_scalar_outputs=False),
     (True, True): config.patch(assume_static_by_default=False, capture_scalar_outputs=False),
     (False, False): nullcontext(),
 }
+"""What is in force inside a cached forecast, by two questions: are shapes dynamic from the first
+compilation on, and are scalars not captured? Made once, since on torch 2.13 each such object leaves
+a variable in the thread's context for good."""
 
 
 class _Scope:
@@ -112,7 +114,7 @@ class _Scope:
 
 
 class _ScopeOfAThread(_Scope, threading.local):
-    pass
+    """A scope that each thread has for itself."""
 
 
 # Where settings are per thread, each has a scope of its own; else all threads share one, and the
@@ -125,6 +127,7 @@ _scope_lock = Lock()
 
 @contextmanager
 def _cached_forecast() -> Iterator[None]:
+    """Surrounds a forecast with a cache: the first one in puts dynamo's settings in force."""
     thread = threading.get_ident()
     try:
         with _scope_lock.held:
@@ -134,7 +137,7 @@ def _cached_forecast() -> Iterator[None]:
             if alone:
                 # A user who compiles with dynamic=False has asked for static shapes.
                 dynamic = config.automatic_dynamic_shapes
-                _scope.settings = _scoped[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
+                _scope.settings = _settings_inside[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
                 _scope.settings.__enter__()
         yield
     finally:
@@ -146,6 +149,7 @@ def _cached_forecast() -> Iterator[None]:
 
 
 def _leave_if_last() -> None:
+    """Take dynamo's settings back where nobody is inside a cached forecast any more."""
     if not _scope.depths and _scope.settings is not None:
         settings, _scope.settings = _scope.settings, None
         settings.__exit__(None, None, None)

@@ -42,6 +42,7 @@ def sites() -> tuple[AttributeSite, ...]:
 
 @cache
 def _fast_or_upstream(original: Any) -> Any:
+    """Replace a method of ``TotoForecaster``: the fast path forecasts, or else upstream's code."""
     signature = inspect.signature(original)
     parameters = signature.parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
@@ -63,6 +64,13 @@ def _fast_or_upstream(original: Any) -> Any:
 def _generate(
     forecaster: Any, read: Callable[[], Mapping[str, Any]], upstream: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
+    """Make a forecast by the fast path, or by upstream's code where it makes none.
+
+    Args:
+        forecaster: the ``TotoForecaster``.
+        read: gives the arguments by their names, and raises where they do not fit.
+        upstream: makes the forecast by upstream's code.
+    """
     with attempt(PathTaken("fast")):
         made = _fast(forecaster, read)
     if isinstance(made, Refusal):
@@ -102,6 +110,10 @@ def _fast(
 
 
 def _left_to_upstream(refusal: Refusal, upstream: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Upstream's forecast, with the reason said before it is made.
+
+    Where upstream's code may complain in its own words, the reason is said afterwards.
+    """
     path = PathTaken("upstream", refusal.reason)
     with attempt(path):
         if not refusal.upstream_decides:

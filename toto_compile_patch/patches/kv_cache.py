@@ -112,6 +112,11 @@ def sites() -> tuple[AttributeSite, ...]:
 
 
 def _replacement(original: type) -> type:
+    """The class that takes the place of ``KVCache``.
+
+    Raises:
+        UnsupportedTotoError: another class stands there.
+    """
     if original is not KVCache:
         raise UnsupportedTotoError(f"{original!r} is not the KVCache that toto was imported with")
     return HostIndexedKVCache

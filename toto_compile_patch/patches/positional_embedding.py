@@ -4,8 +4,8 @@ The cache's length changes at every decode step, and each attention layer has it
 it. Compiled code that reads either is compiled again for every new value. The break must come
 before the cache is read, and above it no frame may see a number that came from it:
 
-- ``positional_embedding`` and the attention around it run uncompiled when there is a cache. Only
-  matrix products, which a compiler does not improve, and the rotary embedding are lost to it.
+- ``positional_embedding`` and the attention around it run uncompiled when there is a cache. That
+  costs little: matrix products, which a compiler does not improve, and the rotary embedding.
 - A layer is compiled on both sides of its attention: the norm before it, and what follows it,
   in frames that see neither the cache nor the layer's index or kind, and so serve all layers.
 - ``TotoBackbone.backbone`` and ``Transformer.forward`` ask the cache for its length, so their own
@@ -80,6 +80,8 @@ def _skip_own_frame_of_stack(original: Any) -> Any:
 
 
 def _compile_around_attention(_: Any) -> Any:
+    """Replace ``TransformerLayer.forward``: what surrounds its attention is compiled by itself."""
+
     @skip_frame
     def forward(
         self: Any,

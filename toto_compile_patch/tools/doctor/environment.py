@@ -201,7 +201,7 @@ def _symbols() -> list[Symbol]:
             places += [(site.owner, site.attribute), *site.needs]
     places += upstream.BYPASSED
     names = {upstream.symbol(*place): place for place in places}
-    return [Symbol(name, upstream.unknown(*place) or "") for name, place in names.items()]
+    return [Symbol(name, upstream.why_unknown(*place) or "") for name, place in names.items()]
 
 
 def _applied_here(symbols: list[Symbol]) -> tuple[list[Row], list[Finding]]:
