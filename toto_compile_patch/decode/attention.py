@@ -276,7 +276,7 @@ def attend_over_variates(
     """All variates of a group over one another, ``batch variate head n head_dim``.
 
     Args:
-        queries: as above; likewise keys and values.
+        queries: ``batch variate head n head_dim``; likewise keys and values.
         groups: True where one variate may see another, ``batch #n variate variate``; None: all.
     """
     batch, variates, _, count, _ = values.shape

@@ -20,12 +20,28 @@ from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.scaling import scale_patch
 from toto_compile_patch.decode.transformer import decode_step
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
+from toto_compile_patch.decode.weights import ModelSettings
 from toto_compile_patch.upstream import is_extreme_value
 
 _logger = logging.getLogger("toto_compile_patch")
 
 ROWS_ON_A_CPU = 1024
 """Series times variates times samples that a CPU decodes at once: more are no faster."""
+
+KEYS_AND_VALUES = 2
+"""Numbers cached for each feature of each layer and generated patch."""
+
+HIDDEN_STATES_AT_ONCE = 8
+"""Of a layer: input, residual, normed; queries, keys, values; attended, projected."""
+
+FEED_FORWARDS_AT_ONCE = 4
+"""Of a feed-forward's inner features: gate and value, the activated gate, their product."""
+
+PARAMETERS_OF_A_COMPONENT = 4
+"""Degrees of freedom, location, scale and logit, of each time step."""
+
+COPIES_OF_A_FORECAST = 8
+"""Of each time step: patches, their joint and transposed copies, and what draws them."""
 
 FREE_BYTES = 64 * 2**20
 """Samples are decoded at once up to this size, however few the user lets upstream decode."""
@@ -111,22 +127,32 @@ def samples_at_once(backbone: Any, request: Request) -> int:
     keep it busy.
     """
     batch, variates, length = request.inputs.shape
-    layer = backbone.transformer.layers[0]
+    settings = ModelSettings.of(backbone)
+    steps = request.steps(settings.patch_size)
     itemsize = request.inputs.element_size()
-    computed = at_least_float32(request.inputs.dtype).itemsize
-    embed_dim, patch_size = backbone.embed_dim, backbone.patch_embed.patch_size
-    steps = request.steps(patch_size)
-    generated = 2 * len(backbone.transformer.layers) * (steps - 1) * embed_dim
-    parameters = 4 * getattr(backbone.output_distribution, "k_components", 1) * patch_size
-    working = 8 * embed_dim + 4 * layer.mlp_hidden_dim + parameters if steps > 1 else 0
-    sample = batch * variates * (generated + working + 8 * request.horizon) * computed
-    upstreams = request.samples_per_batch * batch * variates * length * embed_dim * itemsize
+    upstreams = (
+        request.samples_per_batch * batch * variates * length * settings.embed_dim * itemsize
+    )
+    numbers = batch * variates * _numbers_of_a_sample(settings, steps, request.horizon)
+    sample = numbers * at_least_float32(request.inputs.dtype).itemsize
     wanted = request.num_samples or 1
     most = max(request.samples_per_batch, max(upstreams, FREE_BYTES) // sample)
     if request.inputs.is_cpu and steps > 1:
         most = min(most, max(1, ROWS_ON_A_CPU // (batch * variates)))
     chunks = -(-wanted // most)
     return -(-wanted // chunks)
+
+
+def _numbers_of_a_sample(settings: ModelSettings, steps: int, horizon: int) -> int:
+    """How many numbers are kept at once, at most, for one sample of one variate."""
+    forecast = COPIES_OF_A_FORECAST * horizon
+    if steps == 1:
+        return forecast
+    cached = KEYS_AND_VALUES * len(settings.heads) * (steps - 1) * settings.embed_dim
+    states = HIDDEN_STATES_AT_ONCE * settings.embed_dim
+    within = FEED_FORWARDS_AT_ONCE * settings.mlp_hidden_dim
+    parameters = PARAMETERS_OF_A_COMPONENT * settings.components * settings.patch_size
+    return cached + states + within + parameters + forecast
 
 
 def _decode(

@@ -109,7 +109,7 @@ class QKVProjection(NamedTuple):
     def rotated(
         self, rows: torch.Tensor, rotation: Rotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same, queries and keys rotated."""
+        """Queries, keys and values, each ``row embed_dim``; the first two rotated."""
         three = self.linear.apply(rows).view(rows.shape[0], 3, self.head_dim, self.num_heads)
         queries, keys = rotation.rotate(three[:, QUERIES_KEYS], QUERIES_KEYS).unbind(1)
         return queries, keys, three[:, 2].flatten(-2)
@@ -139,7 +139,7 @@ class FeedForward(NamedTuple):
 
 
 class ChunkedFeedForward(NamedTuple):
-    """The same for a CPU without a compiler: some rows after the other."""
+    """Upstream's feed-forward, some rows after the other: for a CPU without a compiler."""
 
     up: Linear
     down: Linear
@@ -224,7 +224,8 @@ def over_variates(layer: Layer, hidden: torch.Tensor, attend: Attend) -> torch.T
 
 
 def over_one_variate(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
-    """The same where there is one variate, which takes its own value, whatever the scores."""
+    """A layer over variates where there is one, which takes its own value, whatever the scores;
+    ``row embed_dim`` to the same."""
     normed = layer.norm1.apply(hidden)
     values = (
         layer.project.apply(normed)[2] if layer.alone is None else layer.alone.value.apply(normed)

@@ -17,7 +17,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def said_clearly(error: BaseException) -> BaseException:
-    """The same error where it names memory, else one that does: oneDNN's does not."""
+    """An error that names memory: the one given, but where it is oneDNN's, which does not."""
     if not _says(error, (*_ONEDNN, *_STANDARD)):
         return error
     return torch.OutOfMemoryError(

@@ -38,7 +38,7 @@ def parameters_within(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def tensors_of(root: nn.Module) -> list[torch.Tensor]:
-    """The same and all buffers."""
+    """All parameters and buffers of a module and of those within it."""
     return [
         tensor
         for module in modules_of(root)

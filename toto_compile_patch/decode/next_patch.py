@@ -22,7 +22,7 @@ class NextPatch(Protocol):
 
     @property
     def can_be_left(self) -> bool:
-        """See above."""
+        """Whether upstream's code may still make the forecast."""
 
     def after_context(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
@@ -45,7 +45,8 @@ class Mean:
     def after_context(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """See ``NextPatch``: there is one path, whose mean is that of the first patch."""
+        """The mean after the context or a decode step, ``row embed_dim`` to ``batch variate 1
+        time_steps``."""
         head = self.model.weights.head
         if (part := head.real.for_time_steps(time_steps)) is not head.real:
             return layout.unflatten(sampling.mean(part, hidden))
@@ -72,7 +73,8 @@ class Drawn:
     def after_context(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """See ``NextPatch``: all samples are drawn from one distribution."""
+        """Draw all samples from the one distribution after the context, ``row embed_dim`` to
+        ``batch variate samples time_steps``."""
         raw = self.model.weights.head.real.for_time_steps(time_steps).apply(hidden)
         raw = layout.unflatten(raw).squeeze(2)
         uniform = self._uniform((*raw.shape[:-2], self.samples), raw)
@@ -82,7 +84,8 @@ class Drawn:
     def after_decode_step(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """See ``NextPatch``: each sample has a distribution of its own."""
+        """Draw each sample from its own distribution, ``row embed_dim`` to ``batch variate samples
+        time_steps``."""
         head = self.model.weights.head
         uniform = self._uniform((layout.batch, layout.variates, layout.count, time_steps), hidden)
         uniform = layout.flatten(uniform).unsqueeze(-1)
@@ -113,7 +116,7 @@ class DrawnAsUpstream:
     def after_context(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """See ``NextPatch``."""
+        """Draw as upstream does, ``row embed_dim`` to ``batch variate samples time_steps``."""
         return self.draws(layout.unflatten(hidden), self.samples)[..., :time_steps]
 
     after_decode_step = after_context

@@ -56,7 +56,7 @@ class GivenRandomNumbers:
     generator: torch.Generator | None
 
     def from_the_start(self) -> torch.Generator | None:
-        """See ``RandomNumbers``."""
+        """That generator, where it stands."""
         return self.generator
 
 

@@ -124,17 +124,23 @@ class Request:
             future_exogenous=future,
             num_exogenous=num_exogenous,
         )
-        _expect(request.horizon > 0, "prediction_length")
-        _expect(request.samples_per_batch > 0, "sampling_batch_size")
-        _expect(0 <= request.num_exogenous <= variates, "num_exogenous_variables")
-        if request.num_samples is not None:
-            _expect(request.num_samples > 0, "num_samples")
-            _expect(request.num_samples % request.samples_per_batch == 0, "num_samples")
-        if future is not None:
-            shape = (batch, request.num_exogenous, request.horizon)
-            fits = _is_tensor(future) and future.device == inputs.device and future.shape == shape
-            _expect(fits and request.num_exogenous > 0, "future_exogenous_variables")
+        request._check_numbers()
         return request
+
+    def _check_numbers(self) -> None:
+        _expect(self.horizon > 0, "prediction_length")
+        _expect(self.samples_per_batch > 0, "sampling_batch_size")
+        _expect(0 <= self.num_exogenous <= self.inputs.shape[1], "num_exogenous_variables")
+        if self.num_samples is not None:
+            _expect(self.num_samples > 0, "num_samples")
+            _expect(self.num_samples % self.samples_per_batch == 0, "num_samples")
+        if (future := self.future_exogenous) is not None:
+            shape = (self.inputs.shape[0], self.num_exogenous, self.horizon)
+            fits = _is_tensor(future) and future.device == self.inputs.device
+            _expect(
+                fits and future.shape == shape and self.num_exogenous > 0,
+                "future_exogenous_variables",
+            )
 
     def shape(self) -> RequestShape:
         """What it asks for, but the values of its tensors."""

@@ -38,7 +38,7 @@ class Runtime:
         return self.name in (CUDAGRAPH, BOTH)
 
     def without_graphs(self, reason: str = "") -> Runtime:
-        """The same, but run anew each time."""
+        """This runtime, but run anew at each forecast, and why."""
         name = {CUDAGRAPH: EAGER, BOTH: COMPILE}.get(self.name, self.name)
         return Runtime(name, self.regions, reason or self.reason)
 
