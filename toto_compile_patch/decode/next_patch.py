@@ -27,12 +27,14 @@ class NextPatch(Protocol):
     def after_context(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """After the context, which the samples share, ``batch variate samples time_steps``."""
+        """From the context's last position, which all samples share, ``row embed_dim`` to ``batch
+        variate samples time_steps``."""
 
     def after_decode_step(
         self, hidden: torch.Tensor, layout: RowLayout, time_steps: int
     ) -> torch.Tensor:
-        """After a decode step, ``batch variate samples time_steps``."""
+        """From each sample's own last position, ``row embed_dim`` to ``batch variate samples
+        time_steps``."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Drawn:
         return sampling.draw((half_df, loc, scale), self.generator)
 
     def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """RandomNumbers that choose components, in [0, 1), of the head's type."""
+        """Uniform random numbers that choose components, in [0, 1), of the head's type."""
         dtype = self.model.weights.head.real.weight.dtype
         return torch.rand(shape, dtype=dtype, device=like.device, generator=self.generator)
 

@@ -66,36 +66,36 @@ class Regions:
     def over_time(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, attend: Attend
     ) -> torch.Tensor:
-        """See ``layer.over_time``."""
+        """A layer that attends over time, ``row embed_dim`` to the same."""
         found: torch.Tensor = self._run(layers.over_time, layer, hidden, rotation, attend=attend)
         return found
 
     def over_time_alone(
         self, layer: Traceable, hidden: torch.Tensor, rotation: Rotation, past: Past
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See ``layer.over_time_alone``."""
+        """A layer over time for a single row: ``1 embed_dim``, with its keys and values."""
         found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._run(
             layers.over_time_alone, layer, hidden, rotation, past
         )
         return found
 
     def over_variates(self, layer: Traceable, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """See ``layer.over_variates``."""
+        """A layer that attends over variates, ``row embed_dim`` to the same."""
         found: torch.Tensor = self._run(layers.over_variates, layer, hidden, attend=attend)
         return found
 
     def over_one_variate(self, layer: Traceable, hidden: torch.Tensor) -> torch.Tensor:
-        """See ``layer.over_one_variate``."""
+        """A layer over variates where there is one, ``row embed_dim`` to the same."""
         found: torch.Tensor = self._run(layers.over_one_variate, layer, hidden)
         return found
 
     def mean(self, head: Traceable, hidden: torch.Tensor) -> torch.Tensor:
-        """See ``sampling.mean``."""
+        """The mean of each time step of a patch, ``row embed_dim`` to ``row time_steps``."""
         found: torch.Tensor = self._run(sampling.mean, head, hidden)
         return found
 
     def choose(self, head: Traceable, hidden: torch.Tensor, uniform: torch.Tensor) -> StudentT:
-        """See ``sampling.choose``."""
+        """The components that uniform numbers choose, ``row time_steps draws`` each."""
         found: StudentT = self._run(sampling.choose, head, hidden, uniform)
         return found
 
