@@ -31,10 +31,7 @@ class Patch:
 
 TABLE = (
     Patch("kv_cache", "the cache's positions live on the host: no wait for the device, no guard"),
-    Patch(
-        "positional_embedding",
-        "what reads the cache runs uncompiled, after a graph break",
-    ),
+    Patch("positional_embedding", "what reads the cache runs uncompiled, after a graph break"),
     Patch("dynamo_config", "scalars captured, room for recompilations, dynamic shapes at once"),
     Patch("compile_method", "`toto.compile()` compiles the backbone instead of nothing"),
     Patch("fast_decode", "the context once for all samples, nothing that is thrown away"),
