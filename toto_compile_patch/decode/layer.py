@@ -43,7 +43,7 @@ class RMSNorm(NamedTuple):
     @classmethod
     def of(cls, scale: torch.Tensor | None, eps: float, like: torch.Tensor) -> RMSNorm:
         """A norm for a model whose weights are like one of them."""
-        return cls(scale, like.new_tensor(eps).sqrt())
+        return cls(scale, like.new_full((), eps**0.5))
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to the same."""
