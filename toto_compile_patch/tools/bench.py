@@ -204,10 +204,10 @@ def _measure(
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     inputs = series(load, device, dtype)
     stolen = machine.read_stolen()
-    timings = {side: _warm_up(side, sides[side], load, inputs, options) for side in sides}
-    pairs = options.pairs
-    for side, timing in timings.items():
-        if sides[side].settings is None:
+    pairs, timings = options.pairs, {}
+    for side, how in sides.items():
+        timing = timings[side] = _warm_up(side, how, load, inputs, options, pairs)
+        if how.settings is None:
             pairs = max(1, min(pairs, int(options.budget // timing.steady) - 1))
     for pair in range(pairs):
         progress.say(f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
@@ -231,7 +231,12 @@ def _measure(
 
 
 def _warm_up(
-    name: str, side: Side, load: Workload, inputs: MaskedTimeseries, options: argparse.Namespace
+    name: str,
+    side: Side,
+    load: Workload,
+    inputs: MaskedTimeseries,
+    options: argparse.Namespace,
+    pairs: int,
 ) -> Timing:
     """Make forecasts before the clock counts: upstream, which is slow, makes one of its batches of
     samples, and then all of them if there is time for that."""
@@ -245,7 +250,7 @@ def _warm_up(
         # A CUDA graph is captured the second time, and compiling takes no part in the budget.
         steady = forecast()[0]
     measured = 1
-    if whole > 1 and steady * whole * (options.pairs + 1) <= options.budget:
+    if whole > 1 and steady * whole * (pairs + 1) <= options.budget:
         forecast = _timed(side, load, inputs, load.samples, per_batch)
         steady, measured = forecast()[0], whole
     return Timing(forecast, per_batch, whole, measured, first, steady)
