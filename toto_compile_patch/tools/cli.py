@@ -330,7 +330,6 @@ def _add_bench(commands: _Commands) -> None:
     )
     bench.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     _add_json(bench)
-    bench.add_argument("--memory-of", help=argparse.SUPPRESS)
     bench.set_defaults(tool="bench")
 
 

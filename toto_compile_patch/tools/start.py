@@ -25,6 +25,7 @@ from toto.inference.forecaster import TotoForecaster
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
 from toto_compile_patch.tools.checks import check_json, is_stdout, write_whole
+from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.workloads import Workload
 
 JOB = Workload("first forecast", 1, 1, 512, 128, 16, 16)
@@ -41,17 +42,17 @@ def run(options: argparse.Namespace) -> int:
         return 0
     check_json(options.json)
     found: dict[str, Any] = {}
-    with bench.progress_bar(errors) as progress:
-        task = progress.add_task("", total=None)
+    with ProgressLine(2 * len(SIDES)) as progress:
         for side in SIDES:
             with tempfile.TemporaryDirectory() as cache:
                 for state in ("cold", "warm"):
-                    progress.update(task, description=f"{side}, {state}")
+                    progress.say(f"{side}, {state}")
                     seconds = _in_a_process(side, options.mode, cache)
                     if seconds is None:
                         errors.print(f"{side}, {state}: the forecast failed", markup=False)
                         return 1
                     found[f"{side}, {state}"] = seconds
+                    progress.say("", steps=1)
     figures = {
         "machine": machine.name(torch.device("cpu")),
         "torch": torch.__version__,
