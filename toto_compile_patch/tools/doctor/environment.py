@@ -23,6 +23,7 @@ from toto_compile_patch.api import PatchStatus
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError
 from toto_compile_patch.settings import ENV_RUNTIME, ENV_TOGGLE, PATCH_NAMES, Settings
+from toto_compile_patch.tested_code import HOW_TO_COMPARE
 from toto_compile_patch.tools.checks import pip_install
 from toto_compile_patch.tools.doctor.findings import (
     OLDER_HUB,
@@ -204,7 +205,9 @@ def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
         what = f"toto cannot be imported ({error.__cause__})."
         cure = _cure_of_missing(getattr(error.__cause__, "name", None) or "toto")
     elif foreign := [symbol.name for symbol in symbols if symbol.problem]:
-        cure = f"apply(strict=False) leaves out what does not fit ({', '.join(foreign)})"
+        what = what.partition(f" {HOW_TO_COMPARE}")[0]
+        names = ", ".join(foreign)
+        cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({names})"
     else:
         cure = _cure_of(what)
     return Finding("problem", f"apply() fails: {what}", cure)

@@ -1,11 +1,20 @@
-"""Run a user's script in a process of its own, watched, and make sense of what was seen."""
+"""Run a user's script in a process of its own, watched, and make sense of what was seen.
+
+    python -m toto_compile_patch.tools.doctor.script REPORT SCRIPT [ARGUMENTS...]
+
+runs a script as ``python`` would, and writes what was seen to a file. A user's program is to have
+its own arguments, its standard input and its own end, which no worker process leaves it.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +25,7 @@ from toto_compile_patch.tools.doctor.environment import version
 from toto_compile_patch.tools.doctor.examination import Examination, Function, Group
 from toto_compile_patch.tools.doctor.findings import Finding
 from toto_compile_patch.tools.doctor.places import function_at, short
-from toto_compile_patch.tools.doctor.watch import Watch
-from toto_compile_patch.tools.own_process import run_in_process
+from toto_compile_patch.tools.doctor.watch import MODULE_OF_SCRIPTS, Watch
 
 _COMPILE_ID = re.compile(r"^\d+/\d+(?:_\d+)?: ")
 
@@ -38,9 +46,12 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
         arguments: its command line.
         keep_stdout: whether what it prints goes to stdout; else to stderr.
     """
-    with _ctrl_c_left_to_the_script():
-        stdout = None if keep_stdout else 2
-        code, seen = run_in_process(run_watched, str(script), *arguments, stdout=stdout)
+    with tempfile.TemporaryDirectory() as folder, _ctrl_c_left_to_the_script():
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", MODULE_OF_SCRIPTS, str(report), str(script), *arguments]
+        sys.stdout.flush()
+        code = subprocess.run(command, stdout=None if keep_stdout else 2).returncode
+        seen = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
     if seen is None:
         died = f"the script's process left without its end (os._exit?), with exit code {code}"
         if code < 0:
@@ -50,8 +61,8 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
     return _examination(str(script), code, **seen)
 
 
-def run_watched(answer: Callable[[Any], None], script: str, *arguments: str) -> None:
-    """Run a script in this process as ``python`` would, and answer what was seen.
+def _run_watched(report: str, script: str, *arguments: str) -> None:
+    """Run a script in this process as ``python`` would, and write what was seen to a file.
 
     Ends as the script ends: with its exit code, or with its traceback and 1.
     """
@@ -67,7 +78,8 @@ def run_watched(answer: Callable[[Any], None], script: str, *arguments: str) -> 
     except BaseException as raised:
         error = raised
     failed = error is not None and not isinstance(error, SystemExit)
-    answer({**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""})
+    seen = {**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""}
+    Path(report).write_text(json.dumps(seen, default=str), encoding="utf-8")
     if isinstance(error, SystemExit):
         raise error
     if error is not None:
@@ -174,3 +186,7 @@ def _guard_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
 def _limit_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
     reason, place, value = _guard_alike(entry)
     return f"{entry['limit']} = {entry['value']}; last guard: {reason}", place, value
+
+
+if __name__ == "__main__":
+    _run_watched(*sys.argv[1:])

@@ -27,11 +27,13 @@ import wrapt
 
 import toto_compile_patch
 from toto_compile_patch import carriers
-from toto_compile_patch.tools import own_process
 from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.compile_health import CompileHealth
+
+MODULE_OF_SCRIPTS = "toto_compile_patch.tools.doctor.script"
+"""What runs a user's script, as ``__main__`` before the script is that."""
 
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
@@ -329,7 +331,7 @@ def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
     if file.startswith("<"):
         return False
     if frame.f_globals.get("__name__") == "__main__":
-        return getattr(spec, "name", None) != own_process.MODULE
+        return getattr(spec, "name", None) != MODULE_OF_SCRIPTS
     file = os.path.abspath(file)
     return not file.startswith(libraries) and not any(part in file for part in _INSTALLED)
 
