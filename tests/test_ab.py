@@ -18,7 +18,7 @@ from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figure
 from toto_compile_patch.tools.ab.judgement import judge, judge_means
 from toto_compile_patch.tools.ab.words import verdicts
 from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
-from toto_compile_patch.tools.turns import EAGER, PATCHED, QUANTILES, Account, Answer, Way
+from toto_compile_patch.tools.turns import EAGER, PATCHED, QUANTILES, Answer, Way
 
 COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits")
 HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
@@ -199,7 +199,7 @@ def judged(
             quantiles = np.quantile(samples, QUANTILES, axis=-1)
             made.answers.append(Answer(1.0, quantiles[4], quantiles, "fast path"))
             made.means.append(one.truth + 5 + mean_shift * one.values.std())
-        made.account = Account(dict.fromkeys(COUNTS, 0), 10**9)
+        made.health, made.peak_bytes = dict.fromkeys(COUNTS, 0), 10**9
         return made
 
     sides = [side(EAGER, 0, 1, 0), side(PATCHED, shift, spread, mean_shift)]

@@ -20,7 +20,13 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models, screen
-from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_json
+from toto_compile_patch.tools.checks import (
+    UsageError,
+    check_json,
+    choose_device,
+    is_stdout,
+    write_json,
+)
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
@@ -46,15 +52,12 @@ class Side:
     """
 
     forecaster: TotoForecaster
-    settings: dict[str, str] | None = None
+    settings: dict[str, Any] | None = None
 
     def put_in_force(self) -> None:
         """Apply only what forecasts, so that the compiled side is upstream as users compile it."""
         if self.settings is not None:
-            runtime, precision = self.settings["runtime"], self.settings["precision"]
-            toto_compile_patch.apply(
-                "fast_decode", fallback="error", runtime=runtime, precision=precision
-            )
+            toto_compile_patch.apply("fast_decode", fallback="error", **self.settings)
 
     def forecast(
         self, load: Workload, inputs: MaskedTimeseries, samples: int | None, per_batch: int
@@ -150,7 +153,7 @@ class Trial:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     warnings.filterwarnings("ignore")
-    device, dtype = torch.device(_checked(options.device)), getattr(torch, options.dtype)
+    device, dtype = torch.device(choose_device(options.device)), getattr(torch, options.dtype)
     check_json(options.json)
     toto_compile_patch.revert()
     sides = sides_of(options)
@@ -187,17 +190,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(device: str) -> str:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def settings_of(options: argparse.Namespace) -> dict[str, dict[str, str]]:
+def settings_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What ``apply()`` is given for each patched side, by name; the first is PATCHED."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for precision, runtime in itertools.product(options.precision, options.runtime):
         parts = [runtime] if len(options.runtime) > 1 else []
         parts += [precision] if len(options.precision) > 1 else []
@@ -249,7 +244,7 @@ def _measure(
         progress.say(f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
         for trial in trials.values():
             trial.take_turn()
-    steal = machine.stolen_since(stolen)
+    steal, spreads = machine.stolen_since(stolen), [trial.spread for trial in trials.values()]
     figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
     for side in sides:
         memory = None if options.no_memory else _peak_apart(options, name, side)
@@ -260,7 +255,6 @@ def _measure(
             figures[side]["share_of_limit"] = round(floor / figures[side]["seconds"], 3)
             if how.settings["precision"] != first.settings["precision"]:
                 figures[side]["accuracy"] = _accuracy(first, how, load, trials[side].inputs)
-    spreads = [trial.spread for trial in trials.values()]
     figures["disturbed"] = steal > DISTURBED_STOLEN or max(spreads) > DISTURBED_SPREAD
     return figures
 

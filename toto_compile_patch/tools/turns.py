@@ -89,14 +89,6 @@ class Answer:
     path: str
 
 
-@dataclass(frozen=True)
-class Account:
-    """What a process did in all: counts of dynamo, and its peak memory in bytes."""
-
-    health: dict[str, int]
-    peak_bytes: int
-
-
 class LoadError(WorkerError):
     """A way could not even begin: its model is not to be had, say."""
 
@@ -156,7 +148,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
 
 def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any]:
     """The work of one way: yields None when it can begin, an ``Answer`` for each ``Question``, and
-    an ``Account`` when there are no more."""
+    when there are no more, dynamo's counts and the most memory that the process held, in bytes."""
     import torch
 
     from toto_compile_patch.tools import machine
@@ -167,7 +159,7 @@ def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any
     with CompileHealth() as health:
         for question in questions:
             yield _forecast(forecaster, question, way, job)
-    yield Account(health.counts(), machine.peak_bytes(torch.device(job.device)))
+    yield health.counts(), machine.peak_bytes(torch.device(job.device))
 
 
 def _forecaster(way: Way, job: Job) -> TotoForecaster:

@@ -16,7 +16,6 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,6 @@ _LONGEST_MESSAGE = 400
 
 class WorkerError(RuntimeError):
     """A worker raised or died; the message names it and what it last said."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a worker raised, in one line."""
-
-    message: str
 
 
 class Worker:
@@ -88,11 +80,11 @@ class Worker:
             WorkerError: there is none.
         """
         try:
-            answer = self._pipe.recv()
+            answer, failure = self._pipe.recv()
         except (EOFError, OSError):
             raise WorkerError(f"{self.name}: {self._death()}") from None
-        if isinstance(answer, Failure):
-            raise WorkerError(f"{self.name}: {answer.message}")
+        if failure:
+            raise WorkerError(f"{self.name}: {failure}")
         return answer
 
     def stop(self) -> None:
@@ -152,13 +144,13 @@ def _serve(stderr: Path, environment: Mapping[str, str], pipe: Connection) -> No
     try:
         work, args = pipe.recv()
         for answer in work(_questions(pipe), *args):
-            pipe.send(answer)
+            pipe.send((answer, ""))
     except Exception as error:
         said = textwrap.shorten(
             f"{type(error).__name__}: {error}", _LONGEST_MESSAGE, placeholder=" ..."
         )
         with suppress(OSError):
-            pipe.send(Failure(said))
+            pipe.send((None, said))
         raise SystemExit(1) from error
 
 

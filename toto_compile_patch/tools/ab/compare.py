@@ -157,5 +157,5 @@ def measure(data: Data, ways: Sequence[Way], job: Job, setting: dict[str, str]) 
             for side, answer in zip(sides, answers, strict=True):
                 side.means.append(answer.point)
         for side, worker in zip(sides, asked.workers, strict=True):
-            side.account = worker.ask(None)
+            side.health, side.peak_bytes = worker.ask(None)
     return figures_of(data, sides, other_seed, setting, job.samples, machine.stolen_since(stolen))

@@ -13,7 +13,7 @@ import pandas as pd
 from toto_compile_patch.tools import scores
 from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
 from toto_compile_patch.tools.series import Floats, Series, Shape, Window
-from toto_compile_patch.tools.turns import Account, Answer
+from toto_compile_patch.tools.turns import Answer
 
 OTHER_SEED = "upstream, another seed"
 
@@ -47,13 +47,23 @@ class Data:
 
 @dataclass
 class Forecasts:
-    """What one way did, forecast by forecast."""
+    """What one way did, forecast by forecast.
+
+    Attributes:
+        way: its name.
+        first_seconds: of the forecasts before the clock counts.
+        answers: the forecasts.
+        means: mean forecasts (``variate horizon`` each).
+        health: dynamo's counts over all of them.
+        peak_bytes: the most memory that the process held.
+    """
 
     way: str
     first_seconds: list[float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     means: list[Floats] = field(default_factory=list)
-    account: Account | None = None
+    health: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
 
     @property
     def points(self) -> Floats:
@@ -236,8 +246,6 @@ def figures_of(
 
 
 def _speed(side: Forecasts, upstream: Forecasts) -> Speed:
-    if side.account is None:
-        raise ValueError(f"{side.way} has not finished")
     theirs, own = (np.array([a.seconds for a in way.answers]) for way in (upstream, side))
     ratios, median = theirs / own, float(np.median(own))
     return Speed(
@@ -249,8 +257,8 @@ def _speed(side: Forecasts, upstream: Forecasts) -> Speed:
         ratio_from=float(ratios.min()),
         ratio_to=float(ratios.max()),
         first=max(0.0, sum(side.first_seconds) - len(side.first_seconds) * median),
-        peak_gb=side.account.peak_bytes / 1e9,
-        health=side.account.health,
+        peak_gb=side.peak_bytes / 1e9,
+        health=side.health,
         path="; ".join(dict.fromkeys(answer.path for answer in side.answers)),
     )
 
