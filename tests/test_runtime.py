@@ -288,7 +288,7 @@ class TestACompilerThatFails:
         toto_compile_patch.apply("fast_decode", fallback="error")
         with caplog.at_level(logging.WARNING, "toto_compile_patch"):
             for _ in range(2):
-                # A single row, which is not filled up where it was to be compiled, rounds otherwise.
+                # A single row, not filled up where it was to be compiled, rounds otherwise.
                 found = values(forecast(model, series(40), HORIZON, 4, 2))
                 torch.testing.assert_close(found, plain, rtol=1e-5, atol=0)
                 assert (path().taken, path().runtime) == ("fast", "eager")

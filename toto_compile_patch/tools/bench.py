@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -20,7 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models, screen
-from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_whole
+from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_json
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
@@ -70,28 +70,66 @@ class Side:
 
 
 @dataclass
-class Timing:
+class Trial:
     """Measurements of one side of one workload.
 
     Attributes:
-        forecast: makes one, and returns its wall and processor seconds.
-        per_batch: samples per batch; fewer than the workload's where memory is short.
-        whole: how many of upstream's batches the whole forecast takes.
-        measured: how many of them ``forecast`` makes.
+        side: which.
+        load: the workload.
+        inputs: its series.
+        samples: that a measured forecast draws.
+        per_batch: of them at once; fewer than the workload's where memory is short.
+        whole: how many of upstream's batches the workload's forecast takes.
+        measured: how many of them a measured forecast makes.
         first: seconds of the first forecast.
         steady: seconds of the last one before the clock counts.
-        wall: seconds of each measurement, scaled to the whole forecast.
+        wall: seconds of each measurement, scaled to the workload's forecast.
         cpu: processor seconds, likewise.
     """
 
-    forecast: Callable[[], tuple[float, float]]
+    side: Side
+    load: Workload
+    inputs: MaskedTimeseries
+    samples: int | None
     per_batch: int
-    whole: int
-    measured: int
-    first: float
-    steady: float
+    whole: int = 1
+    measured: int = 1
+    first: float = 0.0
+    steady: float = 0.0
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, side: Side, load: Workload, options: argparse.Namespace) -> Trial:
+        """A trial: of the patched side whole, of upstream one of its batches of samples."""
+        device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+        trial = cls(side, load, series(load, device, dtype), load.samples, load.per_batch)
+        if side.settings is None and load.samples is not None:
+            trial.samples = trial.per_batch = _that_fits(load, device, options.per_batch)
+            trial.whole = load.samples // trial.per_batch
+        return trial
+
+    def forecast(self) -> tuple[float, float]:
+        """Make a forecast; return its wall and processor seconds."""
+        device = self.inputs.series.device
+        self.side.put_in_force()
+        with _surroundings(self.load, device):
+            machine.wait_for(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.side.forecast(self.load, self.inputs, self.samples, self.per_batch)
+            machine.wait_for(device)
+            return time.perf_counter() - wall, time.process_time() - cpu
+
+    def warm_up(self, pairs: int, budget: int, twice: bool) -> None:
+        """Make forecasts before the clock counts: upstream, which is slow, makes all of its batches
+        only if there is time for that."""
+        self.first = self.steady = self.forecast()[0]
+        if twice:
+            # A CUDA graph is captured the second time, and compiling takes no part in the budget.
+            self.steady = self.forecast()[0]
+        if self.whole > 1 and self.steady * self.whole * (pairs + 1) <= budget:
+            self.samples, self.measured = self.load.samples, self.whole
+            self.steady = self.forecast()[0]
 
     def take_turn(self) -> None:
         """Measure: a short forecast several times, of which the median counts, since the other
@@ -115,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     device, dtype = torch.device(_checked(options.device)), getattr(torch, options.dtype)
     check_json(options.json)
     toto_compile_patch.revert()
-    ways, sides = settings_of(options), sides_of(options)
+    sides = sides_of(options)
     sides[PATCHED].put_in_force()
     if not toto_compile_patch.is_applied("fast_decode"):
         raise UsageError("TOTO_COMPILE_PATCH=0: nothing to compare upstream with")
@@ -128,7 +166,7 @@ def run(options: argparse.Namespace) -> int:
         "dtype": options.dtype,
         "matrix_gflops": round(rates.flops / 1e9),
         "memory_gb_per_s": round(rates.bytes / 1e9, 1),
-        "ways": ways,
+        "ways": settings_of(options),
         "workloads": workloads,
     }
     with screen.ProgressLine(len(options.workload)) as progress:
@@ -139,11 +177,11 @@ def run(options: argparse.Namespace) -> int:
                 # On a CPU, say, upstream cannot draw samples in 16 bits.
                 workloads[name] = {"failed": str(error).splitlines()[0]}
             progress.say("", steps=1)
-            if options.json and not is_stdout(options.json):
+            if not is_stdout(options.json):
                 # What is cut short leaves what it has measured.
-                write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+                write_json(options.json, figures)
     if is_stdout(options.json):
-        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+        write_json(options.json, figures)
     else:
         _show(figures, Console(width=max(TABLE_WIDTH, Console().width)))
     return 0
@@ -160,12 +198,11 @@ def _checked(device: str) -> str:
 def settings_of(options: argparse.Namespace) -> dict[str, dict[str, str]]:
     """What ``apply()`` is given for each patched side, by name; the first is PATCHED."""
     found: dict[str, dict[str, str]] = {}
-    for precision in options.precision:
-        for runtime in options.runtime:
-            parts = [runtime] if len(options.runtime) > 1 else []
-            parts += [precision] if len(options.precision) > 1 else []
-            name = ", ".join([PATCHED, *parts]) if found else PATCHED
-            found[name] = {"runtime": runtime, "precision": precision}
+    for precision, runtime in itertools.product(options.precision, options.runtime):
+        parts = [runtime] if len(options.runtime) > 1 else []
+        parts += [precision] if len(options.precision) > 1 else []
+        name = ", ".join([PATCHED, *parts]) if found else PATCHED
+        found[name] = {"runtime": runtime, "precision": precision}
     return found
 
 
@@ -201,72 +238,31 @@ def _measure(
     """All that is known of a workload, as the figures have it."""
     load = WORKLOADS[name]
     progress.say(f"{name} {load.describe()}")
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    inputs = series(load, device, dtype)
     stolen = machine.read_stolen()
-    timings = {side: _warm_up(side, sides[side], load, inputs, options) for side in sides}
-    pairs = options.pairs
-    for side, timing in timings.items():
-        if sides[side].settings is None:
-            pairs = max(1, min(pairs, int(options.budget // timing.steady) - 1))
+    pairs, trials = options.pairs, {}
+    for side, how in sides.items():
+        trials[side] = trial = Trial.of(how, load, options)
+        trial.warm_up(pairs, options.budget, twice=side != UPSTREAM)
+        if how.settings is None:
+            pairs = max(1, min(pairs, int(options.budget // trial.steady) - 1))
     for pair in range(pairs):
         progress.say(f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
-        for timing in timings.values():
-            timing.take_turn()
+        for trial in trials.values():
+            trial.take_turn()
     steal = machine.stolen_since(stolen)
     figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
     for side in sides:
         memory = None if options.no_memory else _peak_apart(options, name, side)
-        figures[side] = _figures(side, sides, timings, memory)
-    floor = _least_seconds(load, rates)
-    first = sides[PATCHED]
+        figures[side] = _figures(side, trials, memory)
+    floor, first = _least_seconds(load, rates), sides[PATCHED]
     for side, how in sides.items():
         if how.settings and first.settings:
             figures[side]["share_of_limit"] = round(floor / figures[side]["seconds"], 3)
             if how.settings["precision"] != first.settings["precision"]:
-                figures[side]["accuracy"] = _accuracy(first, how, load, inputs)
-    spreads = [timing.spread for timing in timings.values()]
+                figures[side]["accuracy"] = _accuracy(first, how, load, trials[side].inputs)
+    spreads = [trial.spread for trial in trials.values()]
     figures["disturbed"] = steal > DISTURBED_STOLEN or max(spreads) > DISTURBED_SPREAD
     return figures
-
-
-def _warm_up(
-    name: str, side: Side, load: Workload, inputs: MaskedTimeseries, options: argparse.Namespace
-) -> Timing:
-    """Make forecasts before the clock counts: upstream, which is slow, makes one of its batches of
-    samples, and then all of them if there is time for that."""
-    samples, per_batch, whole = load.samples, load.per_batch, 1
-    if side.settings is None and load.samples is not None:
-        samples = per_batch = _that_fits(load, torch.device(options.device), options.per_batch)
-        whole = load.samples // per_batch
-    forecast = _timed(side, load, inputs, samples, per_batch)
-    first = steady = forecast()[0]
-    if name != UPSTREAM:
-        # A CUDA graph is captured the second time, and compiling takes no part in the budget.
-        steady = forecast()[0]
-    measured = 1
-    if whole > 1 and steady * whole * (options.pairs + 1) <= options.budget:
-        forecast = _timed(side, load, inputs, load.samples, per_batch)
-        steady, measured = forecast()[0], whole
-    return Timing(forecast, per_batch, whole, measured, first, steady)
-
-
-def _timed(
-    side: Side, load: Workload, inputs: MaskedTimeseries, samples: int | None, per_batch: int
-) -> Callable[[], tuple[float, float]]:
-    """A forecast that returns its wall and processor seconds."""
-    device = inputs.series.device
-
-    def timed() -> tuple[float, float]:
-        side.put_in_force()
-        with _surroundings(load, device):
-            machine.wait_for(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            side.forecast(load, inputs, samples, per_batch)
-            machine.wait_for(device)
-            return time.perf_counter() - wall, time.process_time() - cpu
-
-    return timed
 
 
 @contextmanager
@@ -297,27 +293,26 @@ def _that_fits(load: Workload, device: torch.device, most: int | None) -> int:
     return per_batch
 
 
-def _figures(
-    name: str, sides: dict[str, Side], timings: dict[str, Timing], memory: float | None
-) -> dict[str, Any]:
+def _figures(name: str, trials: dict[str, Trial], memory: float | None) -> dict[str, Any]:
     """What is known of one side of a workload."""
-    timing, patched = timings[name], timings[PATCHED]
+    trial = trials[name]
     figures: dict[str, Any] = {
-        "seconds": round(median(timing.wall), 5),
-        "cpu_seconds": round(median(timing.cpu), 5),
-        "spread": round(timing.spread, 2),
+        "seconds": round(median(trial.wall), 5),
+        "cpu_seconds": round(median(trial.cpu), 5),
+        "spread": round(trial.spread, 2),
         "peak_gb": memory,
     }
     if name != PATCHED:
-        ratios = [theirs / ours for theirs, ours in zip(timing.wall, patched.wall, strict=True)]
+        pairs = zip(trial.wall, trials[PATCHED].wall, strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
         figures["ratio"] = round(median(ratios), 3)
         figures["ratios"] = [round(ratio, 3) for ratio in ratios]
-    if sides[name].settings is None:
-        batches = f"{timing.measured} of {timing.whole} batches"
-        figures["measured"] = f"{batches} of {timing.per_batch}"
+    if trial.side.settings is None:
+        batches = f"{trial.measured} of {trial.whole} batches"
+        figures["measured"] = f"{batches} of {trial.per_batch}"
     if name not in (PATCHED, UPSTREAM):
-        steady = median(timing.wall) * timing.measured / timing.whole
-        figures["first_seconds"] = round(max(0.0, timing.first - steady), 2)
+        steady = median(trial.wall) * trial.measured / trial.whole
+        figures["first_seconds"] = round(max(0.0, trial.first - steady), 2)
     return figures
 
 
@@ -405,17 +400,12 @@ def _peak_apart(options: argparse.Namespace, name: str, side: str) -> float | No
 def peak_bytes_of(options: argparse.Namespace, name: str, side: str) -> int:
     """The most memory that this process holds for one forecast; one batch of upstream's samples
     holds as much as the others."""
-    load, device = WORKLOADS[name], torch.device(options.device)
-    settings = settings_of(options).get(side)
-    model = base_model(device, getattr(torch, options.dtype))
-    inputs = series(load, device, getattr(torch, options.dtype))
-    samples, per_batch = load.samples, load.per_batch
-    if settings is None and samples is not None:
-        samples = per_batch = _that_fits(load, device, options.per_batch)
+    model = base_model(torch.device(options.device), getattr(torch, options.dtype))
     if side == COMPILED:
         model.compile(mode=options.compile)
-    _timed(Side(TotoForecaster(model), settings), load, inputs, samples, per_batch)()
-    return machine.peak_bytes(device)
+    how = Side(TotoForecaster(model), settings_of(options).get(side))
+    Trial.of(how, WORKLOADS[name], options).forecast()
+    return machine.peak_bytes(torch.device(options.device))
 
 
 def _show(figures: dict[str, Any], console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -56,8 +55,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     words.show_setting(setting, console)
     figures = measure(data, ways, job, setting)
     words.show(figures, console)
-    if options.json:
-        checks.write_whole(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
+    checks.write_json(options.json, figures.as_json())
     if options.report and not missing:
         from toto_compile_patch.tools.ab.picture import draw
 
