@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import toto_compile_patch
 from toto_compile_patch import carriers
@@ -160,11 +159,11 @@ def _symbols() -> list[Symbol]:
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
-    places: list[tuple[Any, str]] = []
+    places = list(upstream.BYPASSED)
     for site in sites:
         if isinstance(site, AttributeSite):
             places += [(site.owner, site.attribute), *site.needs]
-    names = {upstream.symbol(*place): place for place in [*places, *upstream.BYPASSED]}
+    names = {upstream.symbol(*place): place for place in places}
     return [Symbol(name, upstream.unknown(*place) or "") for name, place in names.items()]
 
 
@@ -198,7 +197,10 @@ def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
         cure = "set that variable to one of these, or unset it"
     elif isinstance(error, TotoNotFoundError):
         what = f"toto cannot be imported ({error.__cause__})."
-        cure = _cure_of_missing(getattr(error.__cause__, "name", None) or "toto")
+        module = getattr(error.__cause__, "name", None) or "toto"
+        cure = pip_install(module)
+        if module.partition(".")[0] == "toto":
+            cure += "; on another torch than 2.7.0, with --no-deps: see the README"
     elif foreign := [symbol.name for symbol in symbols if symbol.problem]:
         what = what.partition(f" {HOW_TO_COMPARE}")[0]
         names = ", ".join(foreign)
@@ -212,12 +214,6 @@ def _cure_of(message: str) -> str:
     if "source is not that of" in message:
         return "pip install 'toto-ts>=0.1.3,<0.3', or take out what replaced it"
     return ""
-
-
-def _cure_of_missing(module: str) -> str:
-    """How to get a module that an import of toto did not find."""
-    pinned = "; on another torch than 2.7.0, with --no-deps: see the README"
-    return pip_install(module) + (pinned if module.partition(".")[0] == "toto" else "")
 
 
 def _unreached(places: list[Carrier]) -> Iterator[Finding]:

@@ -180,7 +180,9 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     screen.table(("breaks", "reason", "where", "in"), breaks, whole=("where",))
     listed, counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
     if breaks and listed != counted:
-        screen.line(f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n")
+        screen.line(
+            f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n", "dim"
+        )
     for heading, groups in (("recompiled", found.recompilations), ("limits hit", found.limits)):
         rows = [(g.count, _reason(g), _some(g.functions, between=",\n")) for g in groups]
         screen.table((heading, "because this changed", "in"), rows, whole=("in",))

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -304,12 +305,13 @@ def _applied() -> tuple[str, ...]:
     return tuple(row.name for row in toto_compile_patch.status() if row.state == "applied")
 
 
-def _asked_from(frame: FrameType | None) -> str:
+def _asked_from(frame: FrameType) -> str:
     """The nearest line that is the user's."""
     libraries = _folders_of_libraries()
-    while frame is not None and not _is_users(frame, libraries):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
+    for caller, line in traceback.walk_stack(frame):
+        if _is_users(caller, libraries):
+            return f"{Path(caller.f_code.co_filename).name}:{line}"
+    return ""
 
 
 def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
