@@ -443,7 +443,7 @@ def seen(**changes: Any) -> Examination:
 def way(**changes: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"path": "fast", "reason": "", "runtime": "eager", "compiled": False}
     known |= {"patches": [], "autocast": "", "place": "s.py:1", "count": 2, "first": 0}
-    known |= {"device": "cpu", "carrier": ""}
+    known |= {"device": "cpu", "carrier": "", "cure": ""}
     return {**known, **changes}
 
 

@@ -102,7 +102,7 @@ def _fast(
 
 
 def _left_to_upstream(refusal: Refusal, upstream: Callable[[], torch.Tensor]) -> torch.Tensor:
-    path = Path("upstream", refusal.reason)
+    path = Path("upstream", refusal.reason, cure=refusal.cure)
     with attempt(path):
         if not refusal.upstream_decides:
             _say(refusal)

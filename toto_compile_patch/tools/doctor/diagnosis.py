@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from toto_compile_patch.settings import ENV_TOGGLE
 from toto_compile_patch.tools.doctor.examination import Examination
 from toto_compile_patch.tools.doctor.findings import (
-    APPLY,
-    OLDER_HUB,
-    WITHOUT_XFORMERS,
     Finding,
     compiling_switched_off,
+    failure,
+    finding,
 )
 
 _READS_OF_THE_CACHE = ("KVCache.", "BaseMultiheadAttention.positional_embedding")
 _OFF = ("0", "false", "no", "off")
 _LONG_COMPILING = 10.0
 """Seconds of compiling that nobody would ask about."""
-
-_KNOWN_ERRORS = {
-    "_from_pretrained.*proxies": (
-        "huggingface_hub 1 or newer breaks upstream's Toto.from_pretrained.",
-        OLDER_HUB,
-    ),
-    "memory_efficient_attention": (
-        "xformers' attention has no kernel for this device.",
-        WITHOUT_XFORMERS,
-    ),
-    "_standard_gamma.*not implemented": (
-        "On a CPU, upstream cannot draw samples in 16 bits.",
-        f"{APPLY}, whose fast path can; or a float32 model without autocast",
-    ),
-    r"C\+\+ compiler": (
-        "torch.compile needs a C++ compiler on a CPU.",
-        "install g++, or set CXX to a compiler",
-    ),
-    "No module named.*toto": ("toto is not installed.", "pip install toto-ts"),
-    "FallbackError": (
-        "apply(fallback='error') forbids upstream's code, which this forecast needs.",
-        "apply(fallback='upstream'), or do what the error says is in the way",
-    ),
-    "FailOnRecompileLimitHit": (
-        "fullgraph=True turns a recompile limit into an error.",
-        "leave fullgraph out, or raise torch._dynamo.config.recompile_limit",
-    ),
-}
-"""By a pattern of the exception's text: what it means, and the cure."""
-
-_KNOWN_REASONS = (
-    ("training mode", "model.eval() after the forecaster was made"),
-    ("hooks", "remove the hooks before forecasting"),
-    ("has been replaced", "take out what replaced it"),
-    ("has its own", "give the method back: what stands in for it is known to the fast path alone"),
-    ("not as the model", "give the series the model's dtype and device"),
-    ("unusual argument", "see the argument named"),
-)
-"""What a reason of the fast path contains, and the cure."""
 
 Forecasts: TypeAlias = "list[dict[str, Any]]"
 """Forecasts that were made alike, and how many (``count``)."""
@@ -72,7 +31,10 @@ def diagnose(found: Examination, set_too_late: list[str], countable: bool) -> It
         set_too_late: environment variables set after dynamo had read its own.
         countable: whether forecasts of unpatched code could be seen.
     """
-    yield from _failure(found)
+    if found.error:
+        yield failure(found.error)
+    elif found.exit_code:
+        yield finding("exit code", code=found.exit_code)
     yield from _unreached(found)
     nothing_compiled = list(_nothing_compiled(found))
     falls_to_pieces = list(_falls_to_pieces(found))
@@ -80,50 +42,32 @@ def diagnose(found: Examination, set_too_late: list[str], countable: bool) -> It
     yield from falls_to_pieces
     if not nothing_compiled and not falls_to_pieces:
         yield from _unpatched(found)
-    yield from _before_apply(found)
+    yield from _partly_unpatched(found)
     yield from _fallbacks(found)
     if found.limits and not falls_to_pieces:
-        what = f"The recompile limit was hit in {_limited(found)}, which runs uncompiled since."
-        cure = "raise torch._dynamo.config.recompile_limit, or see below what varies"
-        yield Finding("problem", what, cure)
+        yield finding("recompile limit", functions=_limited(found))
     yield from _long_compiling(found)
     for name in set_too_late:
-        what = f"{name} was set too late: torch reads it once, when torch._dynamo is imported."
         option = name.removeprefix("TORCHDYNAMO_").lower()
-        cure = f"set it in the shell, or before importing torch; or torch._dynamo.config.{option}"
-        yield Finding("problem", what, cure)
+        yield finding("set too late", variable=name, option=option)
     yield from compiling_switched_off(found.variables, "problem")
     yield from _notes(found)
     if not countable:
-        yield Finding("note", "Forecasts of this toto's unpatched code could not be counted.")
+        yield finding("not countable")
     elif not found.forecasts:
-        what = "No forecast was seen. Those of processes that the script starts are not seen."
-        yield Finding("note", what)
-
-
-def _failure(found: Examination) -> Iterator[Finding]:
-    if not found.error:
-        if found.exit_code:
-            yield Finding("problem", f"The script ended with exit code {found.exit_code}.")
-        return
-    for pattern, (meaning, cure) in _KNOWN_ERRORS.items():
-        if re.search(pattern, found.error, re.DOTALL):
-            yield Finding("problem", f"The script failed: {meaning}", cure)
-            return
-    first_line = next(iter(found.error.splitlines()), found.error).rstrip(".")
-    yield Finding("problem", f"The script failed with {first_line}.")
+        yield finding("no forecast")
 
 
 def _unreached(found: Examination) -> Iterator[Finding]:
     """Forecasts by code that apply() does not reach, or such code where no other forecast is."""
     for carrier in found.unreached:
-        name = carrier["name"]
-        ways = [way for way in found.forecasts if way["carrier"] == name]
-        what = f"`{name}` is loaded, and apply() does not reach it ({carrier['folder']})."
+        ways = [way for way in found.forecasts if way["carrier"] == carrier["name"]]
         if ways:
-            what = f"{_made(ways)} by `{name}`, which apply() does not reach, at {_places(ways)}."
-        level = "problem" if ways or not found.forecasts else "note"
-        yield Finding(level, what, carrier["advice"])
+            seen = {"made": _made(ways), "places": _places(ways)}
+            yield finding("forecasts out of reach", **carrier, **seen)
+        else:
+            level = "note" if found.forecasts else "problem"
+            yield finding("loaded out of reach", level=level, **carrier)
 
 
 def _nothing_compiled(found: Examination) -> Iterator[Finding]:
@@ -134,13 +78,7 @@ def _nothing_compiled(found: Examination) -> Iterator[Finding]:
     why = "; ".join(
         f"{line} at {call['place']}: {_why_nothing(call)}" for line, call in lines.items()
     )
-    cure = (
-        f"before it: {APPLY} (many times faster, without compiling); or, to compile upstream's "
-        "code as it is: toto.model.compile()"
-    )
-    if _fast(found):
-        cure = "leave that out (the fast path needs no compiling), or write toto.compile()"
-    yield Finding("problem", f"NOTHING WAS COMPILED. {why}.", cure)
+    yield finding("nothing compiled, fast" if _fast(found) else "nothing compiled", why=why)
 
 
 def _line_of(call: dict[str, Any]) -> str:
@@ -175,80 +113,55 @@ def _falls_to_pieces(found: Examination) -> Iterator[Finding]:
             f"The recompile limit was hit in {_limited(found)}, which runs uncompiled from there "
             "on; the counts are cut short by it."
         )
-    what = (
-        "Upstream's compiled model falls to pieces: {graphs} graphs, {graph_breaks} graph breaks, "
-        "{recompilations} recompilations. ".format_map(found.counts)
-        + "positional_embedding (toto/model/attention.py) reads and moves the cache's position on "
-        f"the device, in each layer: {reads} of the {sum(group.count for group in found.breaks)} "
-        "breaks listed; what is between them is compiled again for other layers and lengths. "
-        + limit
-    )
-    cure = (
-        f"before the first forecast: {APPLY}. The fast path makes the forecast from five graphs "
-        "without breaks if the model is compiled"
-    )
-    yield Finding("problem", what, cure)
+    listed = sum(group.count for group in found.breaks)
+    yield finding("falls to pieces", **found.counts, reads=reads, listed=listed, limit=limit)
 
 
 def _unpatched(found: Examination) -> Iterator[Finding]:
     ways = [way for way in found.forecasts if _is_unpatched(way)]
     if ways and not _fast(found):
-        cure = f"before the first forecast: {APPLY}"
-        if found.variables.get(ENV_TOGGLE, "").strip().lower() in _OFF:
-            cure = f"unset {ENV_TOGGLE}, whose 0 leaves upstream untouched"
-        yield Finding("problem", f"{_made(ways)} by upstream's code, unpatched.", cure)
+        off = found.variables.get(ENV_TOGGLE, "").strip().lower() in _OFF
+        name = "unpatched, toggled off" if off else "unpatched"
+        yield finding(name, made=_made(ways), variable=ENV_TOGGLE)
 
 
-def _before_apply(found: Examination) -> Iterator[Finding]:
+def _partly_unpatched(found: Examination) -> Iterator[Finding]:
     early, fast = [way for way in found.forecasts if _is_unpatched(way)], _fast(found)
     if early and fast:
         before = early[0]["first"] < min(way["first"] for way in fast)
         when = "before apply()" if before else "after revert()"
-        cure = "apply() at the script's start, or patched() around all of them"
-        yield Finding("problem", f"{_made(early)} unpatched, {when}, at {_places(early)}.", cure)
+        yield finding("partly unpatched", made=_made(early), when=when, places=_places(early))
 
 
 def _fallbacks(found: Examination) -> Iterator[Finding]:
     fallbacks = _by_reason(found, "upstream").items()
     for (reason, _), ways in sorted(fallbacks, key=lambda item: -_total(item[1])):
-        cure = next((text for part, text in _KNOWN_REASONS if part in reason), "")
-        what = f"{_made(ways)} by upstream's code although patched, at {_places(ways)}: {reason}."
-        yield Finding("problem", what, cure or "see 'The patches' in the README")
+        cure = ways[0]["cure"] or "see 'The patches' in the README"
+        seen = {"made": _made(ways), "places": _places(ways)}
+        yield finding("fallback", reason=reason, cure=cure, **seen)
 
 
 def _long_compiling(found: Examination) -> Iterator[Finding]:
     """Compiling that took long, and longer than all that it was for."""
-    seconds = found.seconds or {}
-    compiling, forecasting = seconds.get("compiling", 0.0), seconds.get("forecasting", 0.0)
-    if compiling < _LONG_COMPILING or compiling <= forecasting or not found.forecasts:
+    seconds = found.seconds
+    if not seconds or not found.forecasts or seconds["compiling"] < _LONG_COMPILING:
         return
-    what = (
-        f"Compiling took {compiling:.0f} s, and all forecasts together {forecasting:.1f} s beside "
-        "that: less than it cost to compile them."
-    )
-    cure = (
-        "make many forecasts in one process; and keep what was compiled from one run to the next, "
-        "in a TORCHINDUCTOR_CACHE_DIR that lasts"
-    )
-    if any(way["device"] == "cpu" for way in found.forecasts):
-        cure = (
-            "on a CPU, where compiling gains little, leave out toto.compile(), torch.compile and "
-            f"runtime='compile'; or {cure}"
-        )
-    yield Finding("problem", what, cure)
+    if seconds["compiling"] > seconds["forecasting"]:
+        name = "long compiling"
+        if any(way["device"] == "cpu" for way in found.forecasts):
+            name = "long compiling on a CPU"
+        yield finding(name, **seconds)
 
 
 def _notes(found: Examination) -> Iterator[Finding]:
     """What is in nobody's way: autocast, other runtimes than asked for, graphs not captured."""
     if ways := [way for way in found.forecasts if way["autocast"]]:
-        what = f"{_made(ways)} within torch.autocast({ways[0]['autocast']!r})."
-        cure = "leave it out; for matrix products in 16 bits alone: apply(precision='bf16')"
-        yield Finding("note", what, cure)
+        yield finding("autocast", made=_made(ways), device=ways[0]["autocast"])
     for (reason, runtime), ways in _by_reason(found, "fast").items():
-        yield Finding("note", f"{_made(ways)} in runtime {runtime}: {reason}.")
+        yield finding("other runtime", made=_made(ways), runtime=runtime, reason=reason)
     for reason, count in found.skips.items():
         cure = "on a CPU: mode='default'" if "cpu device" in reason else ""
-        yield Finding("note", f"{count} graphs not captured as CUDA graphs: {reason}.", cure)
+        yield finding("no CUDA graph", count=count, reason=reason, cure=cure)
 
 
 def _fast(found: Examination) -> Forecasts:

@@ -14,8 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import toto_compile_patch
 from toto_compile_patch import carriers
@@ -26,12 +25,11 @@ from toto_compile_patch.settings import ENV_RUNTIME, ENV_TOGGLE, PATCH_NAMES, Se
 from toto_compile_patch.tested_code import HOW_TO_COMPARE
 from toto_compile_patch.tools.checks import pip_install
 from toto_compile_patch.tools.doctor.findings import (
-    OLDER_HUB,
-    WITHOUT_XFORMERS,
     Examined,
     Finding,
     bearing_variables,
     compiling_switched_off,
+    finding,
 )
 
 TESTED_TORCH = ("2.7.0", "2.13.0")
@@ -40,8 +38,6 @@ BAD_WRAPT = "2.2.0"
 LEAST_WRAPT = (1, 16)
 LAYERS = 12
 """Of the published model: each is a case of its own to the compiler of upstream's code."""
-
-_TEST_IT = "python -m pytest, in a clone of this package, tests yours"
 
 
 @dataclass(frozen=True)
@@ -163,11 +159,11 @@ def _symbols() -> list[Symbol]:
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
-    places: list[tuple[Any, str]] = []
+    places = list(upstream.BYPASSED)
     for site in sites:
         if isinstance(site, AttributeSite):
             places += [(site.owner, site.attribute), *site.needs]
-    names = {upstream.symbol(*place): place for place in [*places, *upstream.BYPASSED]}
+    names = {upstream.symbol(*place): place for place in places}
     return [Symbol(name, upstream.unknown(*place) or "") for name, place in names.items()]
 
 
@@ -180,12 +176,10 @@ def _applied_here(symbols: list[Symbol]) -> tuple[list[PatchStatus], list[Findin
     except Exception as error:
         return _rows(), [_stopped(error, symbols)]
     if not settings.enabled:
-        what = f"{ENV_TOGGLE}={os.environ[ENV_TOGGLE]}: apply() leaves upstream untouched."
-        return rows, [Finding("problem", what, f"unset {ENV_TOGGLE}")]
+        return rows, [finding("toggled off", variable=ENV_TOGGLE, text=os.environ[ENV_TOGGLE])]
+    left_out = [r for r in rows if r.name in settings.patches and r.state != "applied"]
     return rows, [
-        Finding("problem", f"Patch {row.name} is {row.state}: {row.detail}.", _cure_of(row.detail))
-        for row in rows
-        if row.name in settings.patches and row.state != "applied"
+        finding("patch left out", **asdict(row), cure=_cure_of(row.detail)) for row in left_out
     ]
 
 
@@ -203,14 +197,17 @@ def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
         cure = "set that variable to one of these, or unset it"
     elif isinstance(error, TotoNotFoundError):
         what = f"toto cannot be imported ({error.__cause__})."
-        cure = _cure_of_missing(getattr(error.__cause__, "name", None) or "toto")
+        module = getattr(error.__cause__, "name", None) or "toto"
+        cure = pip_install(module)
+        if module.partition(".")[0] == "toto":
+            cure += "; on another torch than 2.7.0, with --no-deps: see the README"
     elif foreign := [symbol.name for symbol in symbols if symbol.problem]:
         what = what.partition(f" {HOW_TO_COMPARE}")[0]
         names = ", ".join(foreign)
         cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({names})"
     else:
         cure = _cure_of(what)
-    return Finding("problem", f"apply() fails: {what}", cure)
+    return finding("apply fails", why=what, cure=cure)
 
 
 def _cure_of(message: str) -> str:
@@ -219,38 +216,28 @@ def _cure_of(message: str) -> str:
     return ""
 
 
-def _cure_of_missing(module: str) -> str:
-    """How to get a module that an import of toto did not find."""
-    pinned = "; on another torch than 2.7.0, with --no-deps: see the README"
-    return pip_install(module) + (pinned if module.partition(".")[0] == "toto" else "")
-
-
 def _unreached(places: list[Carrier]) -> Iterator[Finding]:
     """What apply() does not reach: in the way where there is nothing else, or else a trap."""
     level = "trap" if any(carrier.reached for carrier in places) else "problem"
     for carrier in places:
         if not carrier.reached:
-            what = f"apply() does not reach {carriers.placed(carrier)}."
-            yield Finding(level, what, carrier.advice)
+            place = carriers.placed(carrier)
+            yield finding("carrier out of reach", level=level, place=place, advice=carrier.advice)
 
 
 def _version_traps(versions: dict[str, str]) -> Iterator[Finding]:
     """Versions that do not work, or that nobody has tested."""
     hub, wrapt, torch = (versions[name] for name in ("huggingface_hub", "wrapt", "torch"))
     if numbers(hub) >= (1,):
-        what = f"huggingface_hub {hub}: Toto.from_pretrained raises TypeError."
-        yield Finding("trap", what, OLDER_HUB)
+        yield finding("newer hub", version=hub)
     if wrapt == BAD_WRAPT or not LEAST_WRAPT <= numbers(wrapt) < (3,):
-        what = f"wrapt {wrapt}: this package needs 1.16 to 2, and not {BAD_WRAPT}."
-        yield Finding("problem", what, f"pip install 'wrapt>=1.16,!={BAD_WRAPT},<3'")
+        yield finding("other wrapt", version=wrapt, bad=BAD_WRAPT)
     if () < numbers(torch) < (2, 7):
-        yield Finding("problem", f"torch {torch} is too old.", "pip install torch==2.7.0")
+        yield finding("old torch", version=torch)
     elif numbers(torch) and torch.split("+")[0] not in TESTED_TORCH:
-        tested = " and ".join(TESTED_TORCH)
-        yield Finding("note", f"torch {torch} has not been tested; {tested} have.", _TEST_IT)
+        yield finding("untested", what=f"torch {torch}", tested=" and ".join(TESTED_TORCH))
     if sys.version_info[:2] not in TESTED_PYTHON:
-        what = f"Python {versions['Python']} has not been tested; 3.10 to 3.12 have."
-        yield Finding("note", what, _TEST_IT)
+        yield finding("untested", what=f"Python {versions['Python']}", tested="3.10 to 3.12")
 
 
 def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Finding]:
@@ -264,25 +251,15 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     compiles = os.environ.get(ENV_RUNTIME, "").strip().lower().startswith("compile")
     level = "problem" if compiles else "trap"
     toto_works = "toto.inference.forecaster" in sys.modules
-    if numbers(versions["xformers"]) and not has_gpu:
-        what = "xformers without a GPU: upstream's attention asks for it, and it has no CPU"
-        yield Finding("trap", f"{what} kernels.", WITHOUT_XFORMERS)
-    if toto_works and "compile_method" not in applied:
-        what = "toto.compile() compiles nothing here: Toto has no forward, forecasters call"
-        cure = "apply() with compile_method, or toto.model.compile()"
-        yield Finding("trap", f"{what} toto.model.", cure)
     limit = getattr(sys.modules.get("torch._dynamo.config"), "recompile_limit", LAYERS)
+    if numbers(versions["xformers"]) and not has_gpu:
+        yield finding("xformers on a CPU")
+    if toto_works and "compile_method" not in applied:
+        yield finding("compile compiles nothing")
     if toto_works and "dynamo_config" not in applied and limit < LAYERS:
-        what = (
-            f"torch._dynamo.config.recompile_limit is {limit}: upstream's code, compiled, needs "
-            f"more for {LAYERS} layers, and runs uncompiled from there on."
-        )
-        cure = "apply() with dynamo_config, or torch._dynamo.config.recompile_limit = 64"
-        yield Finding("trap", what, cure)
+        yield finding("low recompile limit", limit=limit, layers=LAYERS)
     yield from compiling_switched_off(dict(os.environ), "trap")
     if not has_gpu and versions["C++ compiler"] == "not installed":
-        what = f"There is no C++ compiler ({_compiler()}): torch.compile cannot work on a CPU."
-        yield Finding(level, what, "install g++ (apt-get install g++), or set CXX to a compiler")
+        yield finding("no C++ compiler", level=level, wanted=_compiler())
     if has_gpu and not _is_importable("triton"):
-        what = "There is no Triton: torch.compile cannot work on a GPU."
-        yield Finding(level, what, "pip install triton")
+        yield finding("no Triton", level=level)

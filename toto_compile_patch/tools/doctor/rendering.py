@@ -164,29 +164,25 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     if not any(counts.values()):
         screen.line("torch.compile: no graph was compiled in this process.\n")
         return
-    screen.line(
-        f"torch {found.torch}: {counts['graphs']} graphs, {counts['graph_breaks']} breaks, "
-        f"{counts['recompilations']} recompilations, {counts['limit_hits']} recompile limits hit"
-    )
+    told = "{graphs} graphs, {graph_breaks} breaks, {recompilations} recompilations, {limit_hits} "
+    screen.line(f"torch {found.torch}: {told.format_map(counts)}recompile limits hit")
     if found.seconds:
-        screen.line(
-            f"Compiling took {found.seconds['compiling']:.1f} s, all forecasts together "
-            f"{found.seconds['forecasting']:.1f} s beside that."
-        )
+        told = "Compiling took {compiling:.1f} s, all forecasts together {forecasting:.1f} s beside"
+        screen.line(f"{told.format_map(found.seconds)} that.")
     screen.line()
-    screen.table(
-        ("function", "graphs", "breaks", "recomp.", "limit", "where"),
-        [
-            (_in_lines(f.name), f.graphs, f.breaks, f.recompilations, f.limit_hits, f.place)
-            for f in found.functions
-        ],
-        whole=("function", "where"),
-    )
+    functions = [
+        (_in_lines(f.name), f.graphs, f.breaks, f.recompilations, f.limit_hits, f.place)
+        for f in found.functions
+    ]
+    headings = ("function", "graphs", "breaks", "recomp.", "limit", "where")
+    screen.table(headings, functions, whole=("function", "where"))
     breaks = [(g.count, g.reason, g.place, _some(g.functions)) for g in found.breaks]
     screen.table(("breaks", "reason", "where", "in"), breaks, whole=("where",))
     listed, counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
     if breaks and listed != counted:
-        screen.line(f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n")
+        screen.line(
+            f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n", "dim"
+        )
     for heading, groups in (("recompiled", found.recompilations), ("limits hit", found.limits)):
         rows = [(g.count, _reason(g), _some(g.functions, between=",\n")) for g in groups]
         screen.table((heading, "because this changed", "in"), rows, whole=("in",))

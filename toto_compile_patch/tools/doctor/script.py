@@ -23,10 +23,12 @@ from typing import Any, TypeAlias
 from toto_compile_patch.tools.doctor.diagnosis import diagnose
 from toto_compile_patch.tools.doctor.environment import version
 from toto_compile_patch.tools.doctor.examination import Examination, Function, Group
-from toto_compile_patch.tools.doctor.findings import Finding
+from toto_compile_patch.tools.doctor.findings import finding
 from toto_compile_patch.tools.doctor.places import function_at, short
 from toto_compile_patch.tools.doctor.watch import MODULE_OF_SCRIPTS, Watch
 
+_COLUMNS = {"compilations": "graphs", "breaks": "breaks"}
+_COLUMNS |= {"recompilations": "recompilations", "limits": "limit_hits"}
 _COMPILE_ID = re.compile(r"^\d+/\d+(?:_\d+)?: ")
 
 # What guards that are alike look like: the same in plain words, and what in them varies.
@@ -56,8 +58,8 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
         died = f"the script's process left without its end (os._exit?), with exit code {code}"
         if code < 0:
             died = f"the script's process was killed by {signal.Signals(-code).name}"
-        finding = Finding("problem", f"Nothing could be seen: {died}.")
-        return Examination(str(script), code, died, False, findings=[finding])
+        findings = [finding("nothing seen", death=died)]
+        return Examination(str(script), code, died, False, findings=findings)
     return _examination(str(script), code, **seen)
 
 
@@ -127,20 +129,14 @@ def _examination(
 
 def _located(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with its function's name and a short path in the place of its own."""
-    place = entry["place"]
-    name = function_at(place["file"], place["line"], place["function"])
-    file = short(place["file"])
-    return {**entry, "function": name, "file": file, "line": place["line"]}
+    file, line, function = (entry["place"][name] for name in ("file", "line", "function"))
+    name = function_at(file, line, function)
+    return {**entry, "function": name, "file": short(file), "line": line}
 
 
 def _functions(entries: dict[str, list[dict[str, Any]]]) -> list[Function]:
     found: dict[tuple[str, str], Function] = {}
-    for kind, column in (
-        ("compilations", "graphs"),
-        ("breaks", "breaks"),
-        ("recompilations", "recompilations"),
-        ("limits", "limit_hits"),
-    ):
+    for kind, column in _COLUMNS.items():
         for entry in entries[kind]:
             name, file = entry["function"], entry["file"]
             function = found.setdefault((name, file), Function(name, f"{file}:{entry['line']}"))

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class SeenForecast:
         patches: those that stood, where upstream's code forecast.
         autocast: device type of the autocast around it; else empty.
         place: the line that asked for it.
+        cure: what to do to have the fast one.
         carrier: whose code made it, where ``apply()`` does not reach that; else empty.
     """
 
@@ -65,6 +67,7 @@ class SeenForecast:
     patches: tuple[str, ...]
     autocast: str
     place: str
+    cure: str = ""
     carrier: str = ""
 
 
@@ -160,11 +163,8 @@ class Watch:
 
     def _seconds(self, health: CompileHealth) -> dict[str, float] | None:
         """What compiling took, and what all forecasts took beside; None where nothing tells."""
-        known = [
-            (frame.began, frame.seconds)
-            for frame in health.compilations
-            if frame.began is not None and frame.seconds is not None
-        ]
+        told = ((frame.began, frame.seconds) for frame in health.compilations)
+        known = [(b, s) for b, s in told if b is not None and s is not None]
         if not known:
             return None
         spans = list(self.spans)
@@ -226,8 +226,7 @@ class Watch:
             if not torch.compiler.is_compiling():
                 self.now.upstream = True
                 if not self.now.within:
-                    patches = () if carrier else _applied()
-                    self._note(forecaster, sys._getframe(1), patches=patches, carrier=carrier)
+                    self._note(forecaster, sys._getframe(1), carrier=carrier)
                     with self._timed():
                         return original(forecaster, *args, **kwargs)
             return original(forecaster, *args, **kwargs)
@@ -257,9 +256,7 @@ class Watch:
             finally:
                 path = toto_compile_patch.last_path()
                 if path is not None and (made or self.now.upstream):
-                    told = path.taken, path.reason, path.runtime
-                    patches = _applied() if path.taken == "upstream" else ()
-                    self._note(forecaster, sys._getframe(1), *told, patches=patches)
+                    self._note(forecaster, sys._getframe(1), path)
             return result
 
         return run_uncompiled(generate)
@@ -276,29 +273,25 @@ class Watch:
             if outermost:
                 self.spans.append((start, time.time()))
 
-    def _note(
-        self,
-        forecaster: Any,
-        frame: FrameType,
-        path: str = "upstream",
-        reason: str = "",
-        runtime: str = "",
-        **others: Any,
-    ) -> None:
+    def _note(self, forecaster: Any, frame: FrameType, path: Any = None, carrier: str = "") -> None:
+        """Note a forecast; without a path, one by upstream's code alone."""
         import torch
 
         model = getattr(forecaster, "model", None)
+        compiled_call = getattr(model, "_compiled_call_impl", None)
         first = next(iter(getattr(model, "parameters", list[Any])()), None)
+        taken = getattr(path, "taken", "upstream")
         seen = SeenForecast(
-            path,
-            reason,
-            runtime,
-            compiled=hasattr(model, "_orig_mod")
-            or getattr(model, "_compiled_call_impl", None) is not None,
+            path=taken,
+            reason=getattr(path, "reason", ""),
+            runtime=getattr(path, "runtime", ""),
+            cure=getattr(path, "cure", ""),
+            compiled=hasattr(model, "_orig_mod") or compiled_call is not None,
             device=str(getattr(getattr(first, "device", None), "type", "")),
+            patches=_applied() if taken == "upstream" and not carrier else (),
             autocast=next((k for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)), ""),
             place=_asked_from(frame),
-            **others,
+            carrier=carrier,
         )
         self.forecasts.append(seen)
         for call, made in self.calls:
@@ -312,14 +305,13 @@ def _applied() -> tuple[str, ...]:
     return tuple(row.name for row in toto_compile_patch.status() if row.state == "applied")
 
 
-def _asked_from(frame: FrameType | None) -> str:
+def _asked_from(frame: FrameType) -> str:
     """The nearest line that is the user's."""
     libraries = _folders_of_libraries()
-    while frame is not None and not _is_users(frame, libraries):
-        frame = frame.f_back
-    if frame is None:
-        return ""
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    for caller, line in traceback.walk_stack(frame):
+        if _is_users(caller, libraries):
+            return f"{Path(caller.f_code.co_filename).name}:{line}"
+    return ""
 
 
 def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
