@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,17 +19,7 @@ UPSTREAM, PATCHED, TRUTH, PAST = "#3b6fb6", "#e4572e", "#111111", "#777777"
 OTHERS = ("#8a9bb0", "#b9a44c")
 PANELS = 3
 
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    # A column's name may have dollars in it.
-    "text.parse_math": False,
-}
+STYLE = Path(__file__).with_name("picture.mplstyle")
 
 
 def draw(figures: Figures) -> bytes:
@@ -36,7 +27,7 @@ def draw(figures: Figures) -> bytes:
     patched, windows = figures.speeds[-1], len(figures.data.windows)
     says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
     headline = f"Toto, {patched.way}: {ratio(patched.ratio)} times the speed of upstream, {says}"
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure: Any = Figure(figsize=(11, 7), layout="constrained")
         figure.suptitle(headline, fontsize=14, fontweight="bold", x=0.01, ha="left")
         above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))

@@ -15,16 +15,6 @@ from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
 
 STOLEN_WORTH_A_REMARK = 0.05
 
-LEGENDS = (
-    "Times faster: upstream's eager seconds over the way's, window by window: median, and from "
-    "least to greatest. First +: what the first forecast takes beyond a steady one. Graphs, graph "
-    "breaks, recompilations and recompile-limit hits of torch.compile.",
-    "MAE, CRPS (twice the pinball loss over nine quantiles): in the column's unit. MASE: against "
-    "the season before, within the context. 80 % holds: how much of the truth lies within the "
-    "interval from 10 to 90 %. From upstream: mean distance from upstream's median forecast.",
-)
-"""What the headings of the two tables mean."""
-
 
 def setting_of(data: Data, job: Job, facts: dict[str, str]) -> dict[str, str]:
     """What is compared on what, by label."""
@@ -118,7 +108,6 @@ def page(figures: Figures, picture: bytes) -> str:
         faster=ratio(figures.speeds[-1].ratio),
         setting=figures.setting,
         tables=[speed_rows(figures), accuracy_rows(figures)],
-        legends=LEGENDS,
         remarks=remarks(figures),
         picture=base64.b64encode(picture).decode(),
     )
