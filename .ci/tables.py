@@ -11,7 +11,6 @@ been at hand, say) makes no table.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,88 +20,79 @@ RESULTS = ROOT / "examples" / "results"
 COMPILED = "patched, compile"
 
 
+def markdown(headings: str, rows: list[list[str]], legend: str) -> str:
+    """A table, and a line below it."""
+    lines = [headings, " | ".join(["| ---", *["---"] * (headings.count(" | ") - 1), "--- |"])]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([*lines, "", legend])
+
+
 def bench_table(files: list[Path]) -> str:
     """Workloads, upstream and patched, of runs on one machine."""
     runs = [json.loads(file.read_text()) for file in files]
-    lines = [
-        "| workload: series x variates x context, horizon, samples | upstream | patched | times "
-        "faster | patched, compiled | peak GB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    some_batches = False
-    rows = {name: row for run in runs for name, row in run["workloads"].items()}
-    for name, row in sorted(rows.items()):
+    found = {name: row for run in runs for name, row in run["workloads"].items()}
+    rows, some_batches = [], False
+    for name, row in sorted(found.items()):
         if "failed" in row:
             continue
         upstream, patched = row["upstream"], row["patched"]
-        batches = upstream["measured"].split()
-        extrapolated = batches[0] != batches[2]
-        some_batches |= extrapolated
-        compiled = f"{seconds(row[COMPILED])}" if COMPILED in row else ""
+        measured, _, whole, *_ = upstream["measured"].split()
+        some_batches |= measured != whole
         peaks = [side["peak_gb"] for side in (upstream, patched)]
-        peak = " / ".join(f"{gb:.1f}" for gb in peaks) if None not in peaks else ""
         cells = [
             f"{name}, {row['what'].replace(' samples', '')}",
-            seconds(upstream) + (" ¹" if extrapolated else ""),
+            seconds(upstream) + (" ¹" if measured != whole else ""),
             seconds(patched),
             f"**{times(upstream['ratio'])}**",
-            compiled,
-            peak,
+            seconds(row[COMPILED]) if COMPILED in row else "",
+            " / ".join(f"{gb:.1f}" for gb in peaks) if None not in peaks else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    machines = "; ".join(
-        dict.fromkeys(f"{run['machine']}, torch {run['torch']}, {run['date']}" for run in runs)
+        rows.append(cells)
+    machines = dict.fromkeys(
+        f"{run['machine']}, torch {run['torch']}, {run['date']}" for run in runs
     )
-    lines += ["", f"{machines}."]
+    legend = "; ".join(machines) + "."
     if some_batches:
-        lines[-1] += (
-            " ¹ Measured on one of its batches of samples, times their number: the whole takes "
-            "minutes."
-        )
-    return "\n".join(lines)
+        legend += " ¹ Measured on one of its batches of samples, times their number: "
+        legend += "the whole takes minutes."
+    headings = (
+        "| workload: series x variates x context, horizon, samples | upstream | patched | times "
+        "faster | patched, compiled | peak GB |"
+    )
+    return markdown(headings, rows, legend)
 
 
 def start_table(file: Path) -> str:
     """First forecasts of a compiled model."""
     run = json.loads(file.read_text())
-    lines = [
-        "| seconds | trivial function | first forecast | second | steady |",
-        "| --- | --- | --- | --- | --- |",
+    rows = [
+        [name, *(f"{row[key]:.3g}" for key in ("trivial", "first", "second", "steady"))]
+        for name, row in run["starts"].items()
     ]
-    for name, row in run["starts"].items():
-        figures = " | ".join(f"{row[key]:.3g}" for key in ("trivial", "first", "second", "steady"))
-        lines.append(f"| {name} | {figures} |")
-    lines += ["", f"{run['machine']}, torch {run['torch']}, {run['date']}."]
-    return "\n".join(lines)
+    headings = "| seconds | trivial function | first forecast | second | steady |"
+    return markdown(headings, rows, f"{run['machine']}, torch {run['torch']}, {run['date']}.")
 
 
 def fixes_table(file: Path) -> str:
     """What dynamo does for each way to compile and patch Toto."""
     run = json.loads(file.read_text())
-    lines = [
-        "| what is written | graphs | breaks | recompiled | limit hits |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for row in run["rows"].values():
         counts = ("graphs", "graph_breaks", "recompilations", "limit_hits")
-        figures = " | ".join(str(row.get(count, "")) for count in counts)
         remark = f" (raises {row['error']})" if "error" in row else ""
         if runs := row.get("wrapper_runs"):
             remark = f" (it runs in {runs['compiled']} of {runs['eager']} compiled calls)"
-        lines.append(f"| {row['way']}{remark} | {figures} |")
-    machine = run["machine"]
-    lines += ["", f"Backend {run['backend']}, torch {machine['torch']}, {machine['date']}."]
-    return "\n".join(lines)
+        rows.append([row["way"] + remark, *(str(row.get(count, "")) for count in counts)])
+    legend = f"Backend {run['backend']}, torch {run['machine']['torch']}, {run['machine']['date']}."
+    headings = "| what is written | graphs | breaks | recompiled | limit hits |"
+    return markdown(headings, rows, legend)
 
 
 def ab_table(file: Path) -> str:
     """The demo model on the bundled series, upstream and patched."""
     run = json.loads(file.read_text())
     speeds = {speed["way"]: speed for speed in run["speed"]}
-    lines = [
-        "| | median seconds | times faster | MAE | MASE | CRPS | 80 % interval holds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for row in run["accuracy"]:
         speed = speeds.get(row["way"])
         cells = [row["way"], "", "", f"{row['mae']:.3f}", f"{row['mase']:.3f}", "", ""]
@@ -110,19 +100,18 @@ def ab_table(file: Path) -> str:
             cells[1:3] = f"{speed['median']:.3g}", f"**{times(speed['ratio'])}**"
         if row["coverage"] is not None:
             cells[5:] = f"{row['crps']:.3f}", f"{row['coverage']:.0%}"
-        lines.append(f"| {' | '.join(cells)} |")
-    judgement = run["judgement"]
-    setting = run["setting"]
-    lines += [
-        "",
+        rows.append(cells)
+    judgement, setting = run["judgement"], run["setting"]
+    legend = (
         f"{setting['forecasts']}; {setting['machine']}, {setting['date']}. Quantiles of the "
         f"two sides differ by {judgement['distance']:.1%} of the interval, two seeds of upstream "
         f"by {judgement['between_seeds']:.1%}; mean forecasts by {judgement['mean']:.0e} standard "
         "deviations. Patched changes the "
         f"mean absolute error of median forecasts by {abs(run['mae_change']):.1%}, of mean "
-        f"forecasts by {abs(run['mae_change_of_means']):.4%}.",
-    ]
-    return "\n".join(lines)
+        f"forecasts by {abs(run['mae_change_of_means']):.4%}."
+    )
+    headings = "| | median seconds | times faster | MAE | MASE | CRPS | 80 % interval holds |"
+    return markdown(headings, rows, legend)
 
 
 def times(ratio: float) -> str:
@@ -155,9 +144,9 @@ def main() -> int:
     readme = ROOT / "README.md"
     before = after = readme.read_text()
     for name, table in tables().items():
-        block = f"<!-- table: {name} -->\n{table}\n<!-- end -->"
-        pattern = rf"<!-- table: {name} -->.*?<!-- end -->"
-        after = re.sub(pattern, lambda _, block=block: block, after, flags=re.DOTALL)
+        head, start, rest = after.partition(f"<!-- table: {name} -->\n")
+        if start:
+            after = f"{head}{start}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     if "--check" in sys.argv:
         return int(before != after)
     readme.write_text(after)

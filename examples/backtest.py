@@ -1,129 +1,79 @@
 """Rolling-origin backtest: the same forecasts by upstream's code, eager and compiled, and patched.
 
-Each way runs in a process of its own with the same model. The ways take turns at every window, so
-that whatever disturbs the machine disturbs all of them.
+python examples/backtest.py --samples 0         # mean forecasts, which involve no chance
+python examples/backtest.py --csv load.csv --column MW --context 2048 --horizon 168
+TOTO_COMPILE_PATCH=0 python examples/backtest.py                        # upstream alone
 """
 
-from __future__ import annotations
-
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from argparse import Namespace
+from pathlib import Path
+from statistics import median
+from typing import Any
 
-_INSTALL = {"torch": "toto-ts", "toto_compile_patch": "-e ."}
+import numpy as np
+from command_line import Parser
+from toto.inference.forecaster import TotoForecaster
 
+import toto_compile_patch
+from toto_compile_patch.settings import COMPILE_MODES
+from toto_compile_patch.tools import checks, models
+from toto_compile_patch.tools.compile_health import CompileHealth
+from toto_compile_patch.tools.series import Window
 
-def _what_is_missing(error: ModuleNotFoundError) -> str:
-    name = str(error.name).partition(".")[0]
-    return f"{name} is missing: pip install {_INSTALL.get(name, name)}"
-
-
-try:
-    from options import Options, build_parser, read_options
-    from report import Record, as_json, print_result, print_setting, remarks_on, summarize
-    from rich.console import Console
-
-    from toto_compile_patch.tools import machine, models
-    from toto_compile_patch.tools.checks import UsageError, choose_device, write_whole
-    from toto_compile_patch.tools.series import SeriesError, Shape, Window, cut_windows, read_series
-    from toto_compile_patch.tools.turns import standing_patches, started, warmups
-    from toto_compile_patch.tools.workers import (
-        COMPILED,
-        EAGER,
-        PATCHED,
-        Job,
-        Question,
-        Way,
-        WorkerError,
-    )
-except ModuleNotFoundError as error:
-    print(f"backtest.py: error: {_what_is_missing(error)}", file=sys.stderr)
-    sys.exit(2)
-except KeyboardInterrupt:
-    sys.exit(130)
-
-_WIDTH_OF_A_FILE = 100
+EAGER, COMPILED, PATCHED = "upstream, eager", "upstream, compiled", "patched"
+NOTHING = "TOTO_COMPILE_PATCH=0: upstream runs untouched, nothing is patched"
+LINE = "{way}: {median_seconds:.3g} s, first {first_seconds:.3g} s, error {error:.4g}; {health}"
 
 
-def forecast_all(ways: Sequence[Way], job: Job, windows: Sequence[Window]) -> list[Record]:
-    """Let the ways take turns at every window, never two at once."""
-    records = [Record(way) for way in ways]
-    warm = warmups(job.device)
-    with started(ways, job, len(ways) * (warm + len(windows))) as turns:
-        for _ in range(warm):
-            answers = turns.ask_all(Question(0, windows[0]), "warming up")
-            for record, answer in zip(records, answers, strict=True):
-                record.warmup_seconds.append(answer.seconds)
-        for seed, window in enumerate(windows):
-            answers = turns.ask_all(Question(seed, window), f"window {seed + 1}")
-            for record, answer in zip(records, answers, strict=True):
-                record.add(answer)
-        for record, worker in zip(records, turns.workers, strict=True):
-            record.health = worker.finish().health
-    return records
+def main() -> None:
+    parser = Parser(__doc__, windows=8, context=512, horizon=96)
+    parser.add_argument("--csv", type=Path, default=models.BUNDLED)
+    parser.add_argument("--column", default="temp")
+    parser.add_argument("--samples", type=checks.not_negative, default=64)
+    parser.add_argument("--samples-per-batch", type=checks.positive)
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="reduce-overhead")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    per_batch = parser.checked(checks.check_batch, options.samples, options.samples_per_batch)
+    options.samples_per_batch = per_batch
+    windows = parser.read_windows(options, options.csv, options.column)
+    toto_compile_patch.apply()
+    standing = [row.name for row in toto_compile_patch.status() if row.state == "applied"]
+    print(f"model: {models.describe(options.model)}\npatches: {', '.join(standing) or NOTHING}")
+    ways = []
+    for way in (EAGER, COMPILED, PATCHED) if standing else (EAGER, COMPILED):
+        toto_compile_patch.apply() if way == PATCHED else toto_compile_patch.revert()
+        forecaster = TotoForecaster(parser.load_model(options).model)
+        if way == COMPILED or (way == PATCHED and "fast_decode" not in standing):
+            forecaster.model.compile(mode=options.compile)
+        ways.append({"way": way, **backtest(forecaster, windows, options)})
+        print(LINE.format_map(ways[-1]))
+    if options.json:
+        options.json.write_text(json.dumps({"patches": standing, "ways": ways}, indent=2) + "\n")
 
 
-def run(options: Options, console: Console) -> None:
-    """Make the backtest and report it."""
-    series = read_series(options.csv, [options.column])
-    windows = cut_windows(series, Shape(options.windows, options.context, options.horizon))
-    job = _job(options)
-    standing = standing_patches()
-    facts = machine.facts(job.device)
-    print_setting(console, series, job, facts, standing)
-    ways = (EAGER, COMPILED, PATCHED) if standing else (EAGER, COMPILED)
-    before = machine.read_stolen()
-    records = forecast_all(ways, job, windows)
-    stolen = machine.stolen_share(before, machine.read_stolen())
-    std = float(series.std[0])
-    summaries = [summarize(record, records[0], windows, std) for record in records]
-    remarks = remarks_on(records, stolen)
-    print_result(console, summaries, remarks)
-    if options.json is not None:
-        result = {
-            "data": {"source": series.source, "column": options.column, "rows": series.rows},
-            "model": models.describe(job.model),
-            "machine": facts,
-            "patches": standing,
-            "job": asdict(job),
-            "windows": options.windows,
-            "context": options.context,
-            "ways": as_json(summaries),
-            "stolen_cpu": stolen,
-            "warnings": remarks,
-        }
-        write_whole(options.json, json.dumps(result, indent=2, allow_nan=False) + "\n")
-
-
-def _job(options: Options) -> Job:
-    return Job(
-        model=options.model,
-        device=choose_device(options.device),
-        mode=options.mode,
-        horizon=options.horizon,
-        samples=options.samples,
-        samples_per_batch=options.samples_per_batch,
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser(__doc__)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_A_FILE)
-    try:
-        run(read_options(parser, arguments), console)
-    except (UsageError, SeriesError) as error:
-        parser.error(str(error))
-    except ModuleNotFoundError as error:
-        parser.error(_what_is_missing(error))
-    except WorkerError as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted\n")
-    return 0
+def backtest(forecaster: Any, windows: list[Window], options: Namespace) -> dict[str, Any]:
+    """Seconds and mean absolute error of the forecasts, and what was compiled for them."""
+    seconds, errors = [], []
+    with CompileHealth() as health:
+        # The first one, which compiles and prepares, is made twice.
+        for window in [windows[0], *windows]:
+            start = time.perf_counter()
+            forecast = forecaster.forecast(
+                window.inputs().to(forecaster.model.device),
+                prediction_length=options.horizon,
+                num_samples=options.samples or None,
+                samples_per_batch=options.samples_per_batch,
+            )
+            point = (forecast.median if options.samples else forecast.mean)[0].cpu().numpy()
+            seconds.append(time.perf_counter() - start)
+            errors.append(abs(point - window.truth))
+    first, error = seconds.pop(0), float(np.nanmean(errors[1:]))
+    facts = {"first_seconds": first, "median_seconds": median(seconds), "seconds": seconds}
+    return {**facts, "error": error, "health": health.counts()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -12,17 +12,15 @@ import time
 import warnings
 from typing import Any
 
-import model_option
 import pandas as pd
+from command_line import Parser
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.dataset.split import split
 from gluonts.evaluation import Evaluator
-from options import Parser
 from toto.inference.gluonts_predictor import Multivariate, TotoPredictor
 
 import toto_compile_patch
-from toto_compile_patch.tools import models
-from toto_compile_patch.tools.checks import positive
+from toto_compile_patch.tools.models import BUNDLED
 
 COLUMNS = ("temp", "dewp")
 QUANTILES = tuple(level / 10 for level in range(1, 10))
@@ -30,14 +28,13 @@ DAY = 24
 
 
 def main() -> None:
-    parser = build_parser()
+    parser = Parser(__doc__, windows=8, context=512, horizon=48, samples=100)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     toto_compile_patch.apply()  # the one line
 
-    toto = model_option.load_model(parser, arguments.model)
     predictor = TotoPredictor.create_for_eval(
-        toto,
+        parser.load_model(arguments),
         prediction_length=arguments.horizon,
         context_length=arguments.context,
         mode=Multivariate(batch_size=16),
@@ -63,22 +60,14 @@ def main() -> None:
 
 def read_bundled() -> PandasDataset:
     """Two columns of the bundled series, an item each; in a gap, the hour before it again."""
-    table = pd.read_csv(models.BUNDLED, index_col="time", parse_dates=True)[list(COLUMNS)].ffill()
+    table = pd.read_csv(BUNDLED, index_col="time", parse_dates=True)[list(COLUMNS)].ffill()
     return PandasDataset(dict(table.tz_localize(None).asfreq("h").astype("float32")), freq="h")
 
 
 def to_series(entry: dict[str, Any]) -> pd.Series:
+    """A part of a window with its times."""
     start, values = entry["start"], entry["target"]
     return pd.Series(values, pd.period_range(start, periods=len(values), freq="h"))
-
-
-def build_parser() -> Parser:
-    parser = model_option.build_parser(__doc__)
-    parser.add_argument("--windows", type=positive, default=8, metavar="N")
-    parser.add_argument("--context", type=positive, default=512, metavar="HOURS")
-    parser.add_argument("--horizon", type=positive, default=48, metavar="HOURS")
-    parser.add_argument("--samples", type=positive, default=100, metavar="N")
-    return parser
 
 
 if __name__ == "__main__":

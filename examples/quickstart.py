@@ -12,25 +12,23 @@ from __future__ import annotations
 import math
 import time
 
-import model_option
 import torch
-from options import Parser
+from command_line import Parser
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
-from toto_compile_patch.tools.checks import positive
 
 VARIATES = 7
 HOUR = 3600
 
 
 def main() -> None:
-    parser = build_parser()
+    parser = Parser(__doc__, context=4096, horizon=336, samples=256)
     arguments = parser.parse_args()
     toto_compile_patch.apply()  # the one line
 
-    toto = model_option.load_model(parser, arguments.model)
+    toto = parser.load_model(arguments)
     forecaster = TotoForecaster(toto.model)
     inputs = daily_cycles(arguments.context).to(toto.device)
 
@@ -41,15 +39,13 @@ def main() -> None:
         num_samples=arguments.samples,
         samples_per_batch=arguments.samples,
     )
-    low, median, high = (forecast.quantile(level) for level in (0.1, 0.5, 0.9))
+    low, median, high = (forecast.quantile(level)[0, 0, -1] for level in (0.1, 0.5, 0.9))
     seconds = time.perf_counter() - start
 
     assert forecast.samples is not None
     print(f"samples: {tuple(forecast.samples.shape)} (batch, variate, time steps, samples)")
-    print(
-        f"median:  {tuple(median.shape)}, the last step of the first variate {median[0, 0, -1]:.2f}"
-    )
-    print(f"80 % of its samples lie between {low[0, 0, -1]:.2f} and {high[0, 0, -1]:.2f}")
+    print(f"median:  {median:.2f} at the last step of the first variate")
+    print(f"80 % of its samples lie between {low:.2f} and {high:.2f}")
     print(f"seconds: {seconds:.2f}")
     print(f"path:    {toto_compile_patch.last_path() or 'upstream, unpatched'}")
 
@@ -67,14 +63,6 @@ def daily_cycles(steps: int) -> MaskedTimeseries:
         timestamp_seconds=hours * HOUR,
         time_interval_seconds=torch.full((VARIATES,), HOUR),
     )
-
-
-def build_parser() -> Parser:
-    parser = model_option.build_parser(__doc__)
-    parser.add_argument("--context", type=positive, default=4096, metavar="STEPS")
-    parser.add_argument("--horizon", type=positive, default=336, metavar="STEPS")
-    parser.add_argument("--samples", type=positive, default=256, metavar="N")
-    return parser
 
 
 if __name__ == "__main__":

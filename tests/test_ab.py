@@ -16,9 +16,9 @@ import pytest
 from toto_compile_patch.tools import cli, scores
 from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
 from toto_compile_patch.tools.ab.judgement import judge, judge_means
-from toto_compile_patch.tools.ab.report import verdicts
+from toto_compile_patch.tools.ab.words import verdicts
 from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
-from toto_compile_patch.tools.workers import EAGER, PATCHED, QUANTILES, Account, Answer, Way
+from toto_compile_patch.tools.turns import EAGER, PATCHED, QUANTILES, Answer, Way
 
 COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits")
 HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
@@ -193,13 +193,13 @@ def judged(
     generator = np.random.default_rng(0)
 
     def side(way: Way, shift: float, spread: float, mean_shift: float) -> Forecasts:
-        made = Forecasts(way, [2.0])
+        made = Forecasts(way.name, [2.0])
         for one in data.windows:
             samples = one.truth[..., None] + shift + spread * generator.normal(size=(1, 24, 256))
             quantiles = np.quantile(samples, QUANTILES, axis=-1)
-            made.add(Answer(1.0, quantiles[4], 0 * quantiles[4], quantiles, None))
+            made.answers.append(Answer(1.0, quantiles[4], quantiles, "fast path"))
             made.means.append(one.truth + 5 + mean_shift * one.values.std())
-        made.account = Account(dict.fromkeys(COUNTS, 0), 10**9)
+        made.health, made.peak_bytes = dict.fromkeys(COUNTS, 0), 10**9
         return made
 
     sides = [side(EAGER, 0, 1, 0), side(PATCHED, shift, spread, mean_shift)]

@@ -278,6 +278,22 @@ def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
         assert state.endswith("not reached|another model")
 
 
+def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "toto2").mkdir()
+    (tmp_path / "toto2" / "__init__.py").write_text("from .model import Toto2Model\n")
+    (tmp_path / "toto2" / "model.py").write_text("class Toto2Model:\n    pass\n")
+    code = """
+    import toto2
+    import toto_compile_patch as p
+    p.apply()
+    print([(c.name, c.state) for c in p.status().carriers], p.last_path().taken)
+    """
+    run = python(code, tmp_path)
+    carriers_found = [("toto", "loaded, reached"), ("toto2", "loaded, not reached")]
+    assert done(run).strip() == f"{sorted(carriers_found, reverse=True)} unreached"
+    assert "UnreachedCarrierWarning" not in run.stderr
+
+
 def test_namesakes_are_not_named(tmp_path: Path) -> None:
     for package in ("inference", "model"):
         (tmp_path / package).mkdir()

@@ -17,14 +17,14 @@ from toto_cases import COMPILE_PATCHES, PATCH, forecast, series, small_model
 import toto_compile_patch
 from toto_compile_patch.tools.compile_health import CompileHealth
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "compile_health.py"
+COUNT = Path(__file__).parent.parent / ".ci" / "evidence" / "compilations.py"
 
 
 @pytest.mark.slow
 def test_half_of_upstreams_and_nothing_for_what_was_seen(tmp_path: Path) -> None:
     figures = tmp_path / "health.json"
     subprocess.run(
-        [sys.executable, EXAMPLE, "--small", "--backend", "eager", "--json", figures], check=True
+        [sys.executable, COUNT, "--small", "--backend", "eager", "--json", figures], check=True
     )
     results = json.loads(figures.read_text())
     upstream, patched = (results[side]["first"] for side in ("upstream", "patched"))

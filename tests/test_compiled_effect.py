@@ -60,7 +60,8 @@ def test_unpatched_the_same_is_compiled_against_the_cache() -> None:
         for _ in range(3):
             attention(0, inputs, None, cache)
     assert type(cache) is UPSTREAM_CACHE
-    assert any("append" in r.frame or "positional" in r.frame for r in health.recompilations)
+    frames = [r.place.function for r in health.recompilations]
+    assert any("append" in frame or "positional" in frame for frame in frames)
 
 
 @torch.no_grad()
@@ -309,7 +310,7 @@ def test_compiled_models_follow_apply_and_revert(wrapping: str) -> None:
             found = values(forecast(model, series(24), 2 * PATCH))
         assert torch.equal(found, expected)
         # Recompilations betray whose code runs: upstream compiles the cache's own methods.
-        frames = " ".join(r.frame for r in health.recompilations)
+        frames = " ".join(r.place.function for r in health.recompilations)
         assert ("append" in frames) == (step % 2 == 1)
         assert health.graphs > 0
 

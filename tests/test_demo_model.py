@@ -20,7 +20,7 @@ from toto.model.toto import Toto
 import toto_compile_patch
 
 DEMO = Path(toto_compile_patch.__file__).parent / "demo"
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EVIDENCE = Path(__file__).parent.parent / ".ci" / "evidence"
 CONTEXT, HORIZON, DAY = 512, 96, 24
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -90,15 +90,15 @@ def test_its_interval_holds_about_what_it_says(toto: Any, log: dict[str, Any]) -
     assert width[-DAY:].mean() > width[:DAY].mean()
 
 
-def example(name: str, *arguments: object) -> None:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+def run(name: str, *arguments: object) -> None:
+    command = [sys.executable, str(EVIDENCE / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_it_can_be_trained_again(tmp_path: Path) -> None:
-    example("train_demo_model.py", "--steps", 4, "--out", tmp_path)
+    run("train_demo_model.py", "--steps", 4, "--out", tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"config.json", "model.safetensors", "training_log.json"}
     assert np.isfinite(paths(Toto.load_from_checkpoint(tmp_path), np.ones((1, 1, 60)), 4)).all()
@@ -107,7 +107,7 @@ def test_it_can_be_trained_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_its_skill_can_be_measured_again(tmp_path: Path) -> None:
     pytest.importorskip("statsmodels")
-    example("demo_model_skill.py", "--json", tmp_path / "skill.json")
+    run("demo_model_skill.py", "--json", tmp_path / "skill.json")
     skill = json.loads((tmp_path / "skill.json").read_text())
     assert skill["windows"] >= 50
     assert len(skill["skill"]) == 3

@@ -18,9 +18,10 @@ from toto_compile_patch.errors import TotoNotFoundError
 from toto_compile_patch.tools.cli import main
 from toto_compile_patch.tools.doctor import environment
 from toto_compile_patch.tools.doctor.diagnosis import diagnose
+from toto_compile_patch.tools.doctor.examination import Examination, Group
 from toto_compile_patch.tools.doctor.findings import problems
 from toto_compile_patch.tools.doctor.places import function_at, short
-from toto_compile_patch.tools.doctor.script import Examination, Group, examine_script
+from toto_compile_patch.tools.doctor.script import examine_script
 
 HERE = Path(__file__).parent
 
@@ -442,7 +443,7 @@ def seen(**changes: Any) -> Examination:
 def way(**changes: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"path": "fast", "reason": "", "runtime": "eager", "compiled": False}
     known |= {"patches": [], "autocast": "", "place": "s.py:1", "count": 2, "first": 0}
-    known |= {"device": "cpu", "carrier": ""}
+    known |= {"device": "cpu", "carrier": "", "cure": ""}
     return {**known, **changes}
 
 

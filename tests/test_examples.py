@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+EVIDENCE = ROOT / ".ci" / "evidence"
 SMALL = ("--model", "small", "--context", "128", "--horizon", "80", "--samples", "4")
 
 
@@ -77,7 +79,7 @@ def test_a_pipeline_that_compiles_its_model_runs_the_compiled_fast_path() -> Non
 def test_what_each_way_compiles_is_counted(tmp_path: Path) -> None:
     rows = ("wrap_toto", "apply_and_wrap_model")
     file = tmp_path / "counts.json"
-    output_of("obvious_fixes.py", "--rows", *rows, "--calls", "1", "--json", file)
+    output_of(str(EVIDENCE / "obvious_fixes.py"), "--rows", *rows, "--calls", "1", "--json", file)
     nothing, fast = json.loads(file.read_text())["rows"].values()
     assert nothing["graphs"] == 0
     assert fast["path"] == "fast, compile"
@@ -97,7 +99,7 @@ print(recipes.wrapper_runs(models.load("small").model, "eager"))
 @pytest.mark.slow
 def test_compiled_code_does_not_run_a_wrapper_by_wrapt() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", RUNS_OF_A_WRAPPER], cwd=EXAMPLES, capture_output=True, text=True
+        [sys.executable, "-c", RUNS_OF_A_WRAPPER], cwd=EVIDENCE, capture_output=True, text=True
     )
     assert done.stdout.strip() == "{'eager': 3, 'compiled': 0}", done.stderr
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
+import toto
 import wrapt
 
 from toto_compile_patch.fingerprint import fingerprint, fingerprint_source
+from toto_compile_patch.sites import AttributeSite
+from toto_compile_patch.table import TABLE
+from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
+from toto_compile_patch.tools.cli import main
+from toto_compile_patch.upstream import BYPASSED, symbol
 
 SOURCE = '''
 def scale(self, values: list[int], by: int = 2) -> list[int]:
@@ -52,3 +62,71 @@ def test_a_wrapper_has_no_fingerprint_of_its_own() -> None:
     assert fingerprint(wrapped) is None
     assert fingerprint(functools.partial(plain, 1)) is None
     assert fingerprint(functools.wraps(plain)(lambda x: x + 1)) != fingerprint(plain)
+
+
+def test_the_command_knows_the_installed_toto(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    assert main(["fingerprints", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "All of them are known." in printed
+    found = json.loads(file.read_text())
+    assert found["folder"] == str(Path(toto.__file__).parent)
+    for one in found["definitions"]:
+        assert set(one["found"]) <= set(one["known"])
+        assert one["symbol"] in printed
+        assert all(digits in printed for digits in one["known"])
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern", "edited", "name", "state"),
+    [
+        (
+            "rope.py",
+            r"(def get_scale\(.*?\):\n)",
+            r"\1        self.x = 0\n",
+            "get_scale",
+            "DIFFERS",
+        ),
+        ("rope.py", "def get_scale", "def get_the_scale", "get_scale", "NOT FOUND"),
+        (
+            "attention.py",
+            r"(class TimeWiseMultiheadAttention\(.*?\):\n)",
+            r"\1    def forward(self): ...\n",
+            "TimeWiseMultiheadAttention.forward",
+            "DIFFERS: was inherited",
+        ),
+    ],
+)
+def test_the_command_names_the_definition_that_was_edited(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    pattern: str,
+    edited: str,
+    name: str,
+    state: str,
+) -> None:
+    copy = Path(shutil.copytree(Path(toto.__file__).parent, tmp_path / "toto"))
+    source = copy / "model" / file
+    changed, edits = re.subn(pattern, edited, source.read_text(), count=1, flags=re.S)
+    assert edits == 1
+    source.write_text(changed)
+    assert main(["fingerprints", str(copy)]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  toto.")]
+    assert line.endswith(f".{name}: {state}")
+
+
+def test_the_command_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fingerprints", "no/such/folder"]) == 2
+    assert capsys.readouterr().err.startswith("fingerprints: error: no folder")
+
+
+def test_all_that_is_replaced_or_relied_on_has_its_line() -> None:
+    sites = [site for patch in TABLE for site in patch.sites() if isinstance(site, AttributeSite)]
+    places = [(site.owner, site.attribute) for site in sites]
+    places += [need for site in sites for need in site.needs] + list(BYPASSED)
+    # A class that several modules bind is fingerprinted where it is defined.
+    symbols = {symbol(*place) for place in places if place[1] != "KVCache"}
+    assert symbols <= {*FINGERPRINTS, *INHERITED}

@@ -21,6 +21,7 @@ from toto_compile_patch.locks import Lock
 from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force, wanted
 from toto_compile_patch.table import TABLE
+from toto_compile_patch.tested_code import HOW_TO_COMPARE
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
@@ -561,7 +562,9 @@ def _upstream() -> ModuleType:
         )
         raise TotoNotFoundError(f"toto cannot be imported ({error}): {advice}") from error
     except AttributeError as error:
-        raise UnsupportedTotoError(f"this toto is not one that was tested ({error})") from error
+        raise UnsupportedTotoError(
+            f"this toto is not one that was tested ({error}). {HOW_TO_COMPARE}."
+        ) from error
     return upstream
 
 

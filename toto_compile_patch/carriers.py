@@ -26,7 +26,7 @@ from typing import Any
 
 from toto_compile_patch.errors import UnreachedCarrierWarning
 from toto_compile_patch.fingerprint import fingerprint_definitions
-from toto_compile_patch.tested_code import FINGERPRINTS
+from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
 
 AUTOGLUON = "autogluon.timeseries.models.toto._internal"
 FORECASTERS = {
@@ -131,11 +131,16 @@ def makes_forecasts(kind: Any) -> bool:
 def warn_of_unreached() -> None:
     """Warn of each carrier that is loaded and not reached, once in a process.
 
+    Toto 2.0 is no copy of the code that is patched. Where Toto itself is here, a program that loads
+    both means to, and ``status()`` and ``doctor`` name the other; where it is not, whoever patches
+    takes one for the other.
+
     Raises:
         UnreachedCarrierWarning: where the caller's filters turn warnings into errors.
     """
     for carrier in unreached():
-        if (carrier.name, carrier.folder) in _warned_of:
+        said = (carrier.name, carrier.folder) in _warned_of
+        if said or (carrier.name == _TOTO_2 and _toto_is_here()):
             continue
         message = f"apply() does not reach {placed(carrier)}: {carrier.advice}"
         _logger.warning("%s", message)
@@ -148,10 +153,14 @@ _warned_of: set[tuple[str, str]] = set()
 
 def instead_of_toto() -> str:
     """What is here where ``toto`` is not, and what to do about it; empty where nothing is."""
-    here = found()
-    if any(carrier.reached for carrier in here):
+    if _toto_is_here():
         return ""
+    here = found()
     return "; ".join(f"{placed(carrier)} is here: {carrier.advice}" for carrier in here)
+
+
+def _toto_is_here() -> bool:
+    return any(carrier.reached for carrier in found())
 
 
 def placed(carrier: Carrier) -> str:
@@ -254,7 +263,7 @@ def _reached(kind: type) -> bool:
 
 def _importable() -> Iterator[Carrier]:
     for name, (top, way, file) in _PLACES.items():
-        for location in _folders_of_package(top):
+        for location in folders_of_package(top):
             folder = os.path.normpath(os.path.join(location, way))
             if os.path.isfile(os.path.join(folder, file)):
                 carrier = _carrier(name, folder, loaded=False, reached=name == _REACHED)
@@ -270,7 +279,7 @@ def _is_a_carrier(carrier: Carrier, file: str) -> bool:
     return carrier.tested > 0
 
 
-def _folders_of_package(name: str) -> list[str]:
+def folders_of_package(name: str) -> list[str]:
     """The folders of a package that stands at the top, without importing it."""
     if name in sys.modules:
         return _strings(getattr(sys.modules[name], "__path__", ()))
@@ -321,12 +330,22 @@ def _advice(name: str) -> str:
 
 def _compared(folder: str) -> tuple[int, tuple[str, ...]]:
     """How many definitions are tested code, and which others are not, by what the files say."""
-    tested: set[str] = set()
-    differs: set[str] = set()
+    found = fingerprints_in(folder)
+    tested = {name for name, digits in found.items() if digits & _TESTED[name]}
+    return len(tested), tuple(name for name in _TESTED if name in found and name not in tested)
+
+
+def fingerprints_in(folder: str) -> dict[str, set[str]]:
+    """The fingerprints of what patches replace or rely on, by qualified name, in a carrier's files.
+
+    Args:
+        folder: the carrier's; or a file, where it is a single one.
+    """
+    found: dict[str, set[str]] = {}
     for file in _files(folder):
         for name, digits in _definitions_in(file).items():
-            (tested if digits in _TESTED[name] else differs).add(name)
-    return len(tested), tuple(name for name in _TESTED if name in differs - tested)
+            found.setdefault(name, set()).add(digits)
+    return found
 
 
 def _files(folder: str) -> list[str]:
@@ -359,14 +378,11 @@ def _text(file: str) -> str:
         return ""
 
 
-def _tested() -> dict[str, set[str]]:
-    """The fingerprints by qualified name: carriers' modules have other names."""
-    return {_qualified(symbol): digits for symbol, digits in FINGERPRINTS.items()}
-
-
-def _qualified(symbol: str) -> str:
+def qualified(symbol: str) -> str:
+    """The name of a definition within its module: carriers' modules have other names."""
     *_, owner, name = symbol.split(".")
     return f"{owner}.{name}" if owner[:1].isupper() else name
 
 
-_TESTED = _tested()
+_TESTED = {qualified(symbol): digits for symbol, digits in FINGERPRINTS.items()}
+_TESTED |= {qualified(symbol): set() for symbol in INHERITED}

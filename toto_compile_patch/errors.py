@@ -12,7 +12,10 @@ class TotoNotFoundError(TotoCompilePatchError, ImportError):
 
 
 class UnsupportedTotoError(TotoCompilePatchError, RuntimeError):
-    """The code to be patched is not code that was tested; ``strict=False`` skips such patches."""
+    """The code to be patched is not code that was tested; ``strict=False`` skips such patches.
+
+    ``python -m toto_compile_patch fingerprints`` lists what differs.
+    """
 
 
 class PatchConflictError(TotoCompilePatchError, RuntimeError):

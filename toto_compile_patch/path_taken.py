@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class PathTaken:
             ``compile+cudagraph``.
         graphs: CUDA graphs that are kept for the model.
         graph_bytes: memory that they hold.
+        cure: what to do to have the fast one; empty where that is for nobody to do.
     """
 
     taken: str
@@ -29,6 +30,7 @@ class PathTaken:
     runtime: str = ""
     graphs: int = 0
     graph_bytes: int = 0
+    cure: str = field(default="", repr=False)
 
 
 class _LastPath(threading.local):
@@ -72,7 +74,7 @@ def last_noted() -> PathTaken | None:
 
 
 def _with_remark(path: PathTaken, remark: str) -> PathTaken:
-    return PathTaken(path.taken, f"{path.reason}; {remark}" if path.reason else remark)
+    return replace(path, reason=f"{path.reason}; {remark}" if path.reason else remark)
 
 
 def _forget() -> None:

@@ -14,6 +14,7 @@ from toto_compile_patch.private_names import why_without
 from toto_compile_patch.settings import Settings, put_in_force, wanted
 from toto_compile_patch.sites import Site, State
 from toto_compile_patch.table import TABLE, Patch
+from toto_compile_patch.tested_code import HOW_TO_COMPARE
 from toto_compile_patch.upstream import TESTED_VERSIONS, distribution
 
 _logger = logging.getLogger("toto_compile_patch")
@@ -103,7 +104,9 @@ def _fits(patch: Patch, strict: bool) -> bool:
         f"(tested: {TESTED_VERSIONS})"
     )
     if strict:
-        raise UnsupportedTotoError(f"{message}. apply(strict=False) leaves such patches out.")
+        raise UnsupportedTotoError(
+            f"{message}. {HOW_TO_COMPARE}; apply(strict=False) leaves such patches out."
+        )
     _logger.warning("%s; patch left out", message)
     return False
 

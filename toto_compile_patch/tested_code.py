@@ -41,3 +41,14 @@ FINGERPRINTS = {
 }
 """Of each symbol that is replaced or relied on. Where there are two, the first is that of toto-ts
 0.1.3 and 0.1.4, the second that of 0.2.0 (and of timecopilot-toto 0.1.7)."""
+
+INHERITED = (
+    "toto.model.attention.TimeWiseMultiheadAttention.forward",
+    "toto.model.attention.SpaceWiseMultiheadAttention.forward",
+    "toto.model.toto.Toto.compile",
+)
+"""What is replaced or relied on and has no definition of its own in those releases: a definition
+that a later one gives it is not tested code."""
+
+HOW_TO_COMPARE = "`python -m toto_compile_patch fingerprints` lists what differs"
+"""Said where code is not tested code."""

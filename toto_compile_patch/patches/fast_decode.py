@@ -114,7 +114,7 @@ def _left_to_upstream(refusal: Refusal, upstream: Callable[[], torch.Tensor]) ->
 
     Where upstream's code may complain in its own words, the reason is said afterwards.
     """
-    path = PathTaken("upstream", refusal.reason)
+    path = PathTaken("upstream", refusal.reason, cure=refusal.cure)
     with attempt(path):
         if not refusal.upstream_decides:
             _say(refusal)

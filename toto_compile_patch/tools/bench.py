@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import subprocess
-import sys
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import date
 from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
-from toto_compile_patch.tools import accuracy, bench_report, machine, models
-from toto_compile_patch.tools.checks import check_json, is_stdout, write_whole
+from toto_compile_patch.tools import machine, models, screen
+from toto_compile_patch.tools.checks import (
+    UsageError,
+    check_json,
+    choose_device,
+    is_stdout,
+    write_json,
+)
+from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
@@ -38,132 +42,175 @@ MOST_IN_A_TURN, SECONDS_OF_A_TURN = 5, 0.5
 DISTURBED_STOLEN, DISTURBED_SPREAD = 0.05, 1.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How the patched side runs: arguments of ``apply()``."""
+@dataclass(frozen=True)
+class Side:
+    """One of those compared.
 
-    runtime: str
-    precision: str
+    Attributes:
+        forecaster: what makes its forecasts.
+        settings: the runtime and precision that ``apply()`` is given; None for upstream's code.
+    """
+
+    forecaster: TotoForecaster
+    settings: dict[str, Any] | None = None
 
     def put_in_force(self) -> None:
         """Apply only what forecasts, so that the compiled side is upstream as users compile it."""
-        toto_compile_patch.apply(
-            "fast_decode", fallback="error", runtime=self.runtime, precision=self.precision
+        if self.settings is not None:
+            toto_compile_patch.apply("fast_decode", fallback="error", **self.settings)
+
+    def forecast(
+        self, load: Workload, inputs: MaskedTimeseries, samples: int | None, per_batch: int
+    ) -> Any:
+        """The workload's forecast, by so many samples."""
+        return self.forecaster.forecast(
+            inputs,
+            prediction_length=load.horizon,
+            num_samples=samples,
+            samples_per_batch=per_batch,
+            use_kv_cache=load.use_kv_cache,
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One of those compared; ``way`` is None for upstream."""
-
-    forecaster: TotoForecaster
-    way: Way | None = None
-
-
-def ways_of(options: argparse.Namespace) -> dict[str, Way]:
-    """The patched sides by name; the first is PATCHED."""
-    found: dict[str, Way] = {}
-    for precision in options.precision:
-        for runtime in options.runtime:
-            parts = [runtime] if len(options.runtime) > 1 else []
-            parts += [precision] if len(options.precision) > 1 else []
-            name = ", ".join([PATCHED, *parts]) if found else PATCHED
-            found[name] = Way(runtime, precision)
-    return found
-
-
-def upstream_forecaster() -> type[TotoForecaster]:
-    """A forecaster that keeps upstream's own code, whatever is applied later."""
-    toto_compile_patch.revert()
-    own = {name: vars(TotoForecaster)[name] for name in ("generate_mean", "generate_samples")}
-    return type("UpstreamForecaster", (TotoForecaster,), own)
-
-
-@dataclasses.dataclass
-class Timing:
+@dataclass
+class Trial:
     """Measurements of one side of one workload.
 
     Attributes:
-        wall: seconds of each measurement, scaled to the whole forecast.
-        cpu: processor seconds, likewise.
-        batches: how many of upstream's batches of samples were measured, of how many.
-        per_batch: samples per batch; fewer than the workload's where memory is short.
+        side: which.
+        load: the workload.
+        inputs: its series.
+        samples: that a measured forecast draws.
+        per_batch: of them at once; fewer than the workload's where memory is short.
+        whole: how many of upstream's batches the workload's forecast takes.
+        measured: how many of them a measured forecast makes.
         first: seconds of the first forecast.
+        steady: seconds of the last one before the clock counts.
+        wall: seconds of each measurement, scaled to the workload's forecast.
+        cpu: processor seconds, likewise.
     """
 
-    wall: list[float]
-    cpu: list[float]
-    batches: tuple[int, int]
+    side: Side
+    load: Workload
+    inputs: MaskedTimeseries
+    samples: int | None
     per_batch: int
-    first: float
+    whole: int = 1
+    measured: int = 1
+    first: float = 0.0
+    steady: float = 0.0
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, side: Side, load: Workload, options: argparse.Namespace) -> Trial:
+        """A trial: of the patched side whole, of upstream one of its batches of samples."""
+        device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+        trial = cls(side, load, series(load, device, dtype), load.samples, load.per_batch)
+        if side.settings is None and load.samples is not None:
+            trial.samples = trial.per_batch = _that_fits(load, device, options.per_batch)
+            trial.whole = load.samples // trial.per_batch
+        return trial
+
+    def forecast(self) -> tuple[float, float]:
+        """Make a forecast; return its wall and processor seconds."""
+        device = self.inputs.series.device
+        self.side.put_in_force()
+        with _surroundings(self.load, device):
+            machine.wait_for(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.side.forecast(self.load, self.inputs, self.samples, self.per_batch)
+            machine.wait_for(device)
+            return time.perf_counter() - wall, time.process_time() - cpu
+
+    def warm_up(self, pairs: int, budget: int, twice: bool) -> None:
+        """Make forecasts before the clock counts: upstream, which is slow, makes all of its batches
+        only if there is time for that."""
+        self.first = self.steady = self.forecast()[0]
+        if twice:
+            # A CUDA graph is captured the second time, and compiling takes no part in the budget.
+            self.steady = self.forecast()[0]
+        if self.whole > 1 and self.steady * self.whole * (pairs + 1) <= budget:
+            self.samples, self.measured = self.load.samples, self.whole
+            self.steady = self.forecast()[0]
+
+    def take_turn(self) -> None:
+        """Measure: a short forecast several times, of which the median counts, since the other
+        side has left it cold caches."""
+        turn: list[tuple[float, float]] = []
+        while len(turn) < MOST_IN_A_TURN and sum(wall for wall, _ in turn) < SECONDS_OF_A_TURN:
+            turn.append(self.forecast())
+        wall, cpu = map(median, zip(*turn, strict=True))
+        self.wall.append(wall * self.whole / self.measured)
+        self.cpu.append(cpu * self.whole / self.measured)
+
+    @property
+    def spread(self) -> float:
+        """Greatest over median."""
+        return max(self.wall) / median(self.wall)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     warnings.filterwarnings("ignore")
-    console = Console()
-    if console.width < TABLE_WIDTH:
-        console = Console(width=TABLE_WIDTH)
-    errors = Console(stderr=True)
-    try:
-        device = torch.device(options.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        errors.print(f"--device {options.device}: {str(error).splitlines()[0]}", markup=False)
-        return 2
+    device, dtype = torch.device(choose_device(options.device)), getattr(torch, options.dtype)
     check_json(options.json)
-    to_stdout = is_stdout(options.json)
-    if options.memory_of:
-        print(_peak_of(options, device))
-        return 0
-    upstream = upstream_forecaster()
-    ways = ways_of(options)
-    ways[PATCHED].put_in_force()
+    toto_compile_patch.revert()
+    sides = sides_of(options)
+    sides[PATCHED].put_in_force()
     if not toto_compile_patch.is_applied("fast_decode"):
-        errors.print("TOTO_COMPILE_PATCH=0: nothing to compare upstream with", markup=False)
-        return 2
-    dtype = getattr(torch, options.dtype)
+        raise UsageError("TOTO_COMPILE_PATCH=0: nothing to compare upstream with")
     rates = machine.measure_rates(device, dtype)
-    figures: dict[str, Any] = {
+    workloads: dict[str, Any] = {}
+    figures = {
         "machine": machine.name(device),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "dtype": options.dtype,
         "matrix_gflops": round(rates.flops / 1e9),
         "memory_gb_per_s": round(rates.bytes / 1e9, 1),
-        "ways": {name: dataclasses.asdict(way) for name, way in ways.items()},
-        "workloads": {},
+        "ways": settings_of(options),
+        "workloads": workloads,
     }
-    with progress_bar(errors) as progress:
-        sides = _sides(upstream, ways, options, device, dtype)
+    with screen.ProgressLine(len(options.workload)) as progress:
         for name in options.workload:
             try:
-                figures["workloads"][name] = _measure(
-                    WORKLOADS[name], sides, rates, options, device, progress, name
-                )
+                workloads[name] = _measure(name, sides, rates, options, progress)
             except RuntimeError as error:
                 # On a CPU, say, upstream cannot draw samples in 16 bits.
-                figures["workloads"][name] = {"failed": str(error).splitlines()[0]}
-            if options.json and not to_stdout:
+                workloads[name] = {"failed": str(error).splitlines()[0]}
+            progress.say("", steps=1)
+            if not is_stdout(options.json):
                 # What is cut short leaves what it has measured.
-                write_whole(options.json, json.dumps(figures, indent=1) + "\n")
-    if to_stdout:
-        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+                write_json(options.json, figures)
+    if is_stdout(options.json):
+        write_json(options.json, figures)
     else:
-        bench_report.show(figures, console)
+        _show(figures, Console(width=max(TABLE_WIDTH, Console().width)))
     return 0
 
 
-def _sides(
-    upstream: type[TotoForecaster],
-    ways: dict[str, Way],
-    options: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Side]:
-    sides = {UPSTREAM: Side(upstream(base_model(device, dtype)))}
-    for name, way in ways.items():
-        sides[name] = Side(TotoForecaster(sides[UPSTREAM].forecaster.model), way)
+def settings_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What ``apply()`` is given for each patched side, by name; the first is PATCHED."""
+    found: dict[str, dict[str, Any]] = {}
+    for precision, runtime in itertools.product(options.precision, options.runtime):
+        parts = [runtime] if len(options.runtime) > 1 else []
+        parts += [precision] if len(options.precision) > 1 else []
+        name = ", ".join([PATCHED, *parts]) if found else PATCHED
+        found[name] = {"runtime": runtime, "precision": precision}
+    return found
+
+
+def sides_of(options: argparse.Namespace) -> dict[str, Side]:
+    """The sides by name; made before anything is applied."""
+    # Forecasters that keep upstream's own code, whatever is applied later.
+    own = {name: vars(TotoForecaster)[name] for name in ("generate_mean", "generate_samples")}
+    upstream = type("UpstreamForecaster", (TotoForecaster,), own)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    model = base_model(device, dtype)
+    sides = {UPSTREAM: Side(upstream(model))}
+    for name, settings in settings_of(options).items():
+        sides[name] = Side(TotoForecaster(model), settings)
     if options.compile:
         compiled = base_model(device, dtype)
         compiled.compile(mode=options.compile)
@@ -177,192 +224,39 @@ def base_model(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _measure(
-    load: Workload,
+    name: str,
     sides: dict[str, Side],
     rates: machine.Rates,
     options: argparse.Namespace,
-    device: torch.device,
-    progress: Progress,
-    name: str,
+    progress: screen.ProgressLine,
 ) -> dict[str, Any]:
-    task = progress.add_task(f"{name} {load.describe()}", total=None)
-    dtype = getattr(torch, options.dtype)
-    inputs = series(load, device, dtype)
+    """All that is known of a workload, as the figures have it."""
+    load = WORKLOADS[name]
+    progress.say(f"{name} {load.describe()}")
     stolen = machine.read_stolen()
-    timings: dict[str, Timing] = {}
-    runs: dict[str, Callable[[], tuple[float, float]]] = {}
-    pairs = options.pairs
-    for name_of_side, side in sides.items():
-        samples, per_batch = load.samples, load.per_batch
-        if side.way is None and samples is not None:
-            per_batch = _that_fits(load, device, options.per_batch)
-            samples = per_batch
-        timed = _timed(side, load, inputs, samples, per_batch, device)
-        first = once = timed()[0]
-        if side.way is not None or name_of_side == COMPILED:
-            # A CUDA graph is captured the second time, and compiling takes no part in the budget.
-            once = timed()[0]
-        whole = measured = 1
-        if side.way is None and load.samples is not None:
-            whole = load.samples // per_batch
-        if side.way is None:
-            if whole > 1 and once * whole * (pairs + 1) <= options.budget:
-                timed = _timed(side, load, inputs, load.samples, per_batch, device)
-                once, measured = timed()[0], whole
-            pairs = max(1, min(pairs, int(options.budget // once) - 1))
-        timings[name_of_side] = Timing([], [], (measured, whole), per_batch, first)
-        runs[name_of_side] = timed
+    pairs, trials = options.pairs, {}
+    for side, how in sides.items():
+        trials[side] = trial = Trial.of(how, load, options)
+        trial.warm_up(pairs, options.budget, twice=side != UPSTREAM)
+        if how.settings is None:
+            pairs = max(1, min(pairs, int(options.budget // trial.steady) - 1))
     for pair in range(pairs):
-        progress.update(task, description=f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
-        for name_of_side, timed in runs.items():
-            wall, cpu = _turn(timed)
-            timing = timings[name_of_side]
-            measured, whole = timing.batches
-            timing.wall.append(wall * whole / measured)
-            timing.cpu.append(cpu * whole / measured)
-    steal = machine.stolen_share(stolen, machine.read_stolen())
-    memory = {} if options.no_memory else {s: _peak_in_a_process(s, name, options) for s in sides}
-    figures = _figures(load, sides, timings, memory, steal, rates)
-    first_way = sides[PATCHED].way
-    for name_of_side, side in sides.items():
-        if side.way and first_way and side.way.precision != first_way.precision:
-            figures[name_of_side]["accuracy"] = accuracy.compare(
-                (sides[PATCHED].forecaster, first_way.put_in_force),
-                (side.forecaster, side.way.put_in_force),
-                (inputs, truth(load, device, dtype)),
-                load,
-            )
-    progress.remove_task(task)
-    return figures
-
-
-def _figures(
-    load: Workload,
-    sides: dict[str, Side],
-    timings: dict[str, Timing],
-    memory: dict[str, float | None],
-    steal: float,
-    rates: machine.Rates,
-) -> dict[str, Any]:
-    patched = timings[PATCHED]
+        progress.say(f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
+        for trial in trials.values():
+            trial.take_turn()
+    steal, spreads = machine.stolen_since(stolen), [trial.spread for trial in trials.values()]
     figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
-    for side, timing in timings.items():
-        measured, whole = timing.batches
-        figures[side] = {
-            "seconds": round(median(timing.wall), 5),
-            "cpu_seconds": round(median(timing.cpu), 5),
-            "spread": round(machine.spread(timing.wall), 2),
-            "peak_gb": memory.get(side),
-        }
-        if side == PATCHED:
-            continue
-        ratios = [theirs / ours for theirs, ours in zip(timing.wall, patched.wall, strict=True)]
-        figures[side] |= {
-            "ratio": round(median(ratios), 3),
-            "ratios": [round(ratio, 3) for ratio in ratios],
-        }
-        if sides[side].way is None:
-            figures[side]["measured"] = f"{measured} of {whole} batches of {timing.per_batch}"
-        if side != UPSTREAM:
-            figures[side]["first_seconds"] = round(
-                max(0.0, timing.first - median(timing.wall) * measured / whole), 2
-            )
-    floor = _least_seconds(load, rates)
-    for side in timings:
-        if sides[side].way is not None:
+    for side in sides:
+        memory = None if options.no_memory else _peak_apart(options, name, side)
+        figures[side] = _figures(side, trials, memory)
+    floor, first = _least_seconds(load, rates), sides[PATCHED]
+    for side, how in sides.items():
+        if how.settings and first.settings:
             figures[side]["share_of_limit"] = round(floor / figures[side]["seconds"], 3)
-    figures["disturbed"] = steal > DISTURBED_STOLEN or any(
-        machine.spread(timing.wall) > DISTURBED_SPREAD for timing in timings.values()
-    )
+            if how.settings["precision"] != first.settings["precision"]:
+                figures[side]["accuracy"] = _accuracy(first, how, load, trials[side].inputs)
+    figures["disturbed"] = steal > DISTURBED_STOLEN or max(spreads) > DISTURBED_SPREAD
     return figures
-
-
-def _least_seconds(load: Workload, rates: machine.Rates) -> float:
-    """Time for the products with the weights alone, at the rates measured in this run, each weight
-    read once for the context and once for each further patch."""
-    series = load.batch * load.variates
-    decoded = series * (load.samples or 1)
-    steps = -(-load.horizon // 64)
-    context = _product_seconds(series * -(-load.length // 64), WEIGHTS_OF_LAYERS, rates)
-    step = _product_seconds(decoded, WEIGHTS_OF_LAYERS, rates)
-    # The head of the last step covers the time steps that are wanted, no more.
-    heads = WEIGHTS_OF_HEAD * (load.horizon / 64) / steps
-    first_head = _product_seconds(series, heads, rates)
-    later_head = _product_seconds(decoded, heads, rates)
-    return context + first_head + (steps - 1) * (step + later_head)
-
-
-def _product_seconds(rows: int, weights: float, rates: machine.Rates) -> float:
-    return max(2 * rows * weights / rates.flops, 4 * weights / rates.bytes)
-
-
-def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTimeseries:
-    """Seeded random walks near 100, as the workload wants them."""
-    shape = (load.batch, load.variates, load.length)
-    values = _walks(load)[..., : load.length]
-    groups = torch.zeros(shape)
-    if load.own_groups:
-        groups += torch.arange(load.batch).view(-1, 1, 1)
-    ones = torch.ones(shape)
-    return MaskedTimeseries(
-        series=values.to(device, dtype),
-        padding_mask=(ones if load.float_padding else ones.bool()).to(device),
-        id_mask=groups.to(device),
-        timestamp_seconds=torch.zeros(shape, dtype=torch.int, device=device),
-        time_interval_seconds=torch.full(shape[:-1], 60, dtype=torch.int, device=device),
-    )
-
-
-def truth(load: Workload, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """How the series go on, ``batch variate horizon``."""
-    return _walks(load)[..., load.length :].to(device, dtype)
-
-
-def _walks(load: Workload) -> torch.Tensor:
-    shape = (load.batch, load.variates, load.length + load.horizon)
-    steps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return 100 + steps.cumsum(-1)
-
-
-def _turn(timed: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """A side's turn: a short forecast several times, of which the median counts, since the other
-    side has left it cold caches."""
-    walls: list[float] = []
-    cpus: list[float] = []
-    while len(walls) < MOST_IN_A_TURN and sum(walls) < SECONDS_OF_A_TURN:
-        wall, cpu = timed()
-        walls.append(wall)
-        cpus.append(cpu)
-    return median(walls), median(cpus)
-
-
-def _timed(
-    side: Side,
-    load: Workload,
-    inputs: MaskedTimeseries,
-    samples: int | None,
-    per_batch: int,
-    device: torch.device,
-) -> Callable[[], tuple[float, float]]:
-    """A forecast that returns its wall and processor seconds."""
-
-    def timed() -> tuple[float, float]:
-        if side.way is not None:
-            side.way.put_in_force()
-        with _surroundings(load, device):
-            machine.wait_for(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            side.forecaster.forecast(
-                inputs,
-                prediction_length=load.horizon,
-                num_samples=samples,
-                samples_per_batch=per_batch,
-                use_kv_cache=load.use_kv_cache,
-            )
-            machine.wait_for(device)
-            return time.perf_counter() - wall, time.process_time() - cpu
-
-    return timed
 
 
 @contextmanager
@@ -393,42 +287,181 @@ def _that_fits(load: Workload, device: torch.device, most: int | None) -> int:
     return per_batch
 
 
-def _peak_in_a_process(side: str, name: str, options: argparse.Namespace) -> float | None:
-    """Peak gigabytes of one forecast in a process of its own; None where it failed."""
-    command = [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "bench"]
-    command += ["--workload", name, "--device", options.device, "--dtype", options.dtype]
-    command += ["--memory-of", side]
-    command += ["--runtime", ",".join(options.runtime), "--precision", ",".join(options.precision)]
-    if options.per_batch:
-        command += ["--per-batch", str(options.per_batch)]
-    if options.compile:
-        command += ["--compile", options.compile]
-    process = subprocess.run(command, capture_output=True, text=True)
-    return round(float(process.stdout.split()[-1]), 2) if process.returncode == 0 else None
+def _figures(name: str, trials: dict[str, Trial], memory: float | None) -> dict[str, Any]:
+    """What is known of one side of a workload."""
+    trial = trials[name]
+    figures: dict[str, Any] = {
+        "seconds": round(median(trial.wall), 5),
+        "cpu_seconds": round(median(trial.cpu), 5),
+        "spread": round(trial.spread, 2),
+        "peak_gb": memory,
+    }
+    if name != PATCHED:
+        pairs = zip(trial.wall, trials[PATCHED].wall, strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
+        figures["ratio"] = round(median(ratios), 3)
+        figures["ratios"] = [round(ratio, 3) for ratio in ratios]
+    if trial.side.settings is None:
+        batches = f"{trial.measured} of {trial.whole} batches"
+        figures["measured"] = f"{batches} of {trial.per_batch}"
+    if name not in (PATCHED, UPSTREAM):
+        steady = median(trial.wall) * trial.measured / trial.whole
+        figures["first_seconds"] = round(max(0.0, trial.first - steady), 2)
+    return figures
 
 
-def _peak_of(options: argparse.Namespace, device: torch.device) -> float:
-    load = WORKLOADS[options.workload[0]]
-    dtype = getattr(torch, options.dtype)
-    model = base_model(device, dtype)
-    inputs = series(load, device, dtype)
-    samples, per_batch = load.samples, load.per_batch
-    way = ways_of(options).get(options.memory_of)
-    if way is None and samples is not None:
-        # One batch of samples holds as much as the others.
-        samples = per_batch = _that_fits(load, device, options.per_batch)
-    if options.memory_of == COMPILED:
-        model.compile(mode=options.compile)
-    _timed(Side(TotoForecaster(model), way), load, inputs, samples, per_batch, device)()
-    return machine.peak_bytes(device) / 1e9
+def _least_seconds(load: Workload, rates: machine.Rates) -> float:
+    """Time for the products with the weights alone, at the rates measured in this run, each weight
+    read once for the context and once for each further patch."""
+
+    def product(rows: int, weights: float) -> float:
+        return max(2 * rows * weights / rates.flops, 4 * weights / rates.bytes)
+
+    series = load.batch * load.variates
+    decoded = series * (load.samples or 1)
+    steps = -(-load.horizon // 64)
+    # The head of the last step covers the time steps that are wanted, no more.
+    heads = WEIGHTS_OF_HEAD * (load.horizon / 64) / steps
+    context = product(series * -(-load.length // 64), WEIGHTS_OF_LAYERS) + product(series, heads)
+    step = product(decoded, WEIGHTS_OF_LAYERS) + product(decoded, heads)
+    return context + (steps - 1) * step
 
 
-def progress_bar(console: Console) -> Progress:
-    """A line that says what is being measured, and for how long; gone at the end."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
+def _accuracy(
+    before: Side, after: Side, load: Workload, inputs: MaskedTimeseries
+) -> dict[str, float]:
+    """What another precision does to a forecast.
+
+    Returns:
+        ``difference``: mean absolute difference of the median forecasts (of the means where there
+        are no samples) from the same seed; ``between_seeds``: that between two seeds before;
+        both in standard deviations of the context; ``error`` and ``error_before``: mean absolute
+        error.
+    """
+
+    def point(side: Side, seed: int) -> torch.Tensor:
+        side.put_in_force()
+        torch.manual_seed(seed)
+        made = side.forecast(load, inputs, load.samples, load.per_batch)
+        drawn = made.samples
+        return made.mean.double() if drawn is None else drawn.double().quantile(0.5, dim=-1)
+
+    def distance(one: torch.Tensor, two: torch.Tensor) -> float:
+        return float((one - two).abs().mean())
+
+    plain, other_seed, changed = point(before, 0), point(before, 1), point(after, 0)
+    truth = _walks(load)[..., load.length :].to(inputs.series).double()
+    spread = float(inputs.series.double().std())
+    return {
+        "difference": distance(plain, changed) / spread,
+        "between_seeds": distance(plain, other_seed) / spread,
+        "error": distance(changed, truth),
+        "error_before": distance(plain, truth),
+    }
+
+
+def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTimeseries:
+    """Seeded random walks near 100, as the workload wants them."""
+    shape = (load.batch, load.variates, load.length)
+    groups = torch.zeros(shape)
+    if load.own_groups:
+        groups += torch.arange(load.batch).view(-1, 1, 1)
+    ones = torch.ones(shape)
+    return MaskedTimeseries(
+        series=_walks(load)[..., : load.length].to(device, dtype),
+        padding_mask=(ones if load.float_padding else ones.bool()).to(device),
+        id_mask=groups.to(device),
+        timestamp_seconds=torch.zeros(shape, dtype=torch.int, device=device),
+        time_interval_seconds=torch.full(shape[:-1], 60, dtype=torch.int, device=device),
     )
+
+
+def _walks(load: Workload) -> torch.Tensor:
+    """Context and truth, ``batch variate time``."""
+    shape = (load.batch, load.variates, load.length + load.horizon)
+    steps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return 100 + steps.cumsum(-1)
+
+
+def _peak_apart(options: argparse.Namespace, name: str, side: str) -> float | None:
+    """Peak gigabytes of one forecast in a process of its own; None where it failed."""
+    try:
+        return round(call_apart(peak_bytes_of, options, name, side) / 1e9, 2)
+    except WorkerError:
+        return None
+
+
+def peak_bytes_of(options: argparse.Namespace, name: str, side: str) -> int:
+    """The most memory that this process holds for one forecast; one batch of upstream's samples
+    holds as much as the others."""
+    model = base_model(torch.device(options.device), getattr(torch, options.dtype))
+    if side == COMPILED:
+        model.compile(mode=options.compile)
+    how = Side(TotoForecaster(model), settings_of(options).get(side))
+    Trial.of(how, WORKLOADS[name], options).forecast()
+    return machine.peak_bytes(torch.device(options.device))
+
+
+def _show(figures: dict[str, Any], console: Console) -> None:
+    """Print a row for each workload and side, and what to know of them."""
+    headings = [
+        "",
+        "seconds",
+        "times slower",
+        "from-to",
+        "first, s",
+        "peak GB",
+        "CPU s",
+        "of limit",
+    ]
+    rows, notes = [], []
+    for name, row in figures["workloads"].items():
+        if "failed" in row:
+            notes.append(f"{name}: could not be measured: {row['failed']}")
+            continue
+        sides = {side: found for side, found in row.items() if isinstance(found, dict)}
+        rows += [_cells(f"{name} {side}", found) for side, found in sides.items()]
+        notes += _notes(name, row, sides)
+    title = f"{figures['machine']}, torch {figures['torch']}, {figures['dtype']}"
+    caption = (
+        f"matrix products {figures['matrix_gflops']} GFLOP/s, "
+        f"memory {figures['memory_gb_per_s']} GB/s, measured in this run"
+    )
+    console.print(screen.table_of(headings, rows, title=title, caption=caption))
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _cells(name: str, found: dict[str, Any]) -> list[str]:
+    ratios = found.get("ratios", [])
+    return [
+        name,
+        f"{found['seconds']:.3g}",
+        f"{found['ratio']:.3g}" if ratios else "",
+        f"{min(ratios):.3g}-{max(ratios):.3g}" if ratios else "",
+        f"{found['first_seconds']:.3g}" if "first_seconds" in found else "",
+        "?" if found["peak_gb"] is None else f"{found['peak_gb']:.3g}",
+        f"{found['cpu_seconds']:.3g}",
+        f"{found['share_of_limit']:.0%}" if "share_of_limit" in found else "",
+    ]
+
+
+def _notes(name: str, row: dict[str, Any], sides: dict[str, dict[str, Any]]) -> Iterator[str]:
+    upstream = row[UPSTREAM]
+    measured, _, whole, *_ = upstream["measured"].split()
+    if measured != whole:
+        yield f"{name}: upstream measured on {upstream['measured']}, times the rest"
+    elif (pairs := len(upstream["ratios"])) < 5:
+        yield f"{name}: {pairs} pairs"
+    for side, found in sides.items():
+        if figures := found.get("accuracy"):
+            yield (
+                f"{name}, {side}: median forecast off by {figures['difference']:.2g} of the "
+                f"series' standard deviation (two seeds: {figures['between_seeds']:.2g}); mean "
+                f"error {figures['error']:.4g}, before {figures['error_before']:.4g}"
+            )
+    if row["disturbed"]:
+        yield (
+            f"{name}: the machine was disturbed ({row['stolen']:.0%} of its time stolen, "
+            f"spread {upstream['spread']} and {row[PATCHED]['spread']}): measure again"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from pathlib import Path
@@ -16,9 +17,16 @@ class UsageError(ValueError):
 
 def what_is_missing(error: ModuleNotFoundError) -> str:
     """A module that is not installed, and how to install it."""
-    name = str(error.name).partition(".")[0]
-    distribution = {"toto": "toto-ts", "pkg_resources": "'setuptools<81'"}.get(name, name)
-    return f"{name} is missing: pip install {distribution}, or this package's extras toto and tools"
+    name = str(error.name)
+    top = name.partition(".")[0]
+    return f"{top} is missing: {pip_install(name)}, or this package's extras toto and tools"
+
+
+def pip_install(module: str) -> str:
+    """The command that installs a module's distribution."""
+    known = {"toto": "toto-ts", "pkg_resources": "'setuptools<81'", "torch": "torch==2.7.0"}
+    top = module.partition(".")[0]
+    return f"pip install {known.get(top, top.replace('_', '-'))}"
 
 
 def is_stdout(path: Path | None) -> bool:
@@ -51,6 +59,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_json(path: Path | None, figures: object) -> None:
+    """Keep figures, if they are wanted.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if path is not None:
+        write_whole(path, json.dumps(figures, indent=2) + "\n")
 
 
 def positive(text: str) -> int:

@@ -1,83 +1,24 @@
 """The command line. Exit codes: 0, 1 (the check failed), 2 (bad usage or input).
 
 A command's arguments stand here, so that ``--help`` and a wrong argument are answered without
-waiting for torch; what it does stands in the module of its name.
+waiting for torch; what it does stands in the module of its name. The docstrings of the functions
+that add the arguments are what ``--help`` prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
 from toto_compile_patch.tools.checks import UsageError, not_negative, positive, what_is_missing
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
-
-_EXAMPLES = """\
-examples:
-  toto-compile-patch ab                                   upstream and patched on bundled data
-  toto-compile-patch ab load.csv --column MW              ... on yours, with a report to look at
-  toto-compile-patch run backtest.py --windows 8          your script, unchanged, patched
-  toto-compile-patch doctor                               what is installed, applied, in the way
-  toto-compile-patch doctor --script backtest.py          what torch.compile makes of your script
-  toto-compile-patch bench --workload W3                  speed on one of the known workloads
-
-COMMAND --help tells more of each. Exit codes: 0; 1: the check failed; 2: bad usage or input.
-"""
-
-_AB_EXAMPLES = """\
-examples:
-  toto-compile-patch ab                                     the demo model on bundled temperatures
-  toto-compile-patch ab --base --samples 64 --windows 4     the real architecture, random weights
-  toto-compile-patch ab load.csv --column MW --model Datadog/Toto-Open-Base-1.0
-  toto-compile-patch ab prices.parquet --column open --column close --context 1024 --horizon 1
-  toto-compile-patch ab --compile reduce-overhead           upstream and patched compiled, too
-  toto-compile-patch ab --report pull_request.html --json ab.json
-
-Both sides forecast the same windows, whose origins lie a horizon apart, taking turns, each in a
-process of its own. Upstream's eager code forecasts all of them with a second seed as well: what
-two seeds differ by is what the patch may differ by.
-"""
-
-_RUN_EXAMPLES = """\
-examples:
-  toto-compile-patch run backtest.py --windows 8
-  toto-compile-patch run -m my_project.evaluate
-  TOTO_COMPILE_PATCH=0 toto-compile-patch run backtest.py     upstream, untouched
-
-apply() is called right after the first import of toto.inference.forecaster, toto.model.toto or
-toto_compile_patch, in the script and in every Python that it starts (multiprocessing, subprocess);
-TOTO_COMPILE_PATCH_* variables hold for each. Where it fails, a line on stderr says why, and
-upstream's code runs. Python's own flags stand before -m: python -u -m toto_compile_patch run ...
-
-The processes find it by PYTHONPATH: one that is started with another PYTHONPATH, an emptied
-environment, or Python's flags -E, -I or -S runs upstream's code.
-"""
-
-_DOCTOR_EXAMPLES = """\
-examples:
-  toto-compile-patch doctor
-  toto-compile-patch doctor --script backtest.py --windows 8
-  toto-compile-patch doctor --json health.json --script backtest.py
-  toto-compile-patch doctor --json -
-
-Exit codes: 0: everything asked for is applied, the script is well; 1: something waits for a cure;
-2: bad usage.
-"""
-
-_BENCH_EXAMPLES = """\
-examples:
-  python -m toto_compile_patch bench                      every workload, upstream and patched
-  python -m toto_compile_patch bench --workload W3,WM     two of them
-  python -m toto_compile_patch bench --workload W4 --compile reduce-overhead --device cuda
-  python -m toto_compile_patch bench --json figures.json  keep the figures
-  python -m toto_compile_patch bench --runtime eager,compile --precision model,bf16
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,44 +43,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
-
-
 class _Parser(argparse.ArgumentParser):
-    """Reports an error in one line."""
+    """Reports an error in one line; its help is the docstring of what adds its arguments."""
+
+    def __init__(self, add: Callable[[_Parser], None], **kwargs: Any) -> None:
+        description, _, epilog = inspect.cleandoc(add.__doc__ or "").partition("\n\n")
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=raw, **kwargs)
+        add(self)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _parser() -> _Parser:
-    parser = _Parser(
-        prog=_program(),
-        description="Toto, patched: see on your own data that it is faster and says the same.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ab, _add_run, _add_doctor, _add_bench, _add_start):
-        add(commands)
-    return parser
-
-
-def _program() -> str:
-    """As the user called it: the script, or Python with the module."""
+    # As the user called it: the script, or Python with the module.
     name = Path(sys.argv[0]).name
-    return "python -m toto_compile_patch" if name == "__main__.py" else name
-
-
-def _add_ab(commands: _Commands) -> None:
-    ab = commands.add_parser(
-        "ab",
-        help="compare upstream and patched on your series: speed, errors, equality",
-        description="Forecast a series by upstream's code and patched, side by side, and say how "
-        "much faster it is and whether it says the same. Exit code 1 where it does not.",
-        epilog=_AB_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    return _Parser(
+        _commands, prog="python -m toto_compile_patch" if name == "__main__.py" else name
     )
+
+
+def _commands(parser: _Parser) -> None:
+    """Toto, patched: see on your own data that it is faster and says the same.
+
+    examples:
+      toto-compile-patch ab                                  upstream and patched on bundled data
+      toto-compile-patch ab load.csv --column MW             ... on yours, with a report to look at
+      toto-compile-patch run backtest.py --windows 8         your script, unchanged, patched
+      toto-compile-patch doctor                              what is installed, applied, in the way
+      toto-compile-patch doctor --script backtest.py         what torch.compile makes of your script
+      toto-compile-patch bench --workload W3                 speed on one of the known workloads
+
+    COMMAND --help tells more of each. Exit codes: 0; 1: the check failed; 2: bad usage or input.
+    """
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add, help_text in (
+        (_ab, "compare upstream and patched on your series: speed, errors, equality"),
+        (_run, "run your script, unchanged, patched"),
+        (_doctor, "what is installed, what is applied, and what is in the way"),
+        (_bench, "time the same forecasts upstream and patched"),
+        (_start, "time the first forecast of a compiled model"),
+        (_fingerprints, "which definitions of Toto's code are known, and which differ"),
+    ):
+        name = add.__name__.removeprefix("_")
+        command = commands.add_parser(name, add=add, help=help_text)
+        command.set_defaults(tool=name)
+
+
+def _ab(ab: _Parser) -> None:
+    """Forecast a series by upstream's code and patched, side by side, and say how much faster it
+    is and whether it says the same. Exit code 1 where it does not.
+
+    examples:
+      toto-compile-patch ab                                   the demo model on bundled temperatures
+      toto-compile-patch ab --base --samples 64 --windows 4   the real architecture, random weights
+      toto-compile-patch ab load.csv --column MW --model Datadog/Toto-Open-Base-1.0
+      toto-compile-patch ab prices.parquet --column open --column close --context 1024 --horizon 1
+      toto-compile-patch ab --compile reduce-overhead         upstream and patched compiled, too
+      toto-compile-patch ab --report pull_request.html --json ab.json
+
+    Both sides forecast the same windows, whose origins lie a horizon apart, taking turns, each in a
+    process of its own. Upstream's eager code forecasts all of them with a second seed as well: what
+    two seeds differ by is what the patch may differ by.
+    """
     ab.add_argument(
         "file",
         nargs="?",
@@ -156,6 +123,31 @@ def _add_ab(commands: _Commands) -> None:
         help="what to forecast; several make one series of several variates (default: the only "
         "one; temp for the bundled series)",
     )
+    _model(ab)
+    ab.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    _compile(ab, "compile both sides as well", dest="mode")
+    _number(ab, "--windows", "forecasts of each side (default: 16, if it fits)")
+    _number(ab, "--context", "time steps that a forecast starts from (default: 512, if it fits)")
+    _number(ab, "--horizon", "time steps to forecast (default: 96, if it fits)")
+    _number(
+        ab,
+        "--season",
+        "time steps after which the series repeats itself (default: a day, week or year, if it "
+        "fits)",
+    )
+    _number(
+        ab,
+        "--samples",
+        "of a forecast; its median is the point forecast; 0: means (default: 128; with the demo "
+        "model, which is small, 512)",
+        type=not_negative,
+    )
+    _number(ab, "--samples-per-batch", "that upstream decodes at once (default: all)")
+    _report(ab)
+    _json(ab)
+
+
+def _model(ab: _Parser) -> None:
     model = ab.add_mutually_exclusive_group()
     model.add_argument(
         "--model",
@@ -171,36 +163,9 @@ def _add_ab(commands: _Commands) -> None:
         const="base",
         help="the architecture of Toto-Open-Base-1.0 with random weights: no skill, real speed",
     )
-    ab.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    ab.add_argument(
-        "--compile",
-        dest="mode",
-        choices=COMPILE_MODES,
-        metavar="MODE",
-        help="compile both sides as well: " + ", ".join(COMPILE_MODES),
-    )
-    for name, most, meaning in (
-        ("--windows", "16", "forecasts of each side"),
-        ("--context", "512", "time steps that a forecast starts from"),
-        ("--horizon", "96", "time steps to forecast"),
-        ("--season", "a day, week or year", "time steps after which the series repeats itself"),
-    ):
-        ab.add_argument(
-            name, type=positive, metavar="N", help=f"{meaning} (default: {most}, if it fits)"
-        )
-    ab.add_argument(
-        "--samples",
-        type=not_negative,
-        metavar="N",
-        help="of a forecast; its median is the point forecast; 0: means (default: 128; with the "
-        "demo model, which is small, 512)",
-    )
-    ab.add_argument(
-        "--samples-per-batch",
-        type=positive,
-        metavar="N",
-        help="that upstream decodes at once (default: all)",
-    )
+
+
+def _report(ab: _Parser) -> None:
     report = ab.add_mutually_exclusive_group()
     report.add_argument(
         "--report",
@@ -213,41 +178,48 @@ def _add_ab(commands: _Commands) -> None:
     report.add_argument(
         "--no-report", dest="report", action="store_const", const=None, help="write neither"
     )
-    _add_json(ab)
-    ab.set_defaults(tool="ab")
 
 
-def _add_run(commands: _Commands) -> None:
-    run = commands.add_parser(
-        "run",
-        help="run your script, unchanged, patched",
-        description="Run a Python script or module as `python` would, with toto patched in it and "
-        "in the processes that it starts.",
-        epilog=_RUN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s SCRIPT [ARGS ...]\n       %(prog)s -m MODULE [ARGS ...]",
-    )
-    everything = argparse.REMAINDER
-    run.add_argument(
-        "script", nargs=everything, metavar="SCRIPT", help="a script, and all that follows is its"
-    )
-    run.add_argument(
-        "-m", nargs=everything, dest="module", metavar="MODULE", help="a module, likewise"
-    )
-    run.set_defaults(tool="run")
+def _run(run: _Parser) -> None:
+    """Run a Python script or module as `python` would, with toto patched in it and in the
+    processes that it starts.
+
+    examples:
+      toto-compile-patch run backtest.py --windows 8
+      toto-compile-patch run -m my_project.evaluate
+      TOTO_COMPILE_PATCH=0 toto-compile-patch run backtest.py     upstream, untouched
+
+    apply() is called right after the first import of toto.inference.forecaster, toto.model.toto or
+    toto_compile_patch, in the script and in every Python that it starts (multiprocessing,
+    subprocess); TOTO_COMPILE_PATCH_* variables hold for each. Where it fails, a line on stderr
+    says why, and upstream's code runs. Python's own flags stand before -m:
+    python -u -m toto_compile_patch run ...
+
+    The processes find it by PYTHONPATH: one that is started with another PYTHONPATH, an emptied
+    environment, or Python's flags -E, -I or -S runs upstream's code.
+    """
+    run.usage = "%(prog)s SCRIPT [ARGS ...]\n       %(prog)s -m MODULE [ARGS ...]"
+    rest = argparse.REMAINDER
+    script = "a script, and all that follows is its"
+    run.add_argument("script", nargs=rest, metavar="SCRIPT", help=script)
+    run.add_argument("-m", nargs=rest, dest="module", metavar="MODULE", help="a module, likewise")
 
 
-def _add_doctor(commands: _Commands) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        usage="%(prog)s [-h] [--json FILE] [--script FILE [ARGUMENTS ...]]",
-        help="what is installed, what is applied, and what is in the way",
-        description="Say what is installed, what apply() does here, and which known traps this\n"
-        "environment holds, each with its cure. Or run a script, and say what torch.compile made "
-        "of\nit, which code made its forecasts, and what is to be done about it.",
-        epilog=_DOCTOR_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _doctor(doctor: _Parser) -> None:
+    """Say what is installed, what apply() does here, and which known traps this environment holds,
+    each with its cure. Or run a script, and say what torch.compile made of it, which code made its
+    forecasts, and what is to be done about it.
+
+    examples:
+      toto-compile-patch doctor
+      toto-compile-patch doctor --script backtest.py --windows 8
+      toto-compile-patch doctor --json health.json --script backtest.py
+      toto-compile-patch doctor --json -
+
+    Exit codes: 0: everything asked for is applied, the script is well; 1: something waits for a
+    cure; 2: bad usage.
+    """
+    doctor.usage = "%(prog)s [-h] [--json FILE] [--script FILE [ARGUMENTS ...]]"
     doctor.add_argument(
         "--script",
         nargs=argparse.REMAINDER,
@@ -256,27 +228,28 @@ def _add_doctor(commands: _Commands) -> None:
         "other options stand before. Nothing is applied but what the script applies. Only the "
         "script's own process is watched, not those that it starts",
     )
-    doctor.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write everything there too; - writes it to stdout instead of the report (and what "
-        "the script prints goes to stderr)",
+    _json(
+        doctor,
+        "write everything there too; - writes it to stdout instead of the report (and what the "
+        "script prints goes to stderr)",
     )
-    doctor.set_defaults(tool="doctor")
 
 
-def _add_bench(commands: _Commands) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="time the same forecasts upstream and patched",
-        description="Time the same forecasts by upstream's code and patched, in turn, in one "
-        "process: seeded random weights of Toto-Open-Base-1.0's shape, generated series.",
-        epilog=_BENCH_EXAMPLES
-        + "\nworkloads:\n"
-        + "".join(f"  {name:<8}{load.describe()}\n" for name, load in WORKLOADS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _bench(bench: _Parser) -> None:
+    """Time the same forecasts by upstream's code and patched, in turn, in one process: seeded
+    random weights of Toto-Open-Base-1.0's shape, generated series.
+
+    examples:
+      python -m toto_compile_patch bench                      every workload, upstream and patched
+      python -m toto_compile_patch bench --workload W3,WM     two of them
+      python -m toto_compile_patch bench --workload W4 --compile reduce-overhead --device cuda
+      python -m toto_compile_patch bench --json figures.json  keep the figures
+      python -m toto_compile_patch bench --runtime eager,compile --precision model,bf16
+
+    workloads:
+    """
+    workloads = [f"  {name:<8}{load.describe()}" for name, load in WORKLOADS.items()]
+    bench.epilog = "\n".join([bench.epilog or "", *workloads])
     bench.add_argument(
         "--workload",
         type=_workloads,
@@ -291,66 +264,72 @@ def _add_bench(commands: _Commands) -> None:
         default="float32",
         help="of the model and the series (default: float32)",
     )
-    bench.add_argument(
-        "--compile",
-        choices=COMPILE_MODES,
-        metavar="MODE",
-        help="measure upstream with a compiled backbone, too: " + ", ".join(COMPILE_MODES),
-    )
-    bench.add_argument(
-        "--runtime",
-        type=_choices(RUNTIMES),
-        default=["auto"],
-        metavar="NAMES",
-        help="how the patched side runs, one or several: " + ", ".join(RUNTIMES),
-    )
-    bench.add_argument(
-        "--precision",
-        type=_choices(PRECISIONS),
-        default=["model"],
-        metavar="NAMES",
-        help="of the patched side's matrix products, one or several: " + ", ".join(PRECISIONS),
-    )
-    bench.add_argument(
+    _compile(bench, "measure upstream with a compiled backbone, too")
+    for name, known, meaning in (
+        ("--runtime", RUNTIMES, "how the patched side runs"),
+        ("--precision", PRECISIONS, "of the patched side's matrix products"),
+    ):
+        text = f"{meaning}, one or several: {', '.join(known)}"
+        bench.add_argument(
+            name, type=_choices(known), default=[known[0]], metavar="NAMES", help=text
+        )
+    _number(
+        bench,
         "--per-batch",
-        type=positive,
+        "the most samples that upstream decodes at once (default: the workload's)",
         metavar="SAMPLES",
-        help="the most samples that upstream decodes at once (default: the workload's)",
     )
-    bench.add_argument(
-        "--pairs", type=positive, default=5, help="pairs of measurements (default: 5)"
-    )
-    bench.add_argument(
+    _number(bench, "--pairs", "pairs of measurements (default: 5)", default=5)
+    _number(
+        bench,
         "--budget",
-        type=positive,
+        "of upstream's time for each workload; a slow one gets fewer pairs, or is measured on one "
+        "of its batches of samples, and the table says so (default: 120)",
         default=120,
         metavar="SECONDS",
-        help="of upstream's time for each workload; a slow one gets fewer pairs, or is measured "
-        "on one of its batches of samples, and the table says so (default: 120)",
     )
     bench.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    _add_json(bench)
-    bench.add_argument("--memory-of", help=argparse.SUPPRESS)
-    bench.set_defaults(tool="bench")
+    _json(bench)
 
 
-def _add_start(commands: _Commands) -> None:
-    start = commands.add_parser(
-        "start",
-        help="time the first forecast of a compiled model",
-        description="Time the first forecast of a model compiled on a CPU, upstream and patched, "
-        "each in a process of its own, with an empty cache of compiled code and with a filled one.",
-    )
+def _start(start: _Parser) -> None:
+    """Time the first forecast of a model compiled on a CPU, upstream and patched, each in a process
+    of its own, with an empty cache of compiled code and with a filled one.
+    """
     start.add_argument("--mode", choices=COMPILE_MODES, default="default", help="of torch.compile")
-    _add_json(start)
-    start.add_argument("--side", help=argparse.SUPPRESS)
-    start.set_defaults(tool="start")
+    _json(start)
 
 
-def _add_json(command: _Parser) -> None:
-    command.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there; - for standard output"
+def _fingerprints(fingerprints: _Parser) -> None:
+    """Print the fingerprint of each definition of Toto's that is replaced or relied on, beside
+    those that are known, and say which differ. Reads files, and runs nothing of them. Exit code 1
+    where any differs.
+
+    examples:
+      python -m toto_compile_patch fingerprints               the installed toto
+      python -m toto_compile_patch fingerprints unpacked/toto another one, which need not work
+    """
+    fingerprints.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="that of a package toto (default: the installed one)",
     )
+    _json(fingerprints)
+
+
+def _compile(command: _Parser, meaning: str, **kwargs: Any) -> None:
+    text = f"{meaning}: {', '.join(COMPILE_MODES)}"
+    command.add_argument("--compile", choices=COMPILE_MODES, metavar="MODE", help=text, **kwargs)
+
+
+def _number(command: _Parser, name: str, text: str, **kwargs: Any) -> None:
+    command.add_argument(name, help=text, **{"type": positive, "metavar": "N", **kwargs})
+
+
+def _json(command: _Parser, text: str = "write the figures there; - for standard output") -> None:
+    command.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
 def _workloads(text: str) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from torch._dynamo.utils import (
@@ -17,6 +16,7 @@ from torch._dynamo.utils import (
 )
 from torch._logging._internal import log_state
 
+_COUNTED = ("stats", "graph_break", "inductor")
 _METRICS_KEPT = 100_000
 _METRICS_KEPT_BY_TORCH = 64
 
@@ -47,9 +47,6 @@ class Place:
     line: int
     function: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.function} ({self.file}:{self.line})"
-
 
 @dataclass(frozen=True)
 class Compilation:
@@ -69,24 +66,12 @@ class Compilation:
 
 
 @dataclass(frozen=True)
-class GraphBreak:
-    """One place where tracing stopped, in the words of dynamo's log."""
+class Event:
+    """A place where tracing stopped, or a frame that was compiled again; and why, in the words of
+    dynamo's log: the guards that failed, say."""
 
     place: Place
     reason: str
-
-
-@dataclass(frozen=True)
-class Recompilation:
-    """One recompilation: which frame, and the guards that failed."""
-
-    place: Place
-    reason: str
-
-    @property
-    def frame(self) -> str:
-        """The frame in words."""
-        return str(self.place)
 
 
 @dataclass(frozen=True)
@@ -119,16 +104,15 @@ class CompileHealth:
     graph_breaks: int = 0
     cudagraph_skips: int = 0
     compilations: list[Compilation] = field(default_factory=list)
-    breaks: list[GraphBreak] = field(default_factory=list)
-    recompilations: list[Recompilation] = field(default_factory=list)
+    breaks: list[Event] = field(default_factory=list)
+    recompilations: list[Event] = field(default_factory=list)
     limits: list[LimitHit] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
 
     def __enter__(self) -> CompileHealth:
         set_compilation_metrics_limit(_METRICS_KEPT)
         self._metrics_before = len(get_compilation_metrics())
-        self._before = _counts()
-        self._reasons_before = Counter(counters["graph_break"])
+        self._before = {name: Counter(counters[name]) for name in _COUNTED}
         self._listeners = [
             *(_Listener(name, self._note_break, debug=True) for name in _BREAK_LOGS),
             _Listener(_LIMIT_LOG, self._note_limit),
@@ -136,35 +120,20 @@ class CompileHealth:
         ]
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for listener in self._listeners:
             listener.stop()
-        after = _counts()
-        self.graphs, self.graph_breaks, self.cudagraph_skips = (
-            max(0, now - then) for now, then in zip(after, self._before, strict=True)
-        )
+        since = {name: Counter(counters[name]) - self._before[name] for name in _COUNTED}
+        self.graphs = since["stats"]["unique_graphs"]
+        self.graph_breaks = sum(since["graph_break"].values())
+        self.cudagraph_skips = since["inductor"]["cudagraph_skips"]
         if not self.breaks:
             # The program set up torch's logs anew: what is left are reasons without places.
-            found = Counter(counters["graph_break"]) - self._reasons_before
-            self.breaks = [GraphBreak(Place("", 0), reason) for reason in found.elements()]
-        for metrics in self._metrics():
-            place = Place(metrics.co_filename, metrics.co_firstlineno, metrics.co_name)
-            microseconds = getattr(metrics, "start_time_us", None)
-            self.compilations.append(
-                Compilation(
-                    place,
-                    bool(metrics.graph_op_count),
-                    None if microseconds is None else microseconds / 1e6,
-                    getattr(metrics, "entire_frame_compile_time_s", None),
-                )
-            )
-            if metrics.recompile_reason:
-                self.recompilations.append(Recompilation(place, metrics.recompile_reason))
+            self.breaks = [Event(Place("", 0), why) for why in since["graph_break"].elements()]
+        for metrics in get_compilation_metrics()[self._metrics_before :]:
+            # A compilation that the limit forbade has no name.
+            if metrics.co_name:
+                self._note_compilation(metrics)
         set_compilation_metrics_limit(_METRICS_KEPT_BY_TORCH)
 
     @property
@@ -182,22 +151,29 @@ class CompileHealth:
             "cudagraph_skips": self.cudagraph_skips,
         }
 
-    def _metrics(self) -> Iterator[Any]:
-        """Those of frames: a compilation that the limit forbade has no name."""
-        for metrics in get_compilation_metrics()[self._metrics_before :]:
-            if metrics.co_name:
-                yield metrics
+    def _note_compilation(self, metrics: Any) -> None:
+        place = Place(metrics.co_filename, metrics.co_firstlineno, metrics.co_name)
+        microseconds = getattr(metrics, "start_time_us", None)
+        began = None if microseconds is None else microseconds / 1e6
+        seconds = getattr(metrics, "entire_frame_compile_time_s", None)
+        self.compilations.append(Compilation(place, bool(metrics.graph_op_count), began, seconds))
+        if metrics.recompile_reason:
+            self.recompilations.append(Event(place, metrics.recompile_reason))
 
     def _note_break(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if found := _BROKEN.match(message):
-            place = Place(found[1], int(found[2]))
-            self.breaks.append(GraphBreak(place, _first_reason(found[3])))
+            place, why = Place(found[1], int(found[2])), found[3]
         elif stack := _STACK_LINE.findall(message):
             file, line, function = stack[-1]
-            why = record.exc_info[1] if record.exc_info else None
-            reason = _first_reason(str(why or "the frame was skipped"))
-            self.breaks.append(GraphBreak(Place(file, int(line), function), reason))
+            raised = record.exc_info[1] if record.exc_info else None
+            place, why = Place(file, int(line), function), str(raised or "the frame was skipped")
+        else:
+            return
+        # The first line that says something of this break.
+        lines = (line.strip() for line in why.splitlines())
+        said = (line for line in lines if line and not line.startswith(_NO_REASON_IN_ITSELF))
+        self.breaks.append(Event(place, next(said, "unknown")))
 
     def _note_limit(self, record: logging.LogRecord) -> None:
         if found := _LIMIT.search(record.getMessage()):
@@ -238,18 +214,3 @@ class _Listener(logging.Filter):
         self._logger.removeFilter(self)
         if self._unasked:
             self._logger.setLevel(self._level)
-
-
-def _first_reason(text: str) -> str:
-    """The first line that says something of this break."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = (line for line in lines if not line.startswith(_NO_REASON_IN_ITSELF))
-    return next(said, "unknown")
-
-
-def _counts() -> tuple[Any, Any, Any]:
-    return (
-        counters["stats"]["unique_graphs"],
-        sum(counters["graph_break"].values()),
-        counters["inductor"]["cudagraph_skips"],
-    )

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,76 +32,60 @@ def name(device: torch.device) -> str:
     """Processor or graphics card, in words."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    model = platform.processor() or platform.machine()
+    model = _read_field("/proc/cpuinfo", "model name") or platform.processor()
+    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _read_field(file: str, field: str) -> str:
+    """A field of one of Linux's files about itself; empty where the system does not say."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+        lines = Path(file).read_text().splitlines()
     except OSError:
-        pass
-    return f"{model}, {torch.get_num_threads()} threads"
+        return ""
+    return next((line[len(field) :].strip(" \t:") for line in lines if line.startswith(field)), "")
 
 
-def stolen_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """Share of the processor's time that other virtual machines took between two readings."""
-    total = after[1] - before[1]
-    return (after[0] - before[0]) / total if total else 0.0
+def _read_bytes(file: str, field: str) -> int:
+    """Bytes of a field that is given in kilobytes; 0 where the system does not say."""
+    return 1024 * int((_read_field(file, field) or "0").split()[0])
 
 
 def read_stolen() -> tuple[int, int]:
-    """Stolen and all ticks so far; zeros where the system does not say."""
-    try:
-        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    except (OSError, ValueError):
-        return 0, 0
-    return ticks[7], sum(ticks)
+    """Ticks of the processor that other virtual machines took so far, and all; zeros where the
+    system does not say."""
+    ticks = [int(field) for field in _read_field("/proc/stat", "cpu ").split()[:8]]
+    return (ticks[7], sum(ticks)) if len(ticks) == 8 else (0, 0)
+
+
+def stolen_since(before: tuple[int, int]) -> float:
+    """Share of the processor's time that other virtual machines took since a reading."""
+    stolen, total = (now - then for now, then in zip(read_stolen(), before, strict=True))
+    return stolen / total if total else 0.0
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that may be used."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                free = 1024 * int(line.split()[1])
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
-        pass
-    return free
+    free = _read_bytes("/proc/meminfo", "MemAvailable")
+    free = free or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = (_read_field(f"/sys/fs/cgroup/memory.{what}", "") for what in ("max", "current"))
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held: resident on a CPU, allocated on a GPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            # Unlike getrusage's, this figure begins anew when a program starts.
-            if line.startswith("VmHWM"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
+    # Unlike getrusage's, this figure begins anew when a program starts.
+    if peak := _read_bytes("/proc/self/status", "VmHWM"):
+        return peak
     if sys.platform == "win32":
         return 0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -141,17 +124,12 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _best(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats):
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(7):
         wait_for(device)
         start = time.perf_counter()
         work()
         wait_for(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def spread(seconds: list[float]) -> float:
-    """Greatest over median."""
-    return max(seconds) / median(seconds)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +15,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 BUNDLED = DEMO / "jfk_hourly_2013.csv"
 """Hourly weather at JFK airport in 2013."""
 
-BASE: dict[str, Any] = {
-    "patch_size": 64,
-    "stride": 64,
-    "embed_dim": 768,
-    "num_layers": 12,
-    "num_heads": 12,
-    "mlp_hidden_dim": 3072,
-    "dropout": 0.1,
-    "spacewise_every_n_layers": 12,
-    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
-    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
-    "spacewise_first": False,
-    "output_distribution_kwargs": {"k_components": 24},
-    "use_memory_efficient_attention": False,
-    "stabilize_with_global": True,
-    "scale_factor_exponent": 10.0,
-}
+BASE: dict[str, Any] = json.loads(Path(__file__).with_name("base_model.json").read_text())
 """The architecture of Toto-Open-Base-1.0."""
 
 SMALL: dict[str, Any] = {**BASE, "embed_dim": 64, "num_heads": 4, "mlp_hidden_dim": 128}

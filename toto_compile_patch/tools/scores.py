@@ -6,16 +6,12 @@ All arrays end in ``horizon``; a truth that nobody knows is NaN and counts nowhe
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from toto_compile_patch.tools.series import Floats, Series, Window
-from toto_compile_patch.tools.workers import QUANTILES
+from toto_compile_patch.tools.turns import QUANTILES
 
 _DAY = 86_400
-
-
-def absolute_errors(points: Floats, truth: Floats) -> Floats:
-    """Distance of point forecasts from the truth, of the same shape."""
-    return np.abs(points - truth)
 
 
 def pinball(quantiles: Floats, truth: Floats) -> Floats:
@@ -50,11 +46,8 @@ def naive_scale(window: Window, season: int) -> Floats:
 
     Hyndman & Koehler (2006).
     """
-    values = np.where(window.observed, window.values, np.nan)
-    steps = np.abs(values[:, season:] - values[:, :-season])
-    known = ~np.isnan(steps)
-    total = np.where(known, steps, 0.0).sum(axis=-1)
-    return np.where(total > 0, total / np.maximum(known.sum(axis=-1), 1), np.nan)
+    change = pd.DataFrame(window.known.T).diff(season).abs().mean().to_numpy(float)
+    return np.where(change > 0, change, np.nan)
 
 
 def season_of(series: Series, context: int) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+if TYPE_CHECKING:
+    from toto.data.util.dataset import MaskedTimeseries
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -49,21 +52,18 @@ class Series:
 
     @property
     def rows(self) -> int:
+        """How many there are."""
         return self.values.shape[-1]
 
     @property
     def gaps(self) -> int:
+        """How many values are missing in the rows."""
         return int(np.isnan(self.values).sum())
 
     @property
     def skips(self) -> int:
         """How many times a row is missing between two that follow each other."""
         return int((np.diff(self.seconds) > 1.5 * self.interval).sum())
-
-    @property
-    def std(self) -> Floats:
-        """Standard deviation of each column (``variate``)."""
-        return np.asarray(np.nanstd(self.values, axis=-1))
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,25 @@ class Window:
     interval: int
     truth: Floats
 
+    @property
+    def known(self) -> Floats:
+        """The context, NaN in its gaps (``variate context``)."""
+        return np.where(self.observed, self.values.astype(float), np.nan)
+
+    def inputs(self) -> MaskedTimeseries:
+        """The context as upstream takes it, ``variate series_len``, on the CPU."""
+        import torch
+        from toto.data.util.dataset import MaskedTimeseries
+
+        series = torch.from_numpy(self.values)
+        return MaskedTimeseries(
+            series=series,
+            padding_mask=torch.from_numpy(self.observed),
+            id_mask=torch.zeros_like(series, dtype=torch.int),
+            timestamp_seconds=torch.from_numpy(self.seconds).expand(series.shape),
+            time_interval_seconds=torch.full((len(series),), self.interval),
+        )
+
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
     """Read columns, whose empty cells are gaps, and the times of the rows if there are any.
@@ -105,18 +124,25 @@ def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
         SeriesError: the file cannot be read, or a column is missing or holds no usable series.
     """
     table = _read_table(path)
-    columns = tuple(dict.fromkeys(columns)) or _only_column(table, path)
+    time_column = _time_column(table)
+    listed = ", ".join(table.columns)
+    if not columns:
+        columns = [name for name in table.columns if name != time_column]
+        if len(columns) != 1:
+            raise SeriesError(
+                f"{path}: name what to forecast with --column, once for each: {listed}"
+            )
+    columns = tuple(dict.fromkeys(columns))
     if missing := [name for name in columns if name not in table.columns]:
-        raise SeriesError(
-            f"{path} has no column {missing[0]!r}; name one with --column: {_listed(table.columns)}"
-        )
+        raise SeriesError(f"{path} has no column {missing[0]!r}; name one with --column: {listed}")
     if len(table) < _FEWEST_ROWS:
         raise SeriesError(
-            f"{path} has {_counted(len(table), 'row')}; a backtest needs at least {_FEWEST_ROWS}: "
+            f"{path} has {_rows(len(table))}; a backtest needs at least {_FEWEST_ROWS}: "
             "give a longer series"
         )
-    time_column = _time_column(table)
-    times = _times(table, time_column, path)
+    times = np.arange(len(table), dtype=float)
+    if time_column is not None:
+        times = _times(table[time_column], path)
     return Series(
         source=path.name,
         columns=columns,
@@ -139,39 +165,43 @@ def cut_windows(series: Series, shape: Shape) -> list[Window]:
     needed = shape.context + shape.windows * shape.horizon
     if series.rows < needed:
         raise SeriesError(
-            f"{series.source} has {_counted(series.rows, 'row')}, but --context {shape.context} "
+            f"{series.source} has {_rows(series.rows)}, but --context {shape.context} "
             f"and --windows {shape.windows} of --horizon {shape.horizon} need {needed}: "
             "ask for less of them"
         )
     filled = pd.DataFrame(series.values.T).ffill().fillna(0.0).to_numpy(np.float32).T
     first = series.rows - shape.horizon * shape.windows
-    unknown = np.isnan(series.values[:, first:]).all(axis=-1)
-    if unknown.any():
-        raise SeriesError(
-            f"column {series.columns[int(unknown.argmax())]!r} of {series.source} holds nothing "
-            f"but gaps from data row {first + 1} on, where it is to be forecast: ask for more "
-            "--windows, or choose another --column"
-        )
+    _check_known(
+        series,
+        slice(first, None),
+        f"from data row {first + 1} on, where it is to be forecast: "
+        "ask for more --windows, or choose another --column",
+    )
     return [_window(series, filled, first + i * shape.horizon, shape) for i in range(shape.windows)]
 
 
 def _window(series: Series, filled: npt.NDArray[np.float32], origin: int, shape: Shape) -> Window:
     past, future = slice(origin - shape.context, origin), slice(origin, origin + shape.horizon)
-    observed = ~np.isnan(series.values[:, past])
-    if not observed.any(axis=-1).all():
-        column = series.columns[int(observed.any(axis=-1).argmin())]
-        raise SeriesError(
-            f"column {column!r} of {series.source} holds nothing but gaps in data rows "
-            f"{past.start + 1} to {past.stop}, a context: take a longer --context, other "
-            "--windows, or another --column"
-        )
+    _check_known(
+        series,
+        past,
+        f"in data rows {past.start + 1} to {past.stop}, a context: take a longer "
+        "--context, other --windows, or another --column",
+    )
     return Window(
         values=np.ascontiguousarray(filled[:, past]),
-        observed=observed,
+        observed=~np.isnan(series.values[:, past]),
         seconds=series.seconds[past],
         interval=series.interval,
         truth=series.values[:, future],
     )
+
+
+def _check_known(series: Series, rows: slice, where: str) -> None:
+    unknown = np.isnan(series.values[:, rows]).all(axis=-1)
+    if unknown.any():
+        column = series.columns[int(unknown.argmax())]
+        raise SeriesError(f"column {column!r} of {series.source} holds nothing but gaps {where}")
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -179,22 +209,18 @@ def _read_table(path: Path) -> pd.DataFrame:
         table = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path)
     except SeriesError:
         raise
-    except FileNotFoundError:
-        raise SeriesError(
-            f"there is no file {path}: give the path of a CSV or Parquet file"
-        ) from None
-    except OSError as error:
-        raise SeriesError(
-            f"cannot read {path}: {error.strerror or _first(error)}: "
-            "give the path of a CSV or Parquet file"
-        ) from None
-    except ValueError as error:
-        raise SeriesError(
-            f"{path} is not a table with a header line ({_first(error)}): "
-            "give the path of a CSV (in UTF-8) or Parquet file"
-        ) from None
-    if len(set(table.columns)) < len(table.columns):
-        raise SeriesError(f"{path} has columns of one name: {_listed(table.columns)}: rename one")
+    except (OSError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        if isinstance(error, FileNotFoundError):
+            problem = f"there is no file {path}"
+        elif isinstance(error, OSError):
+            problem = f"cannot read {path}: {error.strerror or said}"
+        else:
+            problem = f"{path} is not a table with a header line ({said})"
+        utf8 = " (in UTF-8)" if isinstance(error, ValueError) else ""
+        raise SeriesError(f"{problem}: give the path of a CSV{utf8} or Parquet file") from None
+    if not table.columns.is_unique:
+        raise SeriesError(f"{path} has columns of one name: {', '.join(table.columns)}: rename one")
     return table
 
 
@@ -230,32 +256,21 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return table
 
 
-def _only_column(table: pd.DataFrame, path: Path) -> tuple[str, ...]:
-    names = [name for name in table.columns if name != _time_column(table)]
-    if len(names) == 1:
-        return (names[0],)
-    raise SeriesError(
-        f"{path}: name what to forecast with --column, once for each: {_listed(table.columns)}"
-    )
-
-
 def _numbers(cells: pd.Series, path: Path) -> Floats:
+    column = f"column {cells.name!r} of {path}"
     if _is_time(cells):
-        raise SeriesError(f"column {cells.name!r} of {path} holds times: choose another --column")
+        raise SeriesError(f"{column} holds times: choose another --column")
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan)
     bad = cells.notna().to_numpy() & ~(np.abs(numbers) < _LARGEST)
     if bad.any():
-        row = int(bad.argmax())
         raise SeriesError(
-            f"column {cells.name!r} of {path}, data row {row + 1}: {str(cells.iloc[row])!r} is not "
-            "a number: choose another --column, or leave the cell empty if it is a gap"
+            f"{column}, {_cell(cells, bad)} is not a number: choose another --column, or leave "
+            "the cell empty if it is a gap"
         )
     values = np.unique(numbers[~np.isnan(numbers)])
     if len(values) < 2:
         what = f"nothing but {values[0]:g}" if len(values) else "nothing but gaps"
-        raise SeriesError(
-            f"column {cells.name!r} of {path} holds {what}: choose another with --column"
-        )
+        raise SeriesError(f"{column} holds {what}: choose another with --column")
     return np.asarray(numbers)
 
 
@@ -263,29 +278,23 @@ def _time_column(table: pd.DataFrame) -> str | None:
     return next((name for name in table.columns if name.lower() in TIME_COLUMNS), None)
 
 
-def _times(table: pd.DataFrame, name: str | None, path: Path) -> Floats:
-    """Seconds since 1970 of every row, or the row's index where no column gives times."""
-    if name is None:
-        return np.arange(len(table), dtype=float)
-    seconds = _seconds(table[name])
-    if np.isnan(seconds).any():
-        row = int(np.isnan(seconds).argmax())
+def _times(cells: pd.Series, path: Path) -> Floats:
+    """Seconds since 1970 of every row."""
+    seconds = _seconds(cells)
+    unknown, falls = np.isnan(seconds), np.diff(seconds) <= 0
+    if unknown.any():
         raise SeriesError(
-            f"column {name!r} of {path}, data row {row + 1}: {str(table[name].iloc[row])!r} is not "
-            "a time: correct it, or rename the column if it does not give times"
+            f"column {cells.name!r} of {path}, {_cell(cells, unknown)} is not a time: correct it, "
+            "or rename the column if it does not give times"
         )
-    if (np.diff(seconds) <= 0).any():
-        row = int((np.diff(seconds) <= 0).argmax()) + 1
+    if falls.any():
+        row = int(falls.argmax()) + 1
         raise SeriesError(
-            f"column {name!r} of {path}, data rows {row} and {row + 1}: times must increase: "
+            f"column {cells.name!r} of {path}, data rows {row} and {row + 1}: times must increase: "
             "sort the rows by time and leave one for each time, or rename the column if it does "
             "not give the times"
         )
     return seconds
-
-
-def _is_time(cells: pd.Series) -> bool:
-    return getattr(cells.dtype, "kind", "") == "M"
 
 
 def _seconds(cells: pd.Series) -> Floats:
@@ -294,7 +303,9 @@ def _seconds(cells: pd.Series) -> Floats:
         if numbers.notna().mean() > 0.5:
             seconds = np.asarray(numbers, float)
             if not _are_dates(seconds):
-                return seconds / _parts_of_a_second(seconds)
+                # Seconds since 1970, or their thousandths, millionths or billionths.
+                size = float(np.nanmax(np.abs(seconds)))
+                return seconds / next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
             cells = numbers.astype("Int64").astype(str)
     with warnings.catch_warnings():
         # What pandas warns of here ends as an error that names the row.
@@ -303,29 +314,22 @@ def _seconds(cells: pd.Series) -> Floats:
     return np.asarray((times - pd.Timestamp(0, tz="UTC")).dt.total_seconds(), float)
 
 
+def _is_time(cells: pd.Series) -> bool:
+    return getattr(cells.dtype, "kind", "") == "M"
+
+
 def _are_dates(numbers: Floats) -> bool:
     """Whether numbers are dates written as YYYYMMDD."""
-    day, month = numbers % 100, numbers // 100 % 100
-    year = numbers // 10_000
-    return bool(
-        np.all((year >= 1800) & (year < 2200) & (month >= 1) & (month <= 12) & (day >= 1))
-        and np.all(day <= 31)
-    )
+    day, month, year = numbers % 100, numbers // 100 % 100, numbers // 10_000
+    plausible = (year >= 1800) & (year < 2200) & (month >= 1) & (month <= 12)
+    return bool((plausible & (day >= 1) & (day <= 31)).all())
 
 
-def _parts_of_a_second(numbers: Floats) -> float:
-    """In what unit numbers count from 1970: seconds, or a thousandth, millionth, billionth."""
-    size = float(np.nanmax(np.abs(numbers)))
-    return next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
+def _cell(cells: pd.Series, bad: npt.NDArray[np.bool_]) -> str:
+    """The first bad cell, by its row and what it holds."""
+    row = int(bad.argmax())
+    return f"data row {row + 1}: {str(cells.iloc[row])!r}"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _rows(number: int) -> str:
+    return f"{number} row" if number == 1 else f"{number} rows"

@@ -3,40 +3,113 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import numpy as np
 
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.models import describe
-from toto_compile_patch.tools.workers import Answer, Job, Question, Way, Worker, WorkerError
+from toto_compile_patch.tools.screen import ProgressLine
+from toto_compile_patch.tools.series import Floats, Window
+from toto_compile_patch.tools.workers import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from toto.inference.forecaster import TotoForecaster
+
+QUANTILES = tuple(level / 10 for level in range(1, 10))
+
+UPSTREAM_CODE = "upstream's code"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of running the same forecasts."""
+
+    name: str
+    compiled: bool
+    patched: bool
+
+
+EAGER = Way("upstream, eager", compiled=False, patched=False)
+COMPILED = Way("upstream, compiled", compiled=True, patched=False)
+PATCHED = Way("patched", compiled=False, patched=True)
+PATCHED_COMPILED = Way("patched, compiled", compiled=True, patched=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all ways do alike.
+
+    Attributes:
+        model: what ``models.load`` knows.
+        device: a torch device.
+        mode: the ``torch.compile`` mode of the compiled ways.
+        horizon: steps to forecast.
+        samples: paths to draw; 0 asks for the mean forecast.
+        samples_per_batch: paths to draw at once.
+    """
+
+    model: str
+    device: str
+    mode: str
+    horizon: int
+    samples: int
+    samples_per_batch: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A forecast to make; ``mean``: without samples, whatever the job says."""
+
+    seed: int
+    window: Window
+    mean: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A forecast.
+
+    Attributes:
+        seconds: that it took.
+        point: the median of the samples, or the mean (``variate horizon``).
+        quantiles: of the samples, at ``QUANTILES``; None for a mean forecast
+            (``quantile variate horizon``).
+        path: what made it, in words, and why it was not the fast path.
+    """
+
+    seconds: float
+    point: Floats
+    quantiles: Floats | None
+    path: str
 
 
 class LoadError(WorkerError):
     """A way could not even begin: its model is not to be had, say."""
 
 
+@dataclass(frozen=True)
 class Turns:
-    """Workers that are asked one after the other, with a progress bar for whoever waits."""
+    """Workers that are asked one after the other, with a line of progress for whoever waits."""
 
-    def __init__(self, workers: Sequence[Worker], progress: Progress) -> None:
-        self.workers = workers
-        self._progress = progress
+    workers: Sequence[Worker]
+    progress: ProgressLine
 
     def ask(self, worker: Worker, question: Question, doing: str) -> Answer:
         """A forecast by one of them."""
-        _describe(self._progress, doing, worker.way)
-        answer = worker.ask(question)
-        self._progress.advance(self._progress.task_ids[0])
+        self.progress.say(f"{doing}: {worker.name}")
+        answer: Answer = worker.ask(question)
+        self.progress.say("", steps=1)
         return answer
 
     def ask_all(self, question: Question, doing: str, first: int = 0) -> list[Answer]:
         """A forecast by each, beginning with any of them; answers in the order of the ways."""
-        order = [(first + i) % len(self.workers) for i in range(len(self.workers))]
+        order = np.roll(range(len(self.workers)), -first)
         answers = {i: self.ask(self.workers[i], question, doing) for i in order}
         return [answers[i] for i in sorted(answers)]
 
@@ -48,27 +121,103 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
     Args:
         ways: what they stand for.
         job: what all of them do.
-        questions: how many will be asked, for the progress bar.
+        questions: how many will be asked, for the line of progress.
 
     Raises:
         LoadError: one of them cannot begin.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        progress = stack.enter_context(_progress(questions + len(ways)))
+        progress = stack.enter_context(ProgressLine(questions + len(ways)))
         workers = []
         for way in ways:
-            worker = Worker(way, job, Path(folder) / way.name.replace(", ", "-"))
+            # A compile cache of its own: no way finds what another has compiled.
+            cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            environment = {"TORCHINDUCTOR_CACHE_DIR": cache}
+            worker = Worker(way.name, forecasts, way, job, environment=environment)
             stack.callback(worker.stop)
             workers.append(worker)
         for worker in workers:
-            _describe(progress, "loading", worker.way)
+            progress.say(f"loading: {worker.name}")
             try:
-                worker.wait_until_ready()
+                worker.receive()
             except WorkerError as error:
                 raise LoadError(f"cannot load {describe(job.model)}: {error}") from None
-            progress.advance(progress.task_ids[0])
+            progress.say("", steps=1)
         yield Turns(workers, progress)
+
+
+def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any]:
+    """The work of one way: yields None when it can begin, an ``Answer`` for each ``Question``, and
+    when there are no more, dynamo's counts and the most memory that the process held, in bytes."""
+    import torch
+
+    from toto_compile_patch.tools import machine
+    from toto_compile_patch.tools.compile_health import CompileHealth
+
+    forecaster = _forecaster(way, job)
+    yield None
+    with CompileHealth() as health:
+        for question in questions:
+            yield _forecast(forecaster, question, way, job)
+    yield health.counts(), machine.peak_bytes(torch.device(job.device))
+
+
+def _forecaster(way: Way, job: Job) -> TotoForecaster:
+    from toto.inference.forecaster import TotoForecaster
+
+    import toto_compile_patch
+    from toto_compile_patch.tools import models
+
+    if way.patched:
+        toto_compile_patch.apply()
+    else:
+        # What Python does at its start may have applied them.
+        toto_compile_patch.revert()
+    forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
+    # Without fast_decode, the patches are for a compiled model.
+    if way.patched and (way.compiled or not toto_compile_patch.is_applied("fast_decode")):
+        toto_compile_patch.compile(forecaster, mode=job.mode)
+    elif way.compiled:
+        forecaster.model.compile(mode=job.mode)
+    return forecaster
+
+
+def _forecast(forecaster: TotoForecaster, question: Question, way: Way, job: Job) -> Answer:
+    import torch
+
+    from toto_compile_patch.tools import machine
+
+    samples = 0 if question.mean else job.samples
+    device = torch.device(job.device)
+    inputs = question.window.inputs().to(device)
+    torch.manual_seed(question.seed)
+    machine.wait_for(device)
+    start = time.perf_counter()
+    forecast = forecaster.forecast(
+        inputs,
+        prediction_length=job.horizon,
+        num_samples=samples or None,
+        samples_per_batch=job.samples_per_batch,
+    )
+    machine.wait_for(device)
+    seconds = time.perf_counter() - start
+    # The only series of a batch.
+    point = (forecast.median if samples else forecast.mean)[0].cpu().numpy().astype(float)
+    drawn = forecast.samples
+    quantiles = None
+    if drawn is not None:
+        quantiles = np.quantile(drawn[0].double().cpu().numpy(), QUANTILES, axis=-1)
+    return Answer(seconds, point, quantiles, _path(way))
+
+
+def _path(way: Way) -> str:
+    import toto_compile_patch
+
+    path = toto_compile_patch.last_path() if way.patched else None
+    if path is None:
+        return UPSTREAM_CODE
+    what = f"fast path, {path.runtime}" if path.taken == "fast" else UPSTREAM_CODE
+    return f"{what} ({path.reason})" if path.reason else what
 
 
 def warmups(device: str) -> int:
@@ -90,24 +239,3 @@ def standing_patches() -> list[str]:
     except (ValueError, toto_compile_patch.TotoCompilePatchError) as error:
         raise UsageError(" ".join(str(error).split())) from None
     return [row.name for row in toto_compile_patch.status() if row.state == "applied"]
-
-
-def _describe(progress: Progress, doing: str, way: Way) -> None:
-    progress.update(progress.task_ids[0], description=f"{doing}: {way.name}")
-
-
-def _progress(total: int) -> Progress:
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description:<30}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        # The bar is drawn by the machine that is being timed.
-        refresh_per_second=2,
-    )
-    progress.add_task("", total=total)
-    return progress

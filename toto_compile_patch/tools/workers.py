@@ -1,156 +1,91 @@
-"""One process for each way of making a forecast, and the parent's handle on it.
+"""Work in a process of its own, which shares no patch, compiled code or counter with any other.
 
-A process of its own keeps the counters, the compiled code and the patches of one way from
-touching those of another. The modules that a worker needs are imported when it runs: the parent
-shows its help and reports a wrong argument without waiting for torch.
+Whatever a command runs apart goes through here. A piece of work is a generator: it is given the
+questions that it will be asked, and yields its answers. Its modules are imported in its process
+alone: the parent shows its help and reports a wrong argument without waiting for torch.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import textwrap
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from toto_compile_patch.settings import variable_of
-from toto_compile_patch.tools.series import Floats, Window
 
-if TYPE_CHECKING:
-    from toto.data.util.dataset import MaskedTimeseries
-    from toto.inference.forecaster import TotoForecaster
-
-    from toto_compile_patch.path_taken import PathTaken
-
-_STDERR = "stderr.txt"
 _SECONDS_TO_STOP = 5.0
 _LONGEST_MESSAGE = 400
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way of running the same forecasts."""
-
-    name: str
-    compiled: bool
-    patched: bool
-
-
-EAGER = Way("upstream, eager", compiled=False, patched=False)
-COMPILED = Way("upstream, compiled", compiled=True, patched=False)
-PATCHED = Way("patched", compiled=False, patched=True)
-PATCHED_COMPILED = Way("patched, compiled", compiled=True, patched=True)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all workers do alike.
-
-    Attributes:
-        model: what ``models.load`` knows.
-        device: a torch device.
-        mode: the ``torch.compile`` mode of the compiled ways.
-        horizon: steps to forecast.
-        samples: paths to draw; 0 asks for the mean forecast.
-        samples_per_batch: paths to draw at once.
-    """
-
-    model: str
-    device: str
-    mode: str
-    horizon: int
-    samples: int
-    samples_per_batch: int
-
-
-QUANTILES = tuple(level / 10 for level in range(1, 10))
-
-
-@dataclass(frozen=True)
-class Question:
-    """A forecast to make; ``mean``: without samples, whatever the job says."""
-
-    seed: int
-    window: Window
-    mean: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A forecast.
-
-    Attributes:
-        seconds: that it took.
-        point: the median of the samples, or the mean (``variate horizon``).
-        noise: standard error of the median; 0 for a mean forecast (``variate horizon``).
-        quantiles: of the samples, at ``QUANTILES``; None for a mean forecast
-            (``quantile variate horizon``).
-        path: what ``last_path()`` says of it; None where nothing is patched.
-    """
-
-    seconds: float
-    point: Floats
-    noise: Floats
-    quantiles: Floats | None
-    path: PathTaken | None
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a process did in all: counts of dynamo, and its peak memory in bytes."""
-
-    health: dict[str, int]
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    message: str
-
-
 class WorkerError(RuntimeError):
-    """A worker raised or died; the message names the way and what it last said."""
+    """A worker raised or died; the message names it and what it last said."""
 
 
 class Worker:
-    """The parent's handle on one way's process."""
+    """The parent's handle on a process.
 
-    def __init__(self, way: Way, job: Job, folder: Path) -> None:
+    Args:
+        name: what messages call it.
+        work: a generator function of a module; its first argument is an iterator of questions.
+        args: its further arguments.
+        environment: variables that hold in the process alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[..., Iterator[Any]],
+        *args: Any,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._stderr = Path(self._folder.name) / "stderr.txt"
         context = multiprocessing.get_context("spawn")
-        folder.mkdir()
-        self.way = way
-        self._folder = folder
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(way, job, folder, theirs))
-        with _ctrl_c_ignored():
-            self._process.start()
+        process = context.Process(target=_serve, args=(self._stderr, environment or {}, theirs))
+        self._process = process
+        # Deaf to Ctrl-C from its first instruction on: the terminal sends that to the workers too,
+        # and the parent is the one that ends them.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         theirs.close()
+        self._send((work, args))
 
-    def wait_until_ready(self) -> None:
-        self._receive()
+    def ask(self, question: Any) -> Any:
+        """The answer to a question; to None, there being no more, whatever the work ends with.
 
-    def ask(self, question: Question) -> Answer:
+        Raises:
+            WorkerError: there is none.
+        """
         self._send(question)
-        answer: Answer = self._receive()
-        return answer
+        return self.receive()
 
-    def finish(self) -> Account:
-        """End the forecasts and return what they took in all."""
-        self._send(None)
-        account: Account = self._receive()
-        self._process.join(_SECONDS_TO_STOP)
-        return account
+    def receive(self) -> Any:
+        """The next answer.
+
+        Raises:
+            WorkerError: there is none.
+        """
+        try:
+            answer, failure = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerError(f"{self.name}: {self._death()}") from None
+        if failure:
+            raise WorkerError(f"{self.name}: {failure}")
+        return answer
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -160,20 +95,12 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._folder.cleanup()
 
-    def _send(self, message: Question | None) -> None:
-        # A worker that is gone may have said why: that is for _receive to find.
+    def _send(self, message: Any) -> None:
+        # A worker that is gone may have said why: that is for receive to find.
         with suppress(OSError):
             self._pipe.send(message)
-
-    def _receive(self) -> Any:
-        try:
-            reply = self._pipe.recv()
-        except (EOFError, OSError):
-            raise WorkerError(f"{self.way.name}: {self._death()}") from None
-        if isinstance(reply, Failure):
-            raise WorkerError(f"{self.way.name}: {reply.message}")
-        return reply
 
     def _death(self) -> str:
         self._process.join(_SECONDS_TO_STOP)
@@ -184,161 +111,60 @@ class Worker:
             how = f"its process ended with exit code {code}"
         if code == -9:
             how += ", perhaps for want of memory: try fewer --samples-per-batch"
-        last = _last_line(self._folder / _STDERR)
-        return f"{how}; its last words: {last}" if last else how
+        said = self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return f"{how}; its last words: {lines[-1]}" if lines else how
 
 
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def call_apart(
+    function: Callable[..., Any], *args: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """What a module's function returns in a process of its own.
 
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Let a process that is started here be deaf to Ctrl-C from its first instruction on.
-
-    The terminal sends the signal to the workers too; the parent is the one that ends them.
+    Raises:
+        WorkerError: it raised, or its process died.
     """
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = Worker(function.__name__, _call, function, *args, environment=environment)
     try:
-        yield
+        return worker.receive()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        worker.stop()
 
 
-def serve(way: Way, job: Job, folder: Path, pipe: Connection) -> None:
-    """Answer the parent's questions until it has none left or is gone.
+def _call(_: Iterator[Any], function: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    yield function(*args)
 
-    Args:
-        way: what this process stands for.
-        job: what all of them do.
-        folder: an empty directory of its own, for what it prints and what it compiles.
-        pipe: the parent's other end.
-    """
-    _keep_quiet(folder / _STDERR)
-    # A compile cache of its own: no way finds what another has compiled.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+def _serve(stderr: Path, environment: Mapping[str, str], pipe: Connection) -> None:
+    """Answer the parent's questions until it has none left or is gone."""
+    _keep_quiet(stderr)
+    os.environ.update(environment)
     # An exit that runs the exit handlers, so that nothing is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        _answer_all(way, job, pipe)
+        work, args = pipe.recv()
+        for answer in work(_questions(pipe), *args):
+            pipe.send((answer, ""))
     except Exception as error:
+        said = textwrap.shorten(
+            f"{type(error).__name__}: {error}", _LONGEST_MESSAGE, placeholder=" ..."
+        )
         with suppress(OSError):
-            pipe.send(Failure(_in_one_line(error)))
+            pipe.send((None, said))
         raise SystemExit(1) from error
 
 
-def _keep_quiet(path: Path) -> None:
-    """Keep what libraries print out of the progress bar, unless somebody asked for a log."""
+def _keep_quiet(stderr: Path) -> None:
+    """Keep what libraries print off the screen, unless somebody asked for a log."""
     warnings.filterwarnings("ignore")
     if not {"TORCH_LOGS", variable_of("log")} & os.environ.keys():
-        with path.open("w") as file:
+        with stderr.open("w") as file:
             os.dup2(file.fileno(), sys.stderr.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 
-def _answer_all(way: Way, job: Job, pipe: Connection) -> None:
-    import torch
-
-    from toto_compile_patch.tools import machine
-    from toto_compile_patch.tools.compile_health import CompileHealth
-
-    forecaster = _prepare(way, job)
-    pipe.send(None)
-    with CompileHealth() as health:
-        for question in _questions(pipe):
-            pipe.send(_forecast(forecaster, question, job))
-    pipe.send(Account(health.counts(), machine.peak_bytes(torch.device(job.device))))
-
-
-def _questions(pipe: Connection) -> Iterator[Question]:
-    while True:
-        try:
-            question = pipe.recv()
-        except EOFError:
-            return
-        if question is None:
-            return
-        yield question
-
-
-def _prepare(way: Way, job: Job) -> TotoForecaster:
-    from toto.inference.forecaster import TotoForecaster
-
-    import toto_compile_patch
-    from toto_compile_patch.tools import models
-
-    if way.patched:
-        toto_compile_patch.apply()
-    else:
-        # What Python does at its start may have applied them.
-        toto_compile_patch.revert()
-    forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
-    if way.patched:
-        # Without fast_decode, the patches are for a compiled model.
-        if way.compiled or not toto_compile_patch.is_applied("fast_decode"):
-            toto_compile_patch.compile(forecaster, mode=job.mode)
-    elif way.compiled:
-        forecaster.model.compile(mode=job.mode)
-    return forecaster
-
-
-def _forecast(forecaster: TotoForecaster, question: Question, job: Job) -> Answer:
-    import torch
-
-    import toto_compile_patch
-    from toto_compile_patch.tools import machine
-
-    samples = 0 if question.mean else job.samples
-    inputs = _inputs(question.window, job.device)
-    torch.manual_seed(question.seed)
-    machine.wait_for(torch.device(job.device))
-    start = time.perf_counter()
-    forecast = forecaster.forecast(
-        inputs,
-        prediction_length=job.horizon,
-        num_samples=samples or None,
-        samples_per_batch=job.samples_per_batch,
-    )
-    machine.wait_for(torch.device(job.device))
-    seconds = time.perf_counter() - start
-    path = toto_compile_patch.last_path()
-    point = forecast.median if samples else forecast.mean
-    noise = torch.zeros_like(point)
-    if samples > 1:
-        # The median's standard error, were the samples normal.
-        noise = (math.pi / 2 / samples) ** 0.5 * forecast.std
-    quantiles = None
-    if forecast.samples is not None:
-        quantiles = np.quantile(forecast.samples[0].double().cpu().numpy(), QUANTILES, axis=-1)
-    return Answer(seconds, _array(point), _array(noise), quantiles, path)
-
-
-def _array(tensor: Any) -> Floats:
-    """The only series of a batch, in float64."""
-    array: Floats = tensor[0].cpu().numpy().astype(np.float64)
-    return array
-
-
-def _inputs(window: Window, device: str) -> MaskedTimeseries:
-    """The window as upstream takes it, ``variate series_len``."""
-    import torch
-    from toto.data.util.dataset import MaskedTimeseries
-
-    series = torch.from_numpy(window.values).to(device)
-    seconds = torch.from_numpy(window.seconds).expand(series.shape)
-    return MaskedTimeseries(
-        series=series,
-        padding_mask=torch.from_numpy(window.observed).to(device),
-        id_mask=torch.zeros_like(series, dtype=torch.int),
-        timestamp_seconds=seconds.to(device),
-        time_interval_seconds=torch.full((len(series),), window.interval, device=device),
-    )
-
-
-def _in_one_line(error: Exception) -> str:
-    return textwrap.shorten(
-        f"{type(error).__name__}: {error}", _LONGEST_MESSAGE, placeholder=" ..."
-    )
+def _questions(pipe: Connection) -> Iterator[Any]:
+    """What the parent asks, until it asks None or is gone."""
+    with suppress(EOFError):
+        while (question := pipe.recv()) is not None:
+            yield question

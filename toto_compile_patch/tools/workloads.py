@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Workload:
     deterministic: bool = False
 
     def describe(self) -> str:
+        """Where it comes from, and its sizes, in a few words."""
         samples = f"{self.samples}/{self.per_batch} samples" if self.samples else "mean"
         return (
             f"{self.origin}: {self.batch}x{self.variates}x{self.length}, "
@@ -48,32 +51,8 @@ class Workload:
         )
 
 
-def _ett(horizon: int) -> Workload:
-    return Workload("ETTh1-like", 1, 7, 2048, horizon, 256, 256, deterministic=True)
-
-
-WORKLOADS = {
-    "W1": Workload("quick start", 1, 7, 4096, 336, 256, 256, float_padding=True),
-    "W2": Workload("price backtest", 1, 1, 1024, 1, 3072, 384),
-    "W2-amp": Workload(
-        "price backtest, autocast", 1, 1, 1024, 1, 3072, 384, inference_mode=True, autocast=True
-    ),
-    "W3": Workload("first fix's test", 1, 1, 512, 8, 256, 128),
-    "W4": Workload("stress test", 1, 1, 256, 1, 64, 64),
-    "W5-96": _ett(96),
-    "W5-192": _ett(192),
-    "W5-336": _ett(336),
-    "W5-720": _ett(720),
-    "W6": Workload(
-        "AutoGluon-like", 24, 1, 4096, 64, 256, 32, own_groups=True, inference_mode=True
-    ),
-    "W7": Workload("many variates", 1, 16, 4096, 64, 128, 8, float_padding=True),
-    "W8": Workload("sktime-like", 1, 1, 512, 64, 32, 1),
-    "W9": Workload("short series", 1, 1, 40, 1, 512, 64),
-    "WM": Workload("mean forecast", 1, 1, 512, 336, None),
-    "WL": Workload("long horizon", 1, 1, 512, 336, 256, 128),
-    "WG": Workload("GluonTS predictor", 1, 3, 512, 96, 100, 10, use_kv_cache=False),
-}
+_ROWS = json.loads(Path(__file__).with_suffix(".json").read_text())
+WORKLOADS = {name: Workload(**row) for name, row in _ROWS.items()}
 
 
 def chosen(names: Iterable[str]) -> list[str]:

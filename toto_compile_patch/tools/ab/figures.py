@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from toto_compile_patch.tools import scores
 from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
 from toto_compile_patch.tools.series import Floats, Series, Shape, Window
-from toto_compile_patch.tools.workers import Account, Answer, Way
-
-STOLEN_WORTH_A_REMARK = 0.05
+from toto_compile_patch.tools.turns import Answer
 
 OTHER_SEED = "upstream, another seed"
 
@@ -41,37 +41,38 @@ class Data:
 
     @property
     def truth(self) -> Floats:
-        """``window variate horizon``"""
+        """What came true (``window variate horizon``)."""
         return np.stack([window.truth for window in self.windows])
 
 
 @dataclass
 class Forecasts:
-    """What one way did, forecast by forecast."""
+    """What one way did, forecast by forecast.
 
-    way: Way
+    Attributes:
+        way: its name.
+        first_seconds: of the forecasts before the clock counts.
+        answers: the forecasts.
+        means: mean forecasts (``variate horizon`` each).
+        health: dynamo's counts over all of them.
+        peak_bytes: the most memory that the process held.
+    """
+
+    way: str
     first_seconds: list[float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     means: list[Floats] = field(default_factory=list)
-    account: Account | None = None
-
-    def add(self, answer: Answer) -> None:
-        """A forecast more."""
-        self.answers.append(answer)
-
-    @property
-    def seconds(self) -> Floats:
-        """``window``"""
-        return np.array([answer.seconds for answer in self.answers])
+    health: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
 
     @property
     def points(self) -> Floats:
-        """``window variate horizon``"""
+        """The point forecasts (``window variate horizon``)."""
         return np.stack([answer.point for answer in self.answers])
 
     @property
     def quantiles(self) -> Floats | None:
-        """``window quantile variate horizon``; None for mean forecasts."""
+        """The quantiles (``window quantile variate horizon``); None for mean forecasts."""
         found = [answer.quantiles for answer in self.answers if answer.quantiles is not None]
         return np.stack(found) if found else None
 
@@ -115,7 +116,7 @@ class Accuracy:
         column: its name.
         way: name of the way, or of what it is compared with.
         mae: mean absolute error of the median (or mean) forecast, in the column's unit.
-        mase: the same over the error of the season before, within the context.
+        mase: that error over the error of the season before, within the context.
         crps: twice the pinball loss over nine quantiles, in the column's unit.
         coverage: share of the truth within the interval from 10 to 90 %.
         difference: mean distance from upstream's median forecast, in the column's unit.
@@ -139,7 +140,6 @@ class Figures:
     Attributes:
         data: what was forecast.
         setting: machine, versions, model.
-        samples: of each forecast; 0: mean forecasts.
         speeds: of each way, upstream's eager code first, patched last.
         accuracies: by column and way.
         judgement: whether they say the same.
@@ -147,17 +147,18 @@ class Figures:
             relatively.
         stolen: share of the processor's time that other virtual machines took.
         sides: the forecasts themselves, for the picture.
+        samples: of each forecast; 0: mean forecasts.
     """
 
     data: Data
     setting: dict[str, str]
-    samples: int
     speeds: list[Speed]
     accuracies: list[Accuracy]
     judgement: Judgement
     mean_mae_change: float
     stolen: float
     sides: list[Forecasts]
+    samples: int
 
     def accuracy(self, way: str, column: str) -> Accuracy:
         """A row of the accuracies."""
@@ -175,10 +176,10 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the forecasts; what is no finite number is null."""
-        series, shape = self.data.series, self.data.shape
+        series = self.data.series
         found = {
             "data": {"source": series.source, "columns": series.columns, "rows": series.rows},
-            "shape": asdict(shape),
+            "shape": asdict(self.data.shape),
             "season": self.data.season,
             "samples": self.samples,
             "setting": self.setting,
@@ -191,7 +192,8 @@ class Figures:
             "mae_change_of_means": self.mean_mae_change,
             "stolen_cpu": self.stolen,
         }
-        return dict(_finite(found))
+        plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda _: None)
+        return plain
 
 
 def figures_of(
@@ -215,106 +217,76 @@ def figures_of(
     upstream, patched = sides[0], sides[-1]
     means = judge_means(np.stack(upstream.means), np.stack(patched.means), data.windows)
     judgement = Judgement(*means)
-    rows = [_accuracies(side.way.name, side.points, side.quantiles, sides, data) for side in sides]
+    forecasts = {side.way: (side.points, side.quantiles) for side in sides}
     if other_seed is not None:
-        rows += [_accuracies(OTHER_SEED, other_seed.points, other_seed.quantiles, sides, data)]
-        quantiles = [side.quantiles for side in (upstream, patched, other_seed)]
-        one, two, three = (part for part in quantiles if part is not None)
+        forecasts[OTHER_SEED] = other_seed.points, other_seed.quantiles
+        one, two, three = (np.asarray(s.quantiles) for s in (upstream, patched, other_seed))
         judgement = judge(one, two, three, samples, means)
-    naive = np.stack([scores.seasonal_naive(window, data.season) for window in data.windows])
-    rows += [_accuracies(data.naive, naive, None, sides, data)]
+    naive = [scores.seasonal_naive(window, data.season) for window in data.windows]
+    forecasts[data.naive] = np.stack(naive), None
+    scale = np.nanstd(data.series.values, axis=-1)[:, None]
+    before, after = (
+        _mean(np.abs(np.stack(side.means) - data.truth) / scale) for side in (upstream, patched)
+    )
     return Figures(
         data=data,
         setting=setting,
-        samples=samples,
         speeds=[_speed(side, upstream) for side in sides],
-        accuracies=[row for column in zip(*rows, strict=True) for row in column],
+        accuracies=[
+            _accuracy(way, i, *made, upstream.points, data)
+            for i in range(len(data.series.columns))
+            for way, made in forecasts.items()
+        ],
         judgement=judgement,
-        mean_mae_change=_mean_error(patched, data) / _mean_error(upstream, data) - 1,
+        mean_mae_change=after / before - 1,
         stolen=stolen,
         sides=sides,
+        samples=samples,
     )
 
 
-def _mean_error(side: Forecasts, data: Data) -> float:
-    """Mean absolute error of the mean forecasts, in standard deviations of their column."""
-    errors = scores.absolute_errors(np.stack(side.means), data.truth)
-    return _mean(errors / data.series.std[:, None])
-
-
 def _speed(side: Forecasts, upstream: Forecasts) -> Speed:
-    if side.account is None:
-        raise ValueError(f"{side.way.name} has not finished")
-    ratios = upstream.seconds / side.seconds
-    median = float(np.median(side.seconds))
+    theirs, own = (np.array([a.seconds for a in way.answers]) for way in (upstream, side))
+    ratios, median = theirs / own, float(np.median(own))
     return Speed(
-        way=side.way.name,
-        seconds=side.seconds.tolist(),
+        way=side.way,
+        seconds=own.tolist(),
         median=median,
-        p95=float(np.quantile(side.seconds, 0.95)),
+        p95=float(np.quantile(own, 0.95)),
         ratio=float(np.median(ratios)),
         ratio_from=float(ratios.min()),
         ratio_to=float(ratios.max()),
         first=max(0.0, sum(side.first_seconds) - len(side.first_seconds) * median),
-        peak_gb=side.account.peak_bytes / 1e9,
-        health=side.account.health,
-        path=_path(side),
+        peak_gb=side.peak_bytes / 1e9,
+        health=side.health,
+        path="; ".join(dict.fromkeys(answer.path for answer in side.answers)),
     )
 
 
-def _path(side: Forecasts) -> str:
-    """What made a way's forecasts, in words; the reasons where it was not the fast path."""
-    paths = [answer.path for answer in side.answers]
-    words = []
-    for path in paths:
-        if path is None or not side.way.patched:
-            words.append("upstream's code")
-        else:
-            what = f"fast path, {path.runtime}" if path.taken == "fast" else "upstream's code"
-            words.append(f"{what} ({path.reason})" if path.reason else what)
-    return "; ".join(dict.fromkeys(words))
-
-
-def _accuracies(
-    name: str, points: Floats, quantiles: Floats | None, sides: list[Forecasts], data: Data
-) -> list[Accuracy]:
-    """A row for each column."""
-    truth = data.truth
-    errors = scores.absolute_errors(points, truth)
-    scale = np.stack([scores.naive_scale(window, data.season) for window in data.windows])
-    distance = np.abs(points - sides[0].points)
-    unknown = np.full_like(errors, np.nan)
-    pinball = unknown if quantiles is None else scores.pinball(quantiles, truth)
-    covered = unknown if quantiles is None else scores.covered(quantiles, truth)
-    return [
-        Accuracy(
-            column=column,
-            way=name,
-            mae=_mean(errors[:, i]),
-            mase=_mean(_mean_of_windows(errors[:, i]) / scale[:, i]),
-            crps=_mean(pinball[:, i]),
-            coverage=_mean(covered[:, i]),
-            difference=_mean(distance[:, i]),
-            errors=_mean_of_windows(errors[:, i]).tolist(),
-        )
-        for i, column in enumerate(data.series.columns)
-    ]
+def _accuracy(
+    way: str, column: int, points: Floats, quantiles: Floats | None, upstream: Floats, data: Data
+) -> Accuracy:
+    """How far forecasts (``window variate horizon``) of a column were from the truth."""
+    truth, points = data.truth[:, column], points[:, column]
+    crps = coverage = math.nan
+    if quantiles is not None:
+        levels = quantiles[:, :, [column]]
+        crps = _mean(scores.pinball(levels, truth[:, None]))
+        coverage = _mean(scores.covered(levels, truth[:, None]))
+    errors = pd.DataFrame(np.abs(points - truth)).mean(axis=1).to_numpy()
+    scale = [scores.naive_scale(window, data.season)[column] for window in data.windows]
+    return Accuracy(
+        column=data.series.columns[column],
+        way=way,
+        mae=_mean(np.abs(points - truth)),
+        mase=_mean(errors / scale),
+        crps=crps,
+        coverage=coverage,
+        difference=_mean(np.abs(points - upstream[:, column])),
+        errors=errors.tolist(),
+    )
 
 
 def _mean(numbers: Floats) -> float:
     """Mean of what is known; NaN where nothing is."""
-    known = numbers[~np.isnan(numbers)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _mean_of_windows(errors: Floats) -> Floats:
-    """Mean over the horizon of what is known (``window``)."""
-    return np.array([_mean(window) for window in errors])
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return float(pd.Series(numbers.ravel()).mean())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toto_compile_patch.tools.series import Floats, Window
-from toto_compile_patch.tools.workers import QUANTILES
+from toto_compile_patch.tools.turns import QUANTILES
 
 LARGEST_MEAN_DIFFERENCE = 1e-3
 """Between mean forecasts, in standard deviations of the context, to call it rounding."""
@@ -32,7 +32,7 @@ class Judgement:
         means_agree: whether that is rounding.
         distance: mean distance of the 10, 50 and 90 % quantiles, in widths of upstream's interval
             between the outer two; None for mean forecasts.
-        between_seeds: the same of upstream from itself with another seed.
+        between_seeds: that distance of upstream from itself with another seed.
         explained: the most that chance explains.
     """
 
@@ -60,9 +60,9 @@ def judge_means(upstream: Floats, patched: Floats, windows: list[Window]) -> tup
 
     In standard deviations of each context.
     """
-    known = [np.where(window.observed, window.values, np.nan) for window in windows]
-    std = np.stack([np.nanstd(values, axis=-1) for values in known])[..., None]
-    level = np.stack([np.nanmax(np.abs(values), axis=-1) for values in known])[..., None]
+    known = np.stack([window.known for window in windows])
+    std = np.nanstd(known, axis=-1, keepdims=True)
+    level = np.nanmax(np.abs(known), axis=-1, keepdims=True)
     rounding = FLOAT32_STEPS * float(np.finfo(np.float32).eps) * level
     distance = np.abs(upstream - patched)
     agree = bool((distance <= LARGEST_MEAN_DIFFERENCE * std + rounding).all())

@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from toto_compile_patch.tools.ab import report
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Figures, Forecasts
+from toto_compile_patch.tools.ab.words import ratio
 from toto_compile_patch.tools.series import Floats
 
 UPSTREAM, PATCHED, TRUTH, PAST = "#3b6fb6", "#e4572e", "#111111", "#777777"
 OTHERS = ("#8a9bb0", "#b9a44c")
 PANELS = 3
 
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    # A column's name may have dollars in it.
-    "text.parse_math": False,
-}
+STYLE = Path(__file__).with_name("picture.mplstyle")
 
 
 def draw(figures: Figures) -> bytes:
     """The picture as PNG."""
-    with mpl.rc_context(STYLE):
+    patched, windows = figures.speeds[-1], len(figures.data.windows)
+    says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
+    headline = f"Toto, {patched.way}: {ratio(patched.ratio)} times the speed of upstream, {says}"
+    with mpl.rc_context(fname=STYLE):
         figure: Any = Figure(figsize=(11, 7), layout="constrained")
-        figure.suptitle(_headline(figures), fontsize=14, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(headline, fontsize=14, fontweight="bold", x=0.01, ha="left")
         above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
-        chosen = _chosen(len(figures.data.windows))
-        fans = above.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
-        for axes, window in zip(fans, chosen, strict=True):
+        # The first window, one in the middle, the last.
+        shown = sorted({round(i) for i in np.linspace(0, windows - 1, min(PANELS, windows))})
+        fans = above.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, window in zip(fans, shown, strict=True):
             _fan(axes, figures, window)
         fans[0].set_ylabel(figures.data.series.columns[0])
         above.legend(*fans[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -52,68 +46,43 @@ def draw(figures: Figures) -> bytes:
     return file.getvalue()
 
 
-def _headline(figures: Figures) -> str:
-    patched = figures.speeds[-1]
-    says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
-    return f"Toto, {patched.way}: {report.ratio(patched.ratio)} times the speed of upstream, {says}"
-
-
-def _chosen(windows: int) -> list[int]:
-    """Windows to show: the first, one in the middle, the last."""
-    return sorted({round(i) for i in np.linspace(0, windows - 1, min(PANELS, windows))})
-
-
 def _fan(axes: Any, figures: Figures, window: int) -> None:
-    data = figures.data
-    shape, shown = data.shape, data.windows[window]
-    past = np.where(shown.observed[0], shown.values[0], np.nan)[-2 * shape.horizon :]
-    before, after = np.arange(-len(past), 0), np.arange(shape.horizon)
-    upstream, patched = figures.sides[0], figures.sides[-1]
-    axes.plot(before, past, color=PAST, linewidth=0.9)
-    _band(axes, after, upstream, window, figures.samples)
-    low, middle, high = _levels(patched, window)
-    axes.plot(
-        after, middle, color=PATCHED, linewidth=1.4, dashes=(3, 2), label="patched, 10, 50 and 90 %"
-    )
+    """Both sides' median and interval of the first column, over what went before and came true."""
+    horizon, shown = figures.data.shape.horizon, figures.data.windows[window]
+    past = shown.known[0, -2 * horizon :]
+    steps = np.arange(horizon)
+    axes.plot(np.arange(-len(past), 0), past, color=PAST, linewidth=0.9)
+    low, middle, high = _levels(figures.sides[0], window)
     if figures.samples:
-        for level in (low, high):
-            axes.plot(after, level, color=PATCHED, linewidth=1.0, dashes=(3, 2))
-    axes.plot(after, shown.truth[0], color=TRUTH, linewidth=1.1, label="truth")
+        band = {"color": UPSTREAM, "alpha": 0.22, "linewidth": 0}
+        axes.fill_between(steps, low, high, label="upstream, 10 to 90 %", **band)
+    label = "upstream, median" if figures.samples else "upstream, mean"
+    axes.plot(steps, middle, color=UPSTREAM, linewidth=1.8, label=label)
+    low, middle, high = _levels(figures.sides[-1], window)
+    dashed = {"color": PATCHED, "dashes": (3, 2)}
+    axes.plot(steps, middle, linewidth=1.4, label="patched, 10, 50 and 90 %", **dashed)
+    if figures.samples:
+        axes.plot(steps, np.stack([low, high], axis=1), linewidth=1.0, **dashed)
+    axes.plot(steps, shown.truth[0], color=TRUTH, linewidth=1.1, label="truth")
     axes.axvline(-0.5, color=PAST, linewidth=0.6, linestyle=":")
-    axes.set_title(f"window {window + 1} of {shape.windows}")
+    axes.set_title(f"window {window + 1} of {figures.data.shape.windows}")
     axes.set_xlabel("time steps from the forecast's origin")
-
-
-def _band(axes: Any, steps: Any, side: Forecasts, window: int, samples: int) -> None:
-    low, middle, high = _levels(side, window)
-    if samples:
-        axes.fill_between(
-            steps, low, high, color=UPSTREAM, alpha=0.22, linewidth=0, label="upstream, 10 to 90 %"
-        )
-    axes.plot(
-        steps,
-        middle,
-        color=UPSTREAM,
-        linewidth=1.8,
-        label="upstream, median" if samples else "upstream, mean",
-    )
 
 
 def _levels(side: Forecasts, window: int) -> tuple[Floats, Floats, Floats]:
     """10, 50 and 90 % of the first column."""
-    point, quantiles = side.points[window][0], side.answers[window].quantiles
+    answer = side.answers[window]
+    point, quantiles = answer.point[0], answer.quantiles
     return (point,) * 3 if quantiles is None else (quantiles[0, 0], point, quantiles[-1, 0])
 
 
 def _seconds(axes: Any, figures: Figures) -> None:
     """Each forecast's seconds, way by way."""
-    bars: list[Bar] = []
-    for speed, color in zip(figures.speeds, _colors(len(figures.speeds)), strict=True):
-        label = f"{speed.way}: median {speed.median:.3g} s"
-        if bars:
-            label += f", {report.ratio(speed.ratio)} times faster"
-        bars.append(Bar(label, color, speed.median, speed.seconds))
-    _bars(axes, bars)
+    colors = [UPSTREAM, *OTHERS[: len(figures.speeds) - 2], PATCHED]
+    for row, (speed, color) in enumerate(zip(figures.speeds, colors, strict=True)):
+        faster = f", {ratio(speed.ratio)} times faster" if row else ""
+        label = f"{speed.way}: median {speed.median:.3g} s{faster}"
+        _bar(axes, row, (label, color), speed.median, speed.seconds)
     axes.set_title("Seconds of each forecast")
     axes.set_xlabel("seconds: less is better")
 
@@ -125,36 +94,22 @@ def _errors(axes: Any, figures: Figures) -> None:
     if figures.samples:
         colors[OTHER_SEED] = OTHERS[0]
     colors[figures.speeds[-1].way] = PATCHED
-    rows = [(figures.accuracy(way, column), color) for way, color in colors.items()]
-    _bars(
-        axes,
-        [Bar(f"{row.way}: mean {row.mae:.4g}", color, row.mae, row.errors) for row, color in rows],
-    )
+    for row, (way, color) in enumerate(colors.items()):
+        found = figures.accuracy(way, column)
+        _bar(axes, row, (f"{way}: mean {found.mae:.4g}", color), found.mae, found.errors)
     axes.set_title("Mean absolute error of each window")
     axes.set_xlabel(f"{column}: less is better")
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A bar that is as long as the middle of what its points show."""
-
-    label: str
-    color: str
-    middle: float
-    points: Sequence[float]
-
-
-def _bars(axes: Any, bars: Sequence[Bar]) -> None:
-    """Bars from 0, each with its points over it and its label above it."""
-    for row, bar in enumerate(bars):
-        axes.barh(row, bar.middle, height=0.4, color=bar.color, alpha=0.65, linewidth=0)
-        spread = row + np.linspace(-0.15, 0.15, len(bar.points))
-        axes.scatter(bar.points, spread, s=10, color=TRUTH, alpha=0.55, linewidth=0)
-        axes.annotate(bar.label, (0, row - 0.24), va="bottom", fontweight="bold")
+def _bar(
+    axes: Any, row: int, look: tuple[str, str], middle: float, points: Sequence[float]
+) -> None:
+    """A bar from 0 as long as the middle of its points, with them over it and its label above."""
+    label, color = look
+    axes.barh(row, middle, height=0.4, color=color, alpha=0.65, linewidth=0)
+    spread = row + np.linspace(-0.15, 0.15, len(points))
+    axes.scatter(points, spread, s=10, color=TRUTH, alpha=0.55, linewidth=0)
+    axes.annotate(label, (0, row - 0.24), va="bottom", fontweight="bold")
     axes.set_xlim(left=0)
     axes.set_yticks([])
-    axes.set_ylim(len(bars) - 0.6, -0.7)
-
-
-def _colors(count: int) -> list[str]:
-    return [UPSTREAM, *OTHERS[: count - 2], PATCHED]
+    axes.set_ylim(row + 0.4, -0.7)

@@ -3,6 +3,6 @@
 Needs nothing but Python, so that it runs where something is broken; rich makes it prettier.
 """
 
-from toto_compile_patch.tools.doctor.command import run
+from toto_compile_patch.tools.doctor.examine import run
 
 __all__ = ["run"]

@@ -1,14 +1,20 @@
-"""What a doctor finds: something in the way, or something to know, and its cure."""
+"""What a doctor finds: something in the way, or something to know, and its cure.
+
+What is said stands in ``catalogue.json``: by name, each finding's level, its words with places for
+what was seen, and its cure; what known errors of scripts mean; and cures that several have.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-APPLY = "import toto_compile_patch; toto_compile_patch.apply()"
-OLDER_HUB = "pip install 'huggingface_hub<1', or Toto.load_from_checkpoint(directory)"
-WITHOUT_XFORMERS = "load the model with use_memory_efficient_attention=False"
-
+_CATALOGUE = json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8"))
 _PREFIXES = ("TOTO_COMPILE_PATCH", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE")
 
 
@@ -28,6 +34,49 @@ class Finding:
     cure: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What was looked at, and the diagnosis.
+
+    Attributes:
+        findings: what is in the way, traps, and what is good to know.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is in the way of what was asked for."""
+        return not problems(self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {"healthy": self.healthy, **asdict(self)}
+
+
+def finding(key: str, /, **seen: Any) -> Finding:
+    """A finding of the catalogue.
+
+    Args:
+        key: what the catalogue calls it.
+        **seen: what stands in the places of its words and its cure; ``level``, where it is not the
+            catalogue's.
+    """
+    row = _CATALOGUE["findings"][key]
+    cure = row.get("cure", "").format_map({**_CATALOGUE["cures"], **seen})
+    return Finding(seen.get("level", row["level"]), row["what"].format_map(seen), cure)
+
+
+def failure(error: str) -> Finding:
+    """What an exception of a script means, where that is known."""
+    for pattern, row in _CATALOGUE["errors"].items():
+        if re.search(pattern, error, re.DOTALL):
+            cure = row["cure"].format_map(_CATALOGUE["cures"])
+            return finding("known error", meaning=row["meaning"], cure=cure)
+    first_line = next(iter(error.splitlines()), error)
+    return finding("other error", error=first_line.rstrip("."))
+
+
 def problems(findings: list[Finding]) -> list[Finding]:
     """Those that are in the way."""
     return [finding for finding in findings if finding.level == "problem"]
@@ -36,3 +85,10 @@ def problems(findings: list[Finding]) -> list[Finding]:
 def bearing_variables() -> dict[str, str]:
     """The environment variables that bear on compiling and on this package."""
     return {name: text for name, text in sorted(os.environ.items()) if name.startswith(_PREFIXES)}
+
+
+def compiling_switched_off(variables: dict[str, str], level: str) -> Iterator[Finding]:
+    """What environment variables say against all compiling."""
+    for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"):
+        if variables.get(name, "0") not in ("", "0"):
+            yield finding("compiling switched off", level=level, variable=name)

@@ -49,11 +49,10 @@ def _functions_in(file: str) -> tuple[tuple[int, int, str], ...]:
 
 def _walk(node: Any, prefix: str) -> Iterator[tuple[int, int, str]]:
     for child in ast.iter_child_nodes(node):
+        inner = prefix
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            name = f"{prefix}{child.name}"
+            inner = f"{prefix}{child.name}."
             if not isinstance(child, ast.ClassDef):
-                decorators = [decorator.lineno for decorator in child.decorator_list]
-                yield min([child.lineno, *decorators]), child.end_lineno or child.lineno, name
-            yield from _walk(child, f"{name}.")
-        else:
-            yield from _walk(child, prefix)
+                first = min(line.lineno for line in (child, *child.decorator_list))
+                yield first, child.end_lineno or first, inner[:-1]
+        yield from _walk(child, inner)

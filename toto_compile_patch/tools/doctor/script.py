@@ -1,26 +1,34 @@
-"""Run a user's script in a process of its own, watched, and make sense of what was seen."""
+"""Run a user's script in a process of its own, watched, and make sense of what was seen.
+
+    python -m toto_compile_patch.tools.doctor.script REPORT SCRIPT [ARGUMENTS...]
+
+runs a script as ``python`` would, and writes what was seen to a file. A user's program is to have
+its own arguments, its standard input and its own end, which no worker process leaves it.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from toto_compile_patch.tools.doctor.diagnosis import diagnose
-from toto_compile_patch.tools.doctor.findings import Finding, problems
+from toto_compile_patch.tools.doctor.environment import version
+from toto_compile_patch.tools.doctor.examination import Examination, Function, Group
+from toto_compile_patch.tools.doctor.findings import finding
 from toto_compile_patch.tools.doctor.places import function_at, short
+from toto_compile_patch.tools.doctor.watch import MODULE_OF_SCRIPTS, Watch
 
-_CHILD = "toto_compile_patch.tools.doctor.child"
-
+_COLUMNS = {"compilations": "graphs", "breaks": "breaks"}
+_COLUMNS |= {"recompilations": "recompilations", "limits": "limit_hits"}
 _COMPILE_ID = re.compile(r"^\d+/\d+(?:_\d+)?: ")
 
 # What guards that are alike look like: the same in plain words, and what in them varies.
@@ -32,109 +40,6 @@ _KINDS = (
 )
 
 
-@dataclass
-class Function:
-    """What dynamo did in one function; resumed parts count with it.
-
-    Attributes:
-        name: qualified name.
-        place: file and line.
-        graphs: that were made of it.
-        breaks: in it.
-        recompilations: of it.
-        limit_hits: recompile limits that it reached.
-    """
-
-    name: str
-    place: str
-    graphs: int = 0
-    breaks: int = 0
-    recompilations: int = 0
-    limit_hits: int = 0
-
-
-@dataclass
-class Group:
-    """Breaks, recompilations or limits hit that are alike.
-
-    Attributes:
-        reason: in dynamo's words or plainer ones, with N for what varies.
-        functions: in which.
-        place: the line of a break; else empty.
-        values: what N was.
-        count: how many.
-    """
-
-    reason: str
-    functions: list[str] = field(default_factory=list)
-    place: str = ""
-    values: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, function: str, value: str) -> None:
-        """Count one more."""
-        self.count += 1
-        for items, item in ((self.functions, function), (self.values, value)):
-            if item and item not in items:
-                items.append(item)
-
-
-@dataclass(frozen=True)
-class Examination:
-    """What was seen of a script.
-
-    Attributes:
-        script: its path.
-        exit_code: of its process; negative for a signal.
-        error: the exception that ended it; else empty.
-        observed: whether anything could be observed: not where its process died.
-        torch: the version of torch.
-        counts: graphs, graph breaks, recompilations, limit hits and CUDA graph skips; None where
-            nothing imported the compiler.
-        functions: what dynamo did in each.
-        breaks: graph breaks that are alike.
-        recompilations: recompilations that are alike.
-        limits: the recompile limits hit, and by which function.
-        skips: why graphs were not captured as CUDA graphs, and how often.
-        forecasts: how many were made in which way.
-        calls: those that were to compile a model.
-        seconds: what compiling took (``compiling``), and what all forecasts took beside that
-            (``forecasting``); None where nothing was compiled, or torch does not tell.
-        unreached: copies of Toto's code that are loaded at its end and not reached by apply().
-        variables: the environment variables that bear on it, at its end.
-        applied: patches that stood at its end.
-        findings: the diagnosis.
-    """
-
-    script: str
-    exit_code: int
-    error: str
-    observed: bool
-    torch: str = ""
-    counts: dict[str, int] | None = None
-    functions: list[Function] = field(default_factory=list)
-    breaks: list[Group] = field(default_factory=list)
-    recompilations: list[Group] = field(default_factory=list)
-    limits: list[Group] = field(default_factory=list)
-    skips: dict[str, int] = field(default_factory=dict)
-    forecasts: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] | None = None
-    unreached: list[dict[str, str]] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
-    applied: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the script ran to its end, and nothing waits for a cure."""
-        return self.exit_code == 0 and not problems(self.findings)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as plain data."""
-        return {"healthy": self.healthy, **asdict(self)}
-
-
 def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True) -> Examination:
     """Run a script as ``python SCRIPT ARGUMENTS...`` and say what was seen.
 
@@ -143,18 +48,49 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
         arguments: its command line.
         keep_stdout: whether what it prints goes to stdout; else to stderr.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _ctrl_c_left_to_the_script():
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", _CHILD, str(report), str(script), *arguments]
+        command = [sys.executable, "-m", MODULE_OF_SCRIPTS, str(report), str(script), *arguments]
         sys.stdout.flush()
-        with _ctrl_c_left_to_the_script():
-            code = subprocess.run(command, stdout=None if keep_stdout else 2).returncode
-        try:
-            seen: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            finding = Finding("problem", f"Nothing could be seen: {_death(code)}.")
-            return Examination(str(script), code, _death(code), False, findings=[finding])
-    return _examination(str(script), code, seen)
+        code = subprocess.run(command, stdout=None if keep_stdout else 2).returncode
+        seen = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+    if seen is None:
+        died = f"the script's process left without its end (os._exit?), with exit code {code}"
+        if code < 0:
+            died = f"the script's process was killed by {signal.Signals(-code).name}"
+        findings = [finding("nothing seen", death=died)]
+        return Examination(str(script), code, died, False, findings=findings)
+    return _examination(str(script), code, **seen)
+
+
+def _run_watched(report: str, script: str, *arguments: str) -> None:
+    """Run a script in this process as ``python`` would, and write what was seen to a file.
+
+    Ends as the script ends: with its exit code, or with its traceback and 1.
+    """
+    sys.argv = [script, *arguments]
+    if not getattr(sys.flags, "safe_path", False):
+        # ``python -m`` puts the working directory there; ``python SCRIPT``, that of the script.
+        sys.path[0] = str(Path(script).resolve().parent)
+    watch = Watch()
+    watch.start()
+    error: BaseException | None = None
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except BaseException as raised:
+        error = raised
+    failed = error is not None and not isinstance(error, SystemExit)
+    seen = {**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""}
+    Path(report).write_text(json.dumps(seen, default=str), encoding="utf-8")
+    if isinstance(error, SystemExit):
+        raise error
+    if error is not None:
+        traceback = error.__traceback__
+        # From the script's first frame on; nothing where it has none, as in a SyntaxError.
+        while traceback is not None and traceback.tb_frame.f_code.co_filename != script:
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 @contextmanager
@@ -167,73 +103,45 @@ def _ctrl_c_left_to_the_script() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _death(code: int) -> str:
-    if code < 0:
-        return f"the script's process was killed by {signal.Signals(-code).name}"
-    return f"the script's process left without its end (os._exit?), with exit code {code}"
-
-
-def _examination(script: str, code: int, seen: dict[str, Any]) -> Examination:
-    breaks = [_located(entry) for entry in seen.get("breaks", [])]
-    recompiled = [_located(entry) for entry in seen.get("recompilations", [])]
-    limits = [_located(entry) for entry in seen.get("limits", [])]
-    compiled = [_located(entry) for entry in seen.get("compilations", [])]
-    skips: dict[str, int] = defaultdict(int)
-    for reason in seen.get("skips", []):
-        skips[reason] += 1
+def _examination(
+    script: str,
+    exit_code: int,
+    dynamo: dict[str, list[dict[str, Any]]],
+    set_too_late: list[str],
+    countable: bool,
+    **seen: Any,
+) -> Examination:
+    entries = {kind: [_located(entry) for entry in found] for kind, found in dynamo.items()}
     found = Examination(
-        script=script,
-        exit_code=code,
-        error=seen["error"],
+        script,
+        exit_code,
         observed=True,
-        torch=seen["torch"],
-        counts=seen["counts"],
-        functions=_functions(compiled, breaks, recompiled, limits),
-        breaks=_groups(breaks, _break_alike),
-        recompilations=_groups(recompiled, _guard_alike),
-        limits=_groups(limits, _limit_alike),
-        skips=dict(skips),
-        forecasts=seen["forecasts"],
-        calls=seen["calls"],
-        seconds=seen.get("seconds"),
-        unreached=seen["unreached"],
-        variables=seen["environment"],
-        applied=seen["applied"],
+        torch=version("torch"),
+        functions=_functions(entries),
+        breaks=_groups(entries["breaks"], _break_alike),
+        recompilations=_groups(entries["recompilations"], _guard_alike),
+        limits=_groups(entries["limits"], _limit_alike),
+        **seen,
     )
-    found.findings.extend(diagnose(found, seen["set_too_late"], seen["countable"]))
+    found.findings.extend(diagnose(found, set_too_late, countable))
     return found
 
 
 def _located(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same, with the function's name and a short path."""
-    place = entry["place"]
-    name = function_at(place["file"], place["line"], place["function"])
-    file = short(place["file"])
-    return {**entry, "function": name, "file": file, "line": place["line"]}
+    """An entry with its function's name and a short path in the place of its own."""
+    file, line, function = (entry["place"][name] for name in ("file", "line", "function"))
+    name = function_at(file, line, function)
+    return {**entry, "function": name, "file": short(file), "line": line}
 
 
-def _functions(
-    compiled: list[dict[str, Any]],
-    breaks: list[dict[str, Any]],
-    recompiled: list[dict[str, Any]],
-    limits: list[dict[str, Any]],
-) -> list[Function]:
+def _functions(entries: dict[str, list[dict[str, Any]]]) -> list[Function]:
     found: dict[tuple[str, str], Function] = {}
-
-    def function(entry: dict[str, Any]) -> Function:
-        key = entry["function"], entry["file"]
-        if key not in found:
-            found[key] = Function(key[0], f"{entry['file']}:{entry['line']}")
-        return found[key]
-
-    for entry in compiled:
-        function(entry).graphs += entry["graph"]
-    for entry in breaks:
-        function(entry).breaks += 1
-    for entry in recompiled:
-        function(entry).recompilations += 1
-    for entry in limits:
-        function(entry).limit_hits += 1
+    for kind, column in _COLUMNS.items():
+        for entry in entries[kind]:
+            name, file = entry["function"], entry["file"]
+            function = found.setdefault((name, file), Function(name, f"{file}:{entry['line']}"))
+            more = entry.get("graph", True)
+            setattr(function, column, getattr(function, column) + more)
     return sorted(found.values(), key=lambda f: (-f.limit_hits, -f.recompilations, -f.breaks))
 
 
@@ -247,7 +155,10 @@ def _groups(entries: list[dict[str, Any]], alike: _Alike) -> list[Group]:
     for entry in entries:
         reason, place, value = alike(entry)
         group = found.setdefault((reason, place), Group(reason, place=place))
-        group.add(entry["function"], value)
+        group.count += 1
+        for items, item in ((group.functions, entry["function"]), (group.values, value)):
+            if item and item not in items:
+                items.append(item)
     return sorted(found.values(), key=lambda group: -group.count)
 
 
@@ -256,24 +167,22 @@ def _break_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _guard_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
-    reason, value = _pattern(_condition(entry["reason"]))
-    return reason, "", value
+    """A guard with N for what varies, and that.
+
+    Without the compilation's number and the line that the guard came from.
+    """
+    lines = entry["reason"].split("#")[0].splitlines() or [entry["reason"]]
+    condition = _COMPILE_ID.sub("", lines[0]).strip()
+    for pattern, plain, varies in _KINDS:
+        if found := pattern.fullmatch(condition):
+            return found.expand(plain), "", found[varies] if varies else ""
+    return condition, "", ""
 
 
 def _limit_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
-    reason, value = _pattern(_condition(entry["reason"]))
-    return f"{entry['limit']} = {entry['value']}; last guard: {reason}", "", value
+    reason, place, value = _guard_alike(entry)
+    return f"{entry['limit']} = {entry['value']}; last guard: {reason}", place, value
 
 
-def _pattern(condition: str) -> tuple[str, str]:
-    """A guard with N for what varies, and that."""
-    for pattern, plain, varies in _KINDS:
-        if found := pattern.fullmatch(condition):
-            return found.expand(plain), found[varies] if varies else ""
-    return condition, ""
-
-
-def _condition(reason: str) -> str:
-    """The guard that failed, without the compilation's number and the line that it came from."""
-    lines = reason.split("#")[0].splitlines()
-    return _COMPILE_ID.sub("", lines[0] if lines else reason).strip()
+if __name__ == "__main__":
+    _run_watched(*sys.argv[1:])

@@ -33,7 +33,8 @@ _NOT_REACHED = (
     "autogluon.timeseries.models.toto._internal.forecaster",
     "toto2.model",
 )
-"""What forecasts by other copies of Toto's code, and by Toto 2.0: the package warns of it."""
+"""What forecasts by other copies of Toto's code, and by Toto 2.0: the package warns of those, and
+of Toto 2.0 where Toto itself is not here."""
 _HOME = os.path.dirname(os.path.dirname(os.path.dirname(_FOLDER)))
 
 

@@ -21,14 +21,16 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from statsmodels.tsa.holtwinters import ExponentialSmoothing
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 from toto.model.toto import Toto
-from train_demo_model import COLUMNS, DAY, DEMO, HELD_OUT, SERIES
+from train_demo_model import COLUMNS, DAY, HELD_OUT
 
 import toto_compile_patch
+from toto_compile_patch.tools.checks import write_whole
+from toto_compile_patch.tools.models import BUNDLED, DEMO
+from toto_compile_patch.tools.screen import table_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,7 +77,7 @@ class Skill:
 
 def held_out_windows(column: str, first: int = HELD_OUT, last: int | None = None) -> Windows:
     """Windows of a column whose truth lies between two data rows, by default the held-out ones."""
-    values = pd.read_csv(SERIES)[column][:last]
+    values = pd.read_csv(BUNDLED)[column][:last]
     filled, observed = values.ffill().bfill().to_numpy(float), values.notna().to_numpy()
     origins = np.arange(first, len(values) - HORIZON + 1, BETWEEN_ORIGINS)[:, None]
     past, future = origins + np.arange(-CONTEXT, 0), origins + np.arange(HORIZON)
@@ -178,12 +180,18 @@ def compare(column: str, samples: int) -> tuple[list[Skill], int]:
 
 def print_table(console: Console, skills: Sequence[Skill], column: str, windows: int) -> None:
     title = f"{column}: {windows} held-out windows, context {CONTEXT}, horizon {HORIZON}"
-    table = Table("", "MASE", "CRPS", "within 80 %", "MASE by day ahead", title=title)
-    for row in skills:
-        coverage = "-" if row.coverage is None else f"{row.coverage:.0%}"
-        days = "  ".join(f"{score:.2f}" for score in row.mase_by_day)
-        table.add_row(row.name, f"{row.mase:.3f}", f"{row.crps:.3f}", coverage, days)
-    console.print(table)
+    headings = ["", "MASE", "CRPS", "within 80 %", "MASE by day ahead"]
+    rows = [
+        [
+            row.name,
+            f"{row.mase:.3f}",
+            f"{row.crps:.3f}",
+            "-" if row.coverage is None else f"{row.coverage:.0%}",
+            "  ".join(f"{score:.2f}" for score in row.mase_by_day),
+        ]
+        for row in skills
+    ]
+    console.print(table_of(headings, rows, title=title))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "samples": options.samples,
             "skill": [asdict(row) for row in skills],
         }
-        options.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_whole(options.json, json.dumps(result, indent=2, allow_nan=False) + "\n")
     demo, naive, _ = skills
     return 0 if demo.mase < naive.mase else 1
 

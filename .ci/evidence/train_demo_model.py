@@ -7,56 +7,47 @@ HELD_OUT on, is neither trained on nor used to choose anything.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from rich.progress import Progress
+from rich.progress import track
 from safetensors.torch import save_file
 from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 from toto.model.toto import Toto
 
 import toto_compile_patch
-from toto_compile_patch.upstream import distribution
+from toto_compile_patch.tools import machine
+from toto_compile_patch.tools.checks import write_whole
+from toto_compile_patch.tools.models import BASE, BUNDLED, DEMO
 
-DEMO = Path(toto_compile_patch.__file__).parent / "demo"
-SERIES = DEMO / "jfk_hourly_2013.csv"
 COLUMNS = ("temp", "dewp", "pressure")
 HELD_OUT = 5238
 """Data row of the bundled series from which on nothing is trained: 60 % of its rows."""
 
 PATCH = 24
 DAY, WEEK = 24, 168
+STEPS_OF_A_ROW = 100
+"""Of the log of losses."""
+
 ARCHITECTURE: dict[str, Any] = {
-    "patch_size": PATCH,
-    "stride": PATCH,
-    "embed_dim": 128,
-    "num_layers": 4,
-    "num_heads": 4,
-    "mlp_hidden_dim": 256,
-    "dropout": 0.0,
-    "spacewise_every_n_layers": 4,
-    "scaler_cls": "<class 'model.scaler.CausalPatchStdMeanScaler'>",
-    "output_distribution_classes": ["<class 'model.distribution.MixtureOfStudentTsOutput'>"],
-    "spacewise_first": False,
+    **BASE,
+    **{"patch_size": PATCH, "stride": PATCH, "embed_dim": 128, "mlp_hidden_dim": 256},
+    **{"num_layers": 4, "num_heads": 4, "spacewise_every_n_layers": 4, "dropout": 0.0},
     "output_distribution_kwargs": {"k_components": 5},
-    "use_memory_efficient_attention": False,
-    "stabilize_with_global": True,
-    "scale_factor_exponent": 10.0,
 }
 
 
 @dataclass(frozen=True)
-class Settings:
+class Training:
     """How to train.
 
     Attributes:
@@ -188,7 +179,7 @@ def fill_gaps(values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
     return values.gather(-1, index) * observed.cummax(-1).values
 
 
-def make_batch(bundled: Bundled, settings: Settings) -> Batch:
+def make_batch(bundled: Bundled, settings: Training) -> Batch:
     """A batch of one of several lengths, of single or of several related series."""
     patches = (27, 27, 27, 27, 14, 48, 86)[int(torch.randint(7, ()))]
     variates = (1, 1, 1, 2, 3, 4)[int(torch.randint(6, ()))]
@@ -290,7 +281,7 @@ def rolled_out(model: Any, batch: Batch, patches: int) -> Batch:
     return Batch(values, observed)
 
 
-def rate_at(step: int, settings: Settings) -> float:
+def rate_at(step: int, settings: Training) -> float:
     """The learning rate, as a part of the greatest."""
     rise = max(1, min(200, settings.steps // 10))
     if step < rise:
@@ -298,107 +289,69 @@ def rate_at(step: int, settings: Settings) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))
 
 
-class Record:
-    """Mean losses every so many steps, as they go into the log and onto the screen."""
-
-    every = 100
-
-    def __init__(self, steps: int, progress: Progress) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._steps = steps
-        self._losses: list[float] = []
-        self._done = 0
-        self._start = time.perf_counter()
-        self._progress = progress
-        self._task = progress.add_task("training", total=steps)
-
-    def add(self, loss: float) -> None:
-        self._done += 1
-        self._losses.append(loss)
-        self._progress.advance(self._task)
-        if len(self._losses) == self.every or self._done == self._steps:
-            self._close()
-
-    def _close(self) -> None:
-        row = {
-            "step": self._done,
-            "loss": round(sum(self._losses) / len(self._losses), 4),
-            "seconds": round(time.perf_counter() - self._start, 1),
-        }
-        self._losses.clear()
-        self.rows.append(row)
-        self._progress.console.print("step {step}  loss {loss:.3f}  {seconds:.0f} s".format(**row))
-
-
-def train(settings: Settings) -> tuple[Any, list[dict[str, float]]]:
-    """Train a model; return it and its losses by step."""
+def train(settings: Training) -> tuple[Any, list[dict[str, float]]]:
+    """Train a model; return it, and its mean losses every so many steps."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     toto = Toto(**ARCHITECTURE)
-    bundled = Bundled(SERIES, HELD_OUT)
+    bundled = Bundled(BUNDLED, HELD_OUT)
     optimizer = torch.optim.AdamW(
         toto.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, settings))
-    with Progress(transient=True) as progress:
-        record = Record(settings.steps, progress)
-        for step in range(settings.steps):
-            truth = make_batch(bundled, settings)
-            rolls = step >= settings.rollout_from * settings.steps
-            context = rolled_out(toto.model, truth, settings.rollout) if rolls else truth
-            optimizer.zero_grad()
-            loss = loss_of(toto.model, context, truth)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(toto.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            record.add(float(loss))
-    return toto.eval(), record.rows
+    rows: list[dict[str, float]] = []
+    recent: list[float] = []
+    start = time.perf_counter()
+    for step in track(range(settings.steps), "training", transient=True):
+        truth = make_batch(bundled, settings)
+        rolls = step >= settings.rollout_from * settings.steps
+        context = rolled_out(toto.model, truth, settings.rollout) if rolls else truth
+        optimizer.zero_grad()
+        loss = loss_of(toto.model, context, truth)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(toto.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append(float(loss))
+        if len(recent) == STEPS_OF_A_ROW or step + 1 == settings.steps:
+            seconds = round(time.perf_counter() - start, 1)
+            rows.append({"step": step + 1, "loss": round(mean(recent), 4), "seconds": seconds})
+            print("step {step}  loss {loss:.3f}  {seconds:.0f} s".format_map(rows[-1]))
+            recent.clear()
+    return toto.eval(), rows
 
 
-def save(folder: Path, toto: Any, settings: Settings, losses: list[dict[str, float]]) -> None:
+def save(folder: Path, toto: Any, settings: Training, losses: list[dict[str, float]]) -> None:
     """Write the checkpoint as upstream reads it, and how it came about."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(toto.state_dict(), folder / "model.safetensors")
-    write_json(folder / "config.json", ARCHITECTURE)
+    write_whole(folder / "config.json", json.dumps(ARCHITECTURE, indent=2) + "\n")
+    installed = machine.facts("cpu")
     facts = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "processor": processor(),
-        "torch": torch.__version__,
-        "toto": distribution(),
+        "date": installed["date"],
+        "processor": installed["device"],
+        "torch": installed["torch"],
+        "toto": installed["toto"],
         "parameters": sum(weights.numel() for weights in toto.parameters()),
-        "data": {"file": SERIES.name, "columns": COLUMNS, "training_rows": HELD_OUT},
+        "data": {"file": BUNDLED.name, "columns": COLUMNS, "training_rows": HELD_OUT},
         "settings": asdict(settings),
         "seconds": losses[-1]["seconds"],
         "losses": losses,
     }
-    write_json(folder / "training_log.json", facts)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    write_whole(folder / "training_log.json", json.dumps(facts, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="optimiser's steps")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of weights and data")
+    parser.add_argument("--steps", type=int, default=Training.steps, help="optimiser's steps")
+    parser.add_argument("--seed", type=int, default=Training.seed, help="of weights and data")
     parser.add_argument("--out", type=Path, default=DEMO, help="folder of the checkpoint")
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error("--steps must be at least 1")
     # What is right by construction would be checked at every step.
     torch.distributions.Distribution.set_default_validate_args(False)
-    settings = Settings(steps=options.steps, seed=options.seed)
+    settings = Training(steps=options.steps, seed=options.seed)
     with toto_compile_patch.patched():
         toto, losses = train(settings)
     save(options.out, toto, settings, losses)

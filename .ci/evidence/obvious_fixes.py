@@ -3,26 +3,29 @@
 Each row is a process of its own, which makes six forecasts, of means and samples over four context
 lengths. The model has random weights and the depth of the real one, but is narrow.
 
-    python examples/obvious_fixes.py                              # minutes
-    python examples/obvious_fixes.py --base --backend inductor    # the real thing: an hour or more
+    python .ci/evidence/obvious_fixes.py          # minutes
+    python .ci/evidence/obvious_fixes.py --base --backend inductor    # the real thing: an hour
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynamo_calls import CALLS, in_own_process, timed
-from options import Parser
+from counted_calls import CALLS, timed
 from rich.console import Console
-from rich.table import Table
 
 import toto_compile_patch
-from toto_compile_patch.tools import models
-from toto_compile_patch.tools.checks import UsageError, check_writable, positive
+from toto_compile_patch.settings import ENV_TOGGLE
+from toto_compile_patch.tools import machine, models
+from toto_compile_patch.tools.checks import positive, write_whole
+from toto_compile_patch.tools.compile_health import CompileHealth
+from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.workers import call_apart
 
 ROWS = {
     "toto_compile": "toto.compile()",
@@ -44,45 +47,43 @@ ROWS = {
 
 BY_WRAPT = ("break_by_wrapt", "host_index_and_break_by_wrapt")
 DISTINCT = list(dict.fromkeys(CALLS))
-_WIDTH_OF_A_FILE = 100
+WIDTH = 160
 COUNTS = {
     "graphs": "graphs",
     "graph_breaks": "breaks",
-    "recompilations": "recom-\npiled",
-    "limit_hits": "limit\nhits",
+    "recompilations": "recompiled",
+    "limit_hits": "limit hits",
 }
 
 
 def main() -> None:
-    parser = build_parser()
-    arguments = parser.parse_args()
-    if arguments.json:
-        try:
-            check_writable("--json", arguments.json)
-        except UsageError as error:
-            parser.error(str(error))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_A_FILE)
+    arguments = build_parser().parse_args()
+    os.environ.pop(ENV_TOGGLE, None)
+    console = Console(width=max(WIDTH, Console().width))
     result: dict[str, Any] = {
-        "machine": in_own_process(describe_machine),
+        "machine": machine.facts("cpu"),
         "model": models.describe(arguments.model),
         "backend": arguments.backend,
         "rows": {},
     }
     for name in arguments.rows or ROWS:
         with console.status(ROWS[name]):
-            counted = in_own_process(
-                measure, name, arguments.model, arguments.backend, arguments.calls
-            )
+            counted = call_apart(measure, name, arguments.model, arguments.backend, arguments.calls)
         result["rows"][name] = {"way": ROWS[name], **counted}
         if arguments.json:
-            arguments.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    report(console, result)
+            write_whole(arguments.json, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    rows = [
+        [row["way"] + remark(row), *(str(row.get(count, "-")) for count in COUNTS)]
+        for row in result["rows"].values()
+    ]
+    title = f"backend {arguments.backend}, torch {result['machine']['torch']}"
+    console.print(table_of(["what is written", *COUNTS.values()], rows, title=title))
 
 
-def build_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--base",
         dest="model",
@@ -102,18 +103,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def describe_machine() -> dict[str, Any]:
-    from toto_compile_patch.tools import machine
-
-    return machine.facts("cpu")
-
-
 def measure(name: str, model: str, backend: str, calls: int) -> dict[str, Any]:
     """What dynamo counted in the first so many forecasts, or why they cannot be made."""
     import recipes
     import torch
-
-    from toto_compile_patch.tools.compile_health import CompileHealth
 
     if model == "small":
         # Too small to share: on a busy machine, threads wait for one another.
@@ -133,17 +126,6 @@ def measure(name: str, model: str, backend: str, calls: int) -> dict[str, Any]:
     if name in BY_WRAPT:
         result["wrapper_runs"] = recipes.wrapper_runs(forecaster.model, backend)
     return result
-
-
-def report(console: Console, result: Mapping[str, Any]) -> None:
-    torch_version = result["machine"]["torch"]
-    table = Table(title=f"backend {result['backend']}, torch {torch_version}")
-    table.add_column("what is written")
-    for heading in COUNTS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result["rows"].values():
-        table.add_row(row["way"] + remark(row), *(str(row.get(count, "-")) for count in COUNTS))
-    console.print(table)
 
 
 def remark(row: Mapping[str, Any]) -> str:

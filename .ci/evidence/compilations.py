@@ -5,22 +5,24 @@ and asked for means and samples of several context lengths, then for the same ag
 context length that it has not seen. The recompile limit is raised to 64 for both sides, so that
 neither count is cut short, unless --own-limits is given.
 
-    python examples/compile_health.py              # base architecture, inductor: many minutes
-    python examples/compile_health.py --small --backend eager
+    python .ci/evidence/compilations.py              # base architecture, inductor: many minutes
+    python .ci/evidence/compilations.py --small --backend eager
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from dynamo_calls import CALLS, UNSEEN, in_own_process, timed
+from counted_calls import CALLS, UNSEEN, timed
 from rich.console import Console
-from rich.table import Table
 
-from toto_compile_patch.settings import PATCH_NAMES
+from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES
+from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.workers import call_apart
 
 SIDES = ("upstream", "patched")
 RECOMPILE_LIMIT = 64
@@ -35,7 +37,8 @@ HEADINGS = {
 
 def main() -> None:
     arguments = parse()
-    results = {side: in_own_process(measure, side, arguments) for side in SIDES}
+    os.environ.pop(ENV_TOGGLE, None)
+    results = {side: call_apart(measure, side, arguments) for side in SIDES}
     report(results, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
@@ -86,15 +89,13 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
     size = "small" if arguments.small else "base"
     torch_version = results["patched"]["torch"]
-    table = Table(title=f"{size} model, backend {arguments.backend}, torch {torch_version}")
-    table.add_column("calls", no_wrap=True)
-    for heading in HEADINGS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for stage in ("first", "again", "unseen length"):
-        for side in SIDES:
-            row = results[side][stage]
-            table.add_row(f"{side}, {stage}", *(str(row[count]) for count in HEADINGS))
-    Console().print(table)
+    rows = [
+        [f"{side}, {stage}", *(str(results[side][stage][count]) for count in HEADINGS)]
+        for stage in ("first", "again", "unseen length")
+        for side in SIDES
+    ]
+    title = f"{size} model, backend {arguments.backend}, torch {torch_version}"
+    Console().print(table_of(["calls", *HEADINGS.values()], rows, title=title))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class HostIndexKVCache(KVCache):  # type: ignore[misc]
 
 
 class BreakingKVCache(HostIndexKVCache):
-    """The same, each method behind a graph break of its own."""
+    """The cache on the host, each of its methods behind a graph break of its own."""
 
     def current_len(self, cache_idx: int) -> int:
         torch._dynamo.graph_break()

@@ -1,32 +1,19 @@
-"""An A/B comparison in words and tables, on the screen."""
+"""An A/B comparison in words and tables, on the screen and as a page."""
 
 from __future__ import annotations
 
+import base64
 import math
+from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from toto_compile_patch.tools import models
-from toto_compile_patch.tools.ab.figures import (
-    OTHER_SEED,
-    STOLEN_WORTH_A_REMARK,
-    Data,
-    Figures,
-)
-from toto_compile_patch.tools.workers import Job
+from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures
+from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
 
-LEGENDS = (
-    "Times faster: upstream's eager seconds over the way's, window by window: median, and from "
-    "least to greatest. First +: what the first forecast takes beyond a steady one. Graphs, graph "
-    "breaks, recompilations and recompile-limit hits of torch.compile.",
-    "MAE, CRPS (twice the pinball loss over nine quantiles): in the column's unit. MASE: against "
-    "the season before, within the context. 80 % holds: how much of the truth lies within the "
-    "interval from 10 to 90 %. From upstream: mean distance from upstream's median forecast.",
-)
-"""What the headings of the two tables mean."""
+STOLEN_WORTH_A_REMARK = 0.05
 
 
 def setting_of(data: Data, job: Job, facts: dict[str, str]) -> dict[str, str]:
@@ -56,48 +43,42 @@ def show_setting(setting: dict[str, str], console: Console) -> None:
 def verdicts(figures: Figures) -> list[tuple[bool, str]]:
     """What the comparison comes to: whether each is good news, and the sentence."""
     patched, judgement = figures.speeds[-1], figures.judgement
-    found = [
-        (
-            patched.ratio > 1,
-            f"{ratio(patched.ratio)} times the speed of upstream (window by window "
-            f"{ratio(patched.ratio_from)} to {ratio(patched.ratio_to)})",
-        ),
-        (
-            judgement.means_agree,
-            "mean forecasts, which involve no chance, "
-            + ("are equal" if judgement.means_agree else "DIFFER")
-            + f": at most {judgement.mean:.1e} standard deviations apart; their mean absolute "
-            f"error changes by {abs(figures.mean_mae_change):.4%}",
-        ),
-    ]
+    equal = "are equal" if judgement.means_agree else "DIFFER"
+    faster = (
+        f"{ratio(patched.ratio)} times the speed of upstream (window by window "
+        f"{ratio(patched.ratio_from)} to {ratio(patched.ratio_to)})"
+    )
+    means = (
+        f"mean forecasts, which involve no chance, {equal}: at most {judgement.mean:.1e} standard "
+        f"deviations apart; their mean absolute error changes by {abs(figures.mean_mae_change):.4%}"
+    )
+    found = [(patched.ratio > 1, faster), (judgement.means_agree, means)]
     if judgement.distance is not None:
         more = "as much as" if judgement.samples_agree else "MORE than"
-        found.append(
-            (
-                judgement.samples_agree,
-                f"samples differ {more} two seeds of upstream do: their quantiles by "
-                f"{judgement.distance:.1%} of the interval, two seeds' by "
-                f"{judgement.between_seeds:.1%} (chance explains {judgement.explained:.1%}); the "
-                f"median's mean absolute error changes by {figures.mae_change(patched.way):+.1%}, "
-                f"with another seed by {figures.mae_change(OTHER_SEED):+.1%}",
-            )
+        samples = (
+            f"samples differ {more} two seeds of upstream do: their quantiles by "
+            f"{judgement.distance:.1%} of the interval, two seeds' by "
+            f"{judgement.between_seeds:.1%} (chance explains {judgement.explained:.1%}); the "
+            f"median's mean absolute error changes by {figures.mae_change(patched.way):+.1%}, "
+            f"with another seed by {figures.mae_change(OTHER_SEED):+.1%}"
         )
+        found.append((judgement.samples_agree, samples))
     return found
 
 
 def remarks(figures: Figures) -> list[str]:
     """What a reader should keep in mind."""
     found = []
-    if "upstream's code" in figures.speeds[-1].path:
-        found.append(f"not all went by the fast path: {figures.speeds[-1].path}")
+    upstream, path, naive = figures.speeds[0].way, figures.speeds[-1].path, figures.data.naive
+    if UPSTREAM_CODE in path:
+        found.append(f"not all went by the fast path: {path}")
     if figures.stolen > STOLEN_WORTH_A_REMARK:
         found.append(
             f"{figures.stolen:.0%} of the processor's time was stolen by other virtual machines: "
             "trust ratios only, or measure again"
         )
-    upstream, first = figures.speeds[0].way, figures.data.series.columns[0]
-    if figures.accuracy(upstream, first).mae > figures.accuracy(figures.data.naive, first).mae:
-        naive = figures.data.naive
+    first = figures.data.series.columns[0]
+    if figures.accuracy(upstream, first).mae > figures.accuracy(naive, first).mae:
         found.append(f"this model forecasts worse than the {naive} forecast, on either side")
     return found
 
@@ -109,29 +90,33 @@ def show(figures: Figures, console: Console) -> None:
         mark = "[bold green]yes[/] " if good else "[bold red]NO [/] "
         console.print(mark, end="")
         console.print(sentence, markup=False, highlight=False)
-    console.print(
-        "", table_of(*speed_rows(figures)), "", table_of(*accuracy_rows(figures)), sep="\n"
-    )
+    for rows in (speed_rows(figures), accuracy_rows(figures)):
+        console.print("", table_of(*rows), sep="\n")
     for remark in remarks(figures):
         console.print(f"note: {remark}", markup=False, highlight=False)
 
 
-def table_of(headings: list[str], rows: list[list[str]]) -> Table:
-    """The first column to the left, figures to the right."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        # As text: a column's name may look like markup.
-        table.add_row(*map(Text, row))
-    return table
+def page(figures: Figures, picture: bytes) -> str:
+    """The comparison as a self-contained page, with its picture (PNG) in it."""
+    import jinja2
+
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        verdicts=verdicts(figures),
+        same=figures.judgement.same,
+        faster=ratio(figures.speeds[-1].ratio),
+        setting=figures.setting,
+        tables=[speed_rows(figures), accuracy_rows(figures)],
+        remarks=remarks(figures),
+        picture=base64.b64encode(picture).decode(),
+    )
 
 
 def speed_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table of speeds."""
+    counts = ("graphs", "graph_breaks", "recompilations", "limit_hits")
     headings = ["seconds", "median", "p95", "times faster", "first +", "peak GB"]
-    counts = {"graphs": "graphs", "graph_breaks": "breaks", "recompilations": "recomp."}
-    counts["limit_hits"] = "limit"
     rows = [
         [
             speed.way,
@@ -144,25 +129,22 @@ def speed_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
         ]
         for speed in figures.speeds
     ]
-    return headings + list(counts.values()), rows
+    return [*headings, "graphs", "breaks", "recomp.", "limit"], rows
 
 
 def accuracy_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table of errors."""
-    headings = ["errors", "MAE", "MASE", "CRPS", "80 % holds", "from upstream"]
     several = len(figures.data.series.columns) > 1
     rows = [
         [
             f"{row.column}: {row.way}" if several else row.way,
-            _short(row.mae),
-            _short(row.mase),
-            _short(row.crps),
+            *map(_short, (row.mae, row.mase, row.crps)),
             "" if math.isnan(row.coverage) else f"{row.coverage:.0%}",
-            _short(row.difference) if row.difference else "",
+            _short(row.difference or math.nan),
         ]
         for row in figures.accuracies
     ]
-    return headings, rows
+    return ["errors", "MAE", "MASE", "CRPS", "80 % holds", "from upstream"], rows
 
 
 def ratio(number: float) -> str:

@@ -1,0 +1,205 @@
+"""The doctor's reports: tables where rich is installed, plain lines where it is not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal, TextIO
+
+from toto_compile_patch.tools.doctor.environment import Environment
+from toto_compile_patch.tools.doctor.examination import Examination, Group
+from toto_compile_patch.tools.doctor.findings import Finding, problems
+
+_MOST_ROWS = 12
+_MOST_NAMES = 3
+_LONG_NAME = 26
+_COLUMNS = 100
+_MARKS = {"problem": "!! ", "trap": " ! ", "note": "   "}
+_STYLES = {"problem": "bold red", "trap": "yellow", "note": "dim"}
+
+
+class Screen:
+    """Where a report goes: headings, tables, and findings with their cures."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # Into a file or a pipe, rich would write 80 columns.
+        self._width = shutil.get_terminal_size((_COLUMNS, 24)).columns
+        self._console: Any = None
+        with suppress(ImportError):
+            from rich.console import Console
+
+            self._console = Console(file=stream, highlight=False, width=self._width)
+
+    def heading(self, text: str) -> None:
+        """A line that stands apart."""
+        self.line(f"--- {text} ".ljust(self._width, "-"))
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """A line of text."""
+        if self._console:
+            self._console.print(text, markup=False, style=style)
+        else:
+            print(text, file=self._stream)
+
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ()
+    ) -> None:
+        """A table; columns of numbers stand to the right. Long tables are cut, and say so.
+
+        Args:
+            headings: of the columns.
+            rows: their cells; without any, there is no table.
+            whole: headings of columns that are not to be broken into lines.
+        """
+        if not rows:
+            return
+        right = [isinstance(cell, int) for cell in rows[0]]
+        cells = [[str(cell) for cell in row] for row in (headings, *rows[:_MOST_ROWS])]
+        if self._console:
+            self._console.print(self._rich_table(cells, right, whole))
+        else:
+            cells = [[" ".join(cell.split()) for cell in row] for row in cells]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            for row in cells:
+                padded = zip(row, widths, strict=True)
+                self.line("  ".join(cell.ljust(width) for cell, width in padded).rstrip())
+        if len(rows) > _MOST_ROWS:
+            self.line(f"  ... and {len(rows) - _MOST_ROWS} more: --json has them all", "dim")
+        self.line()
+
+    def _rich_table(
+        self, cells: Sequence[Sequence[str]], right: Sequence[bool], whole: Sequence[str]
+    ) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+        headings, *rows = cells
+        for heading, number in zip(headings, right, strict=True):
+            kept = number or (heading in whole and self._width >= _COLUMNS)
+            justify: Literal["right", "left"] = "right" if number else "left"
+            table.add_column(heading, justify=justify, no_wrap=kept, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def diagnosis(self, findings: list[Finding], healthy: str) -> None:
+        """Each finding, with its cure below; and that all is well, where it is."""
+        self.heading("diagnosis")
+        if not problems(findings):
+            self.line(healthy, "green")
+        for finding in findings:
+            self._paragraph(_MARKS[finding.level], finding.what, _STYLES[finding.level])
+            if finding.cure:
+                self._paragraph("   cure: ", finding.cure)
+
+    def _paragraph(self, lead: str, text: str, style: str | None = None) -> None:
+        """A text whose further lines stand under its first."""
+        lines = textwrap.wrap(
+            lead + text,
+            min(self._width, _COLUMNS) - 1,
+            subsequent_indent=" " * len(lead),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines:
+            self.line(line, style)
+
+
+def show_environment(found: Environment, stream: TextIO) -> None:
+    """Print what was found in an environment."""
+    screen = Screen(stream)
+    untested = [(symbol.name, symbol.problem) for symbol in found.symbols if symbol.problem]
+    all_of_them = len(found.symbols)
+    code = f"{all_of_them - len(untested)} of {all_of_them} symbols are code that was tested"
+    screen.heading("installed")
+    installed = {**found.versions, "toto's code": code if all_of_them else "could not be read"}
+    screen.table(("", "version"), list(installed.items()))
+    screen.table(("not code that was tested", "why"), untested)
+    screen.heading("what apply() does here")
+    patches = [(row.name, row.state, row.detail) for row in found.patches]
+    screen.table(("patch", "state", ""), patches)
+    if found.carriers:
+        screen.heading("where Toto's code is")
+        places = [(c.name, c.state, c.code, c.folder) for c in found.carriers]
+        screen.table(("package", "state", "code", "where"), places)
+    screen.table(("environment variable", "value"), list(found.variables.items()))
+    screen.diagnosis(found.findings, "apply() applies everything that is asked for.")
+
+
+def show_examination(found: Examination, stream: TextIO) -> None:
+    """Print what was seen of a script."""
+    screen = Screen(stream)
+    screen.line()
+    screen.heading(f"doctor: {found.script}, exit code {found.exit_code}")
+    if found.observed:
+        rows = [
+            (way["count"], _path(way), "yes" if way["compiled"] else "no", way["place"])
+            for way in found.forecasts
+        ]
+        screen.table(("forecasts", "made by", "model compiled", "asked for at"), rows)
+        _show_compiler(screen, found)
+    screen.diagnosis(found.findings, "Nothing is in the way.")
+
+
+def _path(way: dict[str, Any]) -> str:
+    if way["carrier"]:
+        return f"{way['carrier']}, not reached by apply()"
+    if way["path"] == "fast":
+        return f"the fast path, {way['runtime']}"
+    if way["reason"]:
+        return f"upstream: {way['reason']}"
+    if way["patches"]:
+        return f"upstream, with {', '.join(way['patches'])}"
+    return "upstream, unpatched"
+
+
+def _show_compiler(screen: Screen, found: Examination) -> None:
+    counts = found.counts or {}
+    if not any(counts.values()):
+        screen.line("torch.compile: no graph was compiled in this process.\n")
+        return
+    told = "{graphs} graphs, {graph_breaks} breaks, {recompilations} recompilations, {limit_hits} "
+    screen.line(f"torch {found.torch}: {told.format_map(counts)}recompile limits hit")
+    if found.seconds:
+        told = "Compiling took {compiling:.1f} s, all forecasts together {forecasting:.1f} s beside"
+        screen.line(f"{told.format_map(found.seconds)} that.")
+    screen.line()
+    functions = [
+        (_in_lines(f.name), f.graphs, f.breaks, f.recompilations, f.limit_hits, f.place)
+        for f in found.functions
+    ]
+    headings = ("function", "graphs", "breaks", "recomp.", "limit", "where")
+    screen.table(headings, functions, whole=("function", "where"))
+    breaks = [(g.count, g.reason, g.place, _some(g.functions)) for g in found.breaks]
+    screen.table(("breaks", "reason", "where", "in"), breaks, whole=("where",))
+    listed, counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
+    if breaks and listed != counted:
+        screen.line(
+            f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n", "dim"
+        )
+    for heading, groups in (("recompiled", found.recompilations), ("limits hit", found.limits)):
+        rows = [(g.count, _reason(g), _some(g.functions, between=",\n")) for g in groups]
+        screen.table((heading, "because this changed", "in"), rows, whole=("in",))
+
+
+def _reason(group: Group) -> str:
+    if len(group.values) == 1:
+        return re.sub(r"\bN\b", group.values[0].replace("\\", ""), group.reason)
+    return f"{group.reason} (N: {_some(group.values, 8)})" if group.values else group.reason
+
+
+def _some(names: Sequence[str], most: int = _MOST_NAMES, between: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    left = len(names) - most
+    return between.join([*names[:most], *([f"{left} more"] if left > 0 else [])])
+
+
+def _in_lines(name: str) -> str:
+    """A long name of a method broken where its own begins."""
+    return name.replace(".", "\n  .", 1) if len(name) > _LONG_NAME else name

@@ -1,0 +1,100 @@
+"""``fingerprints``: which definitions of Toto's code are known, and which differ.
+
+For whoever supports a new release of toto-ts. Files are read, and nothing of them is run: the
+release need not be installed, nor work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from toto_compile_patch import carriers
+from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
+from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_json
+from toto_compile_patch.tools.screen import table_of
+
+_WIDTH = 130
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A definition that is replaced or relied on.
+
+    Attributes:
+        symbol: its dotted name.
+        found: its fingerprints in the files; more than one where it is defined more than once.
+        known: those of tested code; none where tested code inherits it.
+    """
+
+    symbol: str
+    found: list[str]
+    known: list[str]
+
+    @property
+    def state(self) -> str:
+        """What is to be said of it, in words."""
+        if not self.found:
+            return "NOT FOUND" if self.known else "inherited, as known"
+        if not self.known:
+            return "DIFFERS: was inherited"
+        return "known" if set(self.found) & set(self.known) else "DIFFERS"
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is not as tested code has it."""
+        return not self.state.endswith("known")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print each definition's fingerprints; return 1 where any differs from tested code.
+
+    Raises:
+        UsageError: there is no such folder, or no place for the figures.
+    """
+    check_json(options.json)
+    folder = str(options.folder or next(iter(carriers.folders_of_package("toto")), ""))
+    if not folder:
+        raise UsageError("toto is not installed: pip install toto-ts, or give a package's FOLDER")
+    if not Path(folder).is_dir():
+        raise UsageError(f"no folder {folder}: give that of a package toto")
+    definitions = compare(folder)
+    differing = [definition for definition in definitions if definition.differs]
+    if not is_stdout(options.json):
+        _show(folder, definitions, differing)
+    figures = [{**asdict(one), "state": one.state} for one in definitions]
+    write_json(options.json, {"folder": folder, "definitions": figures})
+    return 1 if differing else 0
+
+
+def compare(folder: str) -> list[Definition]:
+    """Each definition that is replaced or relied on, as a folder's files have it and as known."""
+    found = carriers.fingerprints_in(folder)
+    return [
+        Definition(
+            symbol,
+            sorted(found.get(carriers.qualified(symbol), ())),
+            sorted(FINGERPRINTS.get(symbol, ())),
+        )
+        for symbol in (*FINGERPRINTS, *INHERITED)
+    ]
+
+
+def _show(folder: str, definitions: list[Definition], differing: list[Definition]) -> None:
+    rows = [
+        (one.symbol, " ".join(one.found) or "-", "\n".join(one.known) or "-", one.state)
+        for one in definitions
+    ]
+    # Nobody can copy a fingerprint that was cut short to fit a screen.
+    console = Console(highlight=False, width=max(Console().width, _WIDTH))
+    console.print(table_of(("definition", "here", "known", "state"), rows, title=folder))
+    if not differing:
+        console.print("All of them are known.")
+        return
+    console.print(f"{len(differing)} of {len(definitions)} differ or are missing:")
+    for one in differing:
+        console.print(f"  {one.symbol}: {one.state}", markup=False, soft_wrap=True)
+    console.print("What to do: 'A new release of toto-ts' in MAINTAINING.md.")
