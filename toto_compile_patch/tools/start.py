@@ -97,13 +97,12 @@ def _seconds(work: Any) -> float:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    columns = {"trivial": "trivial function"}
-    columns |= {name: f"{name} forecast" for name in ("first", "second", "steady")}
+    columns = ("trivial", "first", "second", "steady")
     starts = figures["starts"].items()
     table = table_of(
-        ("", *columns.values()),
+        ("", "trivial function", *columns[1:]),
         [(side, *(f"{seconds[name]:.3g}" for name in columns)) for side, seconds in starts],
         title=f"{figures['machine']}, torch {figures['torch']}, mode {figures['mode']}",
-        caption=f"{figures['what']}; seconds",
+        caption=f"{figures['what']}; seconds of a trivial function and of forecasts",
     )
     Console().print(table)
