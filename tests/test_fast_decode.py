@@ -132,6 +132,30 @@ class TestWhatItDoesNotKnow:
         assert not torch.allclose(patched, mean(model))
         assert taken() == ("fast", "")
 
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            toto.model.util.RMSNorm,
+            toto.model.feed_forward.SwiGLU,
+            torch.nn.Dropout,
+            torch.nn.Linear,
+            torch.nn.Sequential,
+        ],
+    )
+    def test_somebody_elses_forward_of_a_module(
+        self, kind: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Twice what the module gives, for every module of the class."""
+        original, model = kind.forward, small_model().model
+        toto_compile_patch.apply("fast_decode")
+        plain = mean(model)
+        monkeypatch.setattr(kind, "forward", lambda self, *args: 2 * original(self, *args))
+        found = mean(model)
+        assert f"{kind.__name__}.forward has been replaced" in taken()[1]
+        toto_compile_patch.revert()
+        assert torch.equal(found, mean(model))
+        assert not torch.allclose(found, plain)
+
     def test_somebody_elses_patch_over_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         toto_compile_patch.apply()
         attention = toto.model.attention.BaseMultiheadAttention

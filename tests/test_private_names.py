@@ -22,14 +22,13 @@ import json, logging, sys, pkgutil, warnings
 warnings.simplefilter("ignore")
 import torch, torch._dynamo
 owner, name = {path!r}.rsplit(".", 1)
-import toto.inference.forecaster  # what upstream itself uses of torch is bound before
-delattr(pkgutil.resolve_name(owner), name)
 sys.path.insert(0, {tests!r})
-import toto_compile_patch
 from toto_cases import PATCH, forecast, series, small_model, values
 model = small_model().model
 if {compiled!r}:
-    model.compile(backend="eager")
+    model.compile(mode="max-autotune-no-cudagraphs")
+vars(pkgutil.resolve_name(owner)).pop(name)
+import toto_compile_patch
 upstream = values(forecast(model, series(40), 2 * PATCH)) if not {compiled!r} else None
 try:
     toto_compile_patch.apply()
@@ -83,8 +82,14 @@ def test_a_patch_that_lacks_one_is_left_out(path: str, gone: set[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_runs_uncompiled_without_what_compiling_needs() -> None:
-    path = "torch._dynamo.backends.cudagraphs.CudagraphsBackend"
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch._dynamo.backends.cudagraphs.CudagraphsBackend",
+        "torch._inductor.config.get_config_copy",
+    ],
+)
+def test_a_model_runs_uncompiled_without_what_compiling_needs(path: str) -> None:
     refused, _, (taken, runtime, reason), close = without(path, compiled=True)
     assert not refused
     assert (taken, runtime) == ("fast", "eager")

@@ -99,13 +99,18 @@ def _fits(patch: Patch, strict: bool) -> bool:
         _logger.warning("patch %s: %s; left as it is", patch.name, why)
     if state is not State.UNAVAILABLE:
         return True
-    message = (
-        f"patch {patch.name} does not fit the installed {distribution()}: {why} "
-        f"(tested: {TESTED_VERSIONS})"
-    )
+    if why_without(patch.name):
+        message = f"patch {patch.name} does not fit the installed torch: {why}"
+        advice = "It was made for another version of torch"
+    else:
+        message = (
+            f"patch {patch.name} does not fit the installed {distribution()}: {why} "
+            f"(tested: {TESTED_VERSIONS})"
+        )
+        advice = HOW_TO_COMPARE
     if strict:
         raise UnsupportedTotoError(
-            f"{message}. {HOW_TO_COMPARE}; apply(strict=False) leaves such patches out."
+            f"{message}. {advice}; apply(strict=False) leaves such patches out."
         )
     _logger.warning("%s; patch left out", message)
     return False

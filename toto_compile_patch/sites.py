@@ -226,5 +226,6 @@ def _give(entry: Any, value: Any) -> None:
 
 
 def setting_is_per_thread(name: str) -> bool:
-    """Whether this torch keeps a dynamo setting for each thread apart."""
-    return isinstance(_entries()[name].user_override, ContextVar)
+    """Whether this torch keeps a dynamo setting for each thread apart, as far as can be told."""
+    entry = _entries().get(name)
+    return isinstance(getattr(entry, "user_override", None), ContextVar)

@@ -1,4 +1,4 @@
-"""Fingerprints of upstream's code that was tested, for what must not import it to know it."""
+"""Fingerprints of upstream's code that was tested, to be read without importing ``toto``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ FINGERPRINTS = {
     "toto.model.attention.BaseMultiheadAttention.rearrange_output": {"b8910f9e3d548a25"},
     "toto.model.rope.TimeAwareRotaryEmbedding.rotate_queries_and_keys": {"496fe92c6b3b27dc"},
     "toto.model.rope.TimeAwareRotaryEmbedding.get_scale": {"adc27a60e56d43e5"},
+    "toto.model.util.RMSNorm.forward": {"07addec6134a289c"},
+    "toto.model.feed_forward.SwiGLU.forward": {"e4f09aeb47919177"},
     "toto.model.embedding.PatchEmbedding.forward": {"d28d75b1b9be91dc"},
     "toto.model.embedding.PatchEmbedding._patchify": {"fcc26e68690c581a"},
     "toto.model.distribution.MixtureOfStudentTsOutput.forward": {"30828cf3e60ff941"},
@@ -39,8 +41,8 @@ FINGERPRINTS = {
     },
     "toto.inference.forecaster.TotoForecaster.create_affine_transformed": {"f746236dbc0a9674"},
 }
-"""Of each symbol that is replaced or relied on. Where there are two, the first is that of toto-ts
-0.1.3 and 0.1.4, the second that of 0.2.0 (and of timecopilot-toto 0.1.7)."""
+"""Of each symbol that is replaced or relied on, in toto-ts 0.1.3 to 0.2.0 and in timecopilot-toto
+0.1.7: as many as there are versions of its code among them."""
 
 INHERITED = (
     "toto.model.attention.TimeWiseMultiheadAttention.forward",

@@ -71,6 +71,8 @@ BYPASSED = (
     (SpaceWiseMultiheadAttention, "forward"),
     (TimeAwareRotaryEmbedding, "rotate_queries_and_keys"),
     (TimeAwareRotaryEmbedding, "get_scale"),
+    (RMSNorm, "forward"),
+    (SwiGLU, "forward"),
     (PatchEmbedding, "forward"),
     (PatchEmbedding, "_patchify"),
     (MixtureOfStudentTsOutput, "forward"),

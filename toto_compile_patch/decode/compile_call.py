@@ -63,12 +63,21 @@ def without_compiling(model: Any) -> Any:
     return model._orig_mod if isinstance(model, _OptimizedModule) else model
 
 
+def is_compiled(model: Any) -> bool:
+    """Whether somebody has asked for a model to be compiled."""
+    return isinstance(model, _OptimizedModule) or _compiled_impl(model) is not None
+
+
+def _compiled_impl(model: Any) -> Any:
+    return getattr(model, "_compiled_call_impl", None)
+
+
 def compile_call(model: Any) -> CompileCall | None:
     """What a model was compiled with; None for one that was not."""
     if isinstance(model, _OptimizedModule):
         compiled: Any = model
     else:
-        compiled = getattr(model, "_compiled_call_impl", None)
+        compiled = _compiled_impl(model)
     habit = isinstance(compiled, CompiledOffACpu)
     if habit:
         compiled = compiled.compiled

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode.compile_call import INDUCTORS_GRAPHS, CompileCall, compile_call
+from toto_compile_patch.decode.compile_call import (
+    INDUCTORS_GRAPHS,
+    CompileCall,
+    compile_call,
+    is_compiled,
+)
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.private_names import COMPILED, why_without
@@ -64,9 +69,10 @@ class Ran:
 
 def choose_runtime(wanted: str, model: Any, device: torch.device) -> Runtime:
     """The runtime for a model, which may be compiled or wrapped by ``torch.compile``."""
-    call = compile_call(model)
+    missing = why_without(COMPILED)
+    call = None if missing else compile_call(model)
     on_gpu = device.type == "cuda"
-    reason = ""
+    reason = missing if wanted == AUTO and is_compiled(model) else ""
     if wanted == AUTO:
         wanted = CUDAGRAPH if on_gpu else EAGER
         if call is not None and call.not_on_a_cpu and device.type == "cpu":
@@ -78,7 +84,7 @@ def choose_runtime(wanted: str, model: Any, device: torch.device) -> Runtime:
         reason = f"the model is on {device.type}, where there are no CUDA graphs"
     if wanted not in (COMPILE, BOTH):
         return Runtime(wanted, UNCOMPILED, reason)
-    if missing := why_without(COMPILED):
+    if missing:
         return Runtime(_uncompiled(wanted), UNCOMPILED, missing)
     call = call or CompileCall("inductor")
     regions = _compiled(call)

@@ -39,7 +39,10 @@ _MODULES = {
     torch.nn.ModuleList,
     torch.nn.Sequential,
 }
-_linear_forward = torch.nn.Linear.forward
+_FORWARDS = {
+    kind: kind.forward for kind in (torch.nn.Dropout, torch.nn.Linear, torch.nn.Sequential)
+}
+"""Torch's own, in whose place ``decode`` multiplies, or does nothing."""
 _transforms_are_active = private("torch._C._are_functorch_transforms_active")
 _is_tracing = private("torch._C._is_tracing")
 _dispatch_mode = private("torch._C._get_dispatch_mode")
@@ -103,8 +106,9 @@ def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
 def _other_code(forecaster: Any) -> Refusal | None:
     """Code that the decode path stands in for is not the one that it was written after."""
     cure = "take out what replaced it"
-    if torch.nn.Linear.forward is not _linear_forward:
-        return Refusal("torch.nn.Linear.forward has been replaced", cure)
+    for kind, known in _FORWARDS.items():
+        if kind.forward is not known:
+            return Refusal(f"torch.nn.{kind.__name__}.forward has been replaced", cure)
     for owner, attribute in upstream.BYPASSED:
         if upstream.why_unknown(owner, attribute):
             return Refusal(f"{upstream.symbol(owner, attribute)} has been replaced", cure)
