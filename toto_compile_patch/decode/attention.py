@@ -45,7 +45,7 @@ def rotation(rotary: Any, layout: RowLayout, positions: range, centre: int) -> R
 
     Args:
         rotary: upstream's rotary embedding.
-        layout: of the rows to rotate, whose ``n`` are the positions, or samples of the only one.
+        layout: of the rows to rotate: ``n`` counts positions, or the samples of a single one.
         positions: the positions.
         centre: of the xPos scale.
     """
@@ -75,7 +75,8 @@ def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Heads:
-    """Between rows, and heads apart.
+    """Converts between rows, ``row embed_dim``, and separate heads, ``batch variate head n
+    head_dim``.
 
     Attributes:
         layout: of the rows.
@@ -107,7 +108,7 @@ class CausalAttention:
     Attributes:
         heads: of the rows, whose ``n`` are the positions.
         cache: where to put keys and values, ``batch variate head seq_len head_dim``.
-        idx: under which key.
+        idx: index of the layer, under which ``cache`` takes them.
     """
 
     heads: Heads
@@ -148,13 +149,18 @@ class LastPositionAttention:
 
 @dataclass(frozen=True)
 class SharedContextAttention:
-    """Attention of each sample's newest patch.
+    """Decode-step attention where a series has several samples.
+
+    All of them read one copy of the context's keys and values, and each those of its own patches.
+    Takes and returns ``row embed_dim``; scores are ``batch variate head samples (context_len +
+    step + 1)``.
 
     Attributes:
         heads: of the rows, whose ``n`` are the samples.
         context: keys and values, ``batch variate head context_len head_dim``.
-        suffix: keys and values, ``batch variate head samples max_patches head_dim``.
-        step: how many patches the suffix holds; this one is added.
+        suffix: keys and values, ``batch variate head samples max_patches head_dim``, of which the
+            first ``step + 1`` are read.
+        step: patches that the suffix holds already; this one is added.
     """
 
     heads: Heads
@@ -176,7 +182,10 @@ class SharedContextAttention:
 
 @dataclass(frozen=True)
 class OwnContextAttention:
-    """Attention of a series' newest patch where it has one path alone.
+    """Decode-step attention where a series has one sample, or its mean.
+
+    Context and generated patches share one buffer, so that one of torch's fused kernels serves.
+    Takes and returns ``row embed_dim``.
 
     Attributes:
         heads: of the rows; ``n`` is 1.

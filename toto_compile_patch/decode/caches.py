@@ -70,7 +70,10 @@ class SamplesCache:
 
 @dataclass(frozen=True)
 class OnePathCache:
-    """Keys and values of one path of one series, its context's before those of its own patches.
+    """For compiled code: the cache of one series, one variate and one sample.
+
+    Keys and values are rows with the heads as their innermost axis, as the compiled layer reads
+    them; the context's come before those of the generated patches.
 
     Attributes:
         context: what precedes the patches.

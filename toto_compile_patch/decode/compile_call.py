@@ -34,7 +34,7 @@ class CompileCall:
 
 
 class CompiledOffACpu:
-    """What calls a backbone by compiled code, but not where it is on a CPU.
+    """Calls a backbone compiled, except on a CPU, where it runs eagerly unless that is insisted on.
 
     ``Toto.compile()`` compiles nothing upstream, so that it stands in many a script at no cost. On
     a CPU compiled code gains little, and compiling it takes longer than many forecasts.

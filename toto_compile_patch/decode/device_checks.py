@@ -1,7 +1,7 @@
-"""What is known only when a device has computed it: asked at once of a CPU, else once, at the end.
+"""Error conditions that depend on computed values.
 
-Each question to a GPU is a wait for all that it has been given to do. So what must not hold is
-noted on the way, asked about with the forecast, and the forecast given up if any of it holds.
+On a CPU they are checked at once. On a GPU they are collected and read once, with the forecast,
+because each read waits for all that the GPU has been given to do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A forecast from the outside: prepared, run in its runtime, and begun again where it must be."""
+"""Makes one forecast: prepares the weights, chooses the runtime, runs it, and starts over if a
+weight has changed meanwhile."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from toto_compile_patch.decode.weights import ModelSettings
 
 
 class GraphKey(NamedTuple):
-    """All that decides which kernels run, and on which memory, but a request's own.
+    """All that decides which kernels run and which memory they read, but the request's tensors,
+    which are copied in.
 
     Attributes:
         request: shapes, types and plain values of the request.

@@ -48,9 +48,9 @@ class AskedForecast:
         model: the model.
         request: series and horizon.
         options: how to forecast.
-        runtime: what captures.
+        runtime: the runtime, which captures CUDA graphs.
         numbers: the forecast's random numbers.
-        compute: the forecast.
+        compute: makes the forecast without a graph.
     """
 
     model: PreparedModel

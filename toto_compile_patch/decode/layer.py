@@ -120,7 +120,7 @@ class QKVProjection(NamedTuple):
 
 
 class KeysAndValuesAlone(NamedTuple):
-    """Parts of an attention's projection, for rows that need no queries, or values alone."""
+    """Separate projections, for rows that need keys and values without queries, or values only."""
 
     key: Linear
     value: Linear
@@ -253,13 +253,14 @@ def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor)
 
 
 class Traceable(NamedTuple):
-    """A layer (or a head) as it is, and as compiled code can take it.
+    """A layer or a head in the forms that eager and compiled code take.
 
     Attributes:
         real: the thing itself.
-        stand_in: the same with an OpaqueLinear for each packed layer.
-        linears: the packed layers, by their slots.
-        for_one_row: the same with a OneRowLinear for each packed layer; None where none is.
+        stand_in: for compiled code, which cannot hold packed weights: numbered slots instead.
+        linears: the packed weights, in the order of the slots.
+        for_one_row: for compiled code on a single row: sums over the plain weights instead; None
+            where none is packed.
     """
 
     real: Any

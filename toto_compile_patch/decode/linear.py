@@ -65,8 +65,8 @@ class PackedLinear(NamedTuple):
 
 
 class OneRowLinear(NamedTuple):
-    """A weight for one row, as sums of products: compiled, it is read as fast as memory gives it,
-    which no library's product with a vector is on a CPU."""
+    """A matrix-vector product written as sums, for which inductor makes code that reads the weight
+    at the full rate of memory; a library's product is slower for one row on a CPU."""
 
     weight: torch.Tensor
     bias: torch.Tensor

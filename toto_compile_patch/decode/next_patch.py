@@ -17,7 +17,7 @@ class NextPatch(Protocol):
     """From hidden states, ``row embed_dim``, to unscaled values of the next patch.
 
     Attributes:
-        can_be_left: whether upstream's code may still be asked to make the forecast instead.
+        can_be_left: whether the forecast may still be handed over to upstream's code.
     """
 
     @property
@@ -108,7 +108,8 @@ class Drawn:
 class DrawnAsUpstream:
     """Upstream's draws in upstream's order.
 
-    Once they are drawn, upstream's code would draw others.
+    It cannot be handed over any more once upstream's random numbers have been drawn: upstream would
+    go on to draw others.
     """
 
     draws: UpstreamDraws

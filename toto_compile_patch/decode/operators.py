@@ -1,4 +1,4 @@
-"""What a compiler does not look into: operators of ours, and what they find when they are called.
+"""Operators of our own that are opaque to a compiler: attention, and packed linear layers.
 
 A compiled region knows of a layer only how it acts on each row of a hidden state (see ``layer``).
 Attention, which mixes rows, and linear layers in a layout that no compiler can trace are operators

@@ -1,4 +1,4 @@
-"""Where 16 bits are too few: computing in 32, within autocast too; and where they are enough."""
+"""Where to compute in float32 despite 16-bit weights or autocast, and where 16 bits will do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class Precision:
-    """Of the matrix products in the layers of a float32 model.
+    """The precision of the matrix products in the transformer's layers of a float32 model.
 
     Attributes:
         name: ``model``: the user's own settings; ``tf32``, on CUDA; ``bf16``: weights in 16 bits

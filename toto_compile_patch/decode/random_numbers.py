@@ -51,7 +51,7 @@ class OwnRandomNumbers:
 
 @dataclass(frozen=True)
 class GivenRandomNumbers:
-    """Those of a generator, or of the process's, where they are when they are asked for."""
+    """Those of a given generator, or of torch's own, from its current state on."""
 
     generator: torch.Generator | None
 

@@ -1,4 +1,6 @@
-"""The parts of a forecast that are compiled, each once for all of its shapes, and run as they are.
+"""The parts of a forecast that can be compiled, each once for all of its shapes.
+
+``Regions`` runs them eagerly, ``Compiled`` compiles them.
 
 A region is a function of the rows of a hidden state. Their number is its only varying size, and
 is marked so: another context, horizon, batch or number of samples or variates needs no new code.
@@ -119,7 +121,7 @@ class Compiled(Regions):
 
     Args:
         backend: of ``torch.compile``.
-        options: for inductor, some in any case; none for another backend.
+        options: inductor's; empty for another backend.
     """
 
     single_rows_apart = True

@@ -55,7 +55,7 @@ class Ran:
     Attributes:
         runtime: the name of the Runtime.
         reason: why it is not the one that was asked for; else empty.
-        unexpected: that is not as it should be.
+        unexpected: whether the reason is to be logged: it is not what was asked for.
         graphs: CUDA graphs that are kept for this model.
         graph_bytes: memory that they hold.
     """

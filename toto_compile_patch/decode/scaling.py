@@ -1,6 +1,7 @@
 """Scaling: causal statistics of the context, carried on over what is generated.
 
-The causal scalers need, at each time step, the mean and variance of all steps before it.
+The causal scalers need, at each time step, the mean and variance of all steps up to and including
+it; the one for patches, up to the end of its patch.
 Both follow from three sums over the past: of the weights, of the weighted values, and of
 ``(x_t - mean_{t-1}) (x_t - mean_t)``, which is the sum of squared deviations (B. P. Welford,
 "Note on a method for calculating corrected sums of squares and products", Technometrics 4, 1962).

@@ -59,8 +59,8 @@ class Refusal:
     Attributes:
         reason: what the decode path does not know.
         cure: what to do to have it know; empty where that is for nobody to do.
-        upstream_decides: whether upstream's code may well refuse it too, in better words: nothing
-            is to be said of it unless upstream forecasts.
+        upstream_decides: upstream may refuse this call as well, in its own words: it is asked
+            first, and the reason is said only if it makes the forecast.
     """
 
     reason: str

@@ -70,7 +70,7 @@ class ModelSettings(NamedTuple):
         mlp_hidden_dim: features within a feed-forward.
         components: of the mixture; 1 without one.
         heads: of each layer, the features of a head and the number of heads.
-        norms: of each layer, what its two norms add to a mean square; None where they are others.
+        norms: of each layer, the ``eps`` of its two norms; None where one has none.
     """
 
     patch_size: int
@@ -106,8 +106,8 @@ class Weights:
         layers: the transformer's.
         head: unembedding and projections.
         packed: whether they are in oneDNN's format.
-        identity: of the model's settings, of the weights that were copied and of those that are
-            used as they stand.
+        identity: the model's constants, and pointers, versions, types and shapes of its weights: if
+            any of them differs, the weights are prepared anew.
         noted: the bits of those that were copied.
     """
 
