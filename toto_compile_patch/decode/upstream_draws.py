@@ -2,7 +2,7 @@
 
 Upstream draws for every position, all components and all samples of a batch, and keeps the last
 patch. A generator in the same state gives the same samples only if all of that is drawn again.
-Slow, and large: a proof tool.
+It is slow and takes much memory: for proving equality, not for work.
 """
 
 from __future__ import annotations
