@@ -205,54 +205,39 @@ def _check_known(series: Series, rows: slice, where: str) -> None:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    parquet = path.suffix in (".parquet", ".pq")
     try:
-        table = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path)
-    except SeriesError:
-        raise
-    except (OSError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0]
-        if isinstance(error, FileNotFoundError):
-            problem = f"there is no file {path}"
-        elif isinstance(error, OSError):
-            problem = f"cannot read {path}: {error.strerror or said}"
-        else:
-            problem = f"{path} is not a table with a header line ({said})"
-        utf8 = " (in UTF-8)" if isinstance(error, ValueError) else ""
-        raise SeriesError(f"{problem}: give the path of a CSV{utf8} or Parquet file") from None
-    if not table.columns.is_unique:
-        raise SeriesError(f"{path} has columns of one name: {', '.join(table.columns)}: rename one")
-    return table
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Everything as text, so that a bad cell can be named instead of changing the type."""
-    table = pd.read_csv(path, dtype=str)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise SeriesError(
-            f"{path} has rows with more cells than its header line: name every column there"
-        )
-    separator = next((mark for mark in ";\t|" if mark in str(table.columns[0])), None)
-    if separator and len(table.columns) == 1:
-        raise SeriesError(f"{path} is separated by {separator!r}: separate the cells by commas")
-    return table
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
+        # A CSV file as text, so that a bad cell can be named instead of changing the type.
+        table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype=str)
     except ImportError:
         raise SeriesError(
             f"cannot read {path}: pandas finds no engine for Parquet that works here: install a "
             f"pyarrow that fits numpy {np.__version__}, or give a CSV file"
         ) from None
+    except (OSError, ValueError) as error:
+        said, utf8 = str(error).strip().partition("\n")[0], ""
+        if isinstance(error, FileNotFoundError):
+            problem = f"there is no file {path}"
+        elif isinstance(error, OSError):
+            problem = f"cannot read {path}: {error.strerror or said}"
+        else:
+            problem, utf8 = f"{path} is not a table with a header line ({said})", " (in UTF-8)"
+        raise SeriesError(f"{problem}: give the path of a CSV{utf8} or Parquet file") from None
     table.columns = table.columns.map(str)
+    if not table.columns.is_unique:
+        raise SeriesError(f"{path} has columns of one name: {', '.join(table.columns)}: rename one")
     if isinstance(table.index, pd.DatetimeIndex) and _time_column(table) is None:
-        table = table.rename_axis(index="time").reset_index()
-    elif not isinstance(table.index, pd.RangeIndex | pd.DatetimeIndex):
+        return table.rename_axis(index="time").reset_index()
+    if not isinstance(table.index, pd.RangeIndex | pd.DatetimeIndex):
         raise SeriesError(
             f"{path} has an index that is not its times: make its levels columns (reset_index), "
             "one row for each time"
+            if parquet
+            else f"{path} has rows with more cells than its header line: name every column there"
         )
+    separator = next((mark for mark in ";\t|" if mark in table.columns[0]), None)
+    if separator and len(table.columns) == 1 and not parquet:
+        raise SeriesError(f"{path} is separated by {separator!r}: separate the cells by commas")
     return table
 
 
@@ -299,14 +284,15 @@ def _times(cells: pd.Series, path: Path) -> Floats:
 
 def _seconds(cells: pd.Series) -> Floats:
     if not _is_time(cells):
-        numbers = pd.to_numeric(cells, errors="coerce")
-        if numbers.notna().mean() > 0.5:
-            seconds = np.asarray(numbers, float)
-            if not _are_dates(seconds):
-                # Seconds since 1970, or their thousandths, millionths or billionths.
-                size = float(np.nanmax(np.abs(seconds)))
-                return seconds / next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
-            cells = numbers.astype("Int64").astype(str)
+        numbers = pd.to_numeric(cells, errors="coerce").astype(float)
+        dates = pd.to_datetime(numbers.map("{:.0f}".format), format="%Y%m%d", errors="coerce")
+        if dates.notna().mean() > 0.5:
+            cells = dates
+        elif numbers.notna().mean() > 0.5:
+            # Seconds since 1970, or their thousandths, millionths or billionths.
+            size = numbers.abs().max()
+            unit = next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
+            return np.asarray(numbers / unit, float)
     with warnings.catch_warnings():
         # What pandas warns of here ends as an error that names the row.
         warnings.simplefilter("ignore")
@@ -316,13 +302,6 @@ def _seconds(cells: pd.Series) -> Floats:
 
 def _is_time(cells: pd.Series) -> bool:
     return getattr(cells.dtype, "kind", "") == "M"
-
-
-def _are_dates(numbers: Floats) -> bool:
-    """Whether numbers are dates written as YYYYMMDD."""
-    day, month, year = numbers % 100, numbers // 100 % 100, numbers // 10_000
-    plausible = (year >= 1800) & (year < 2200) & (month >= 1) & (month <= 12)
-    return bool((plausible & (day >= 1) & (day <= 31)).all())
 
 
 def _cell(cells: pd.Series, bad: npt.NDArray[np.bool_]) -> str:
