@@ -11,7 +11,7 @@ from toto.model.toto import Toto
 
 from toto_compile_patch.tools import checks
 from toto_compile_patch.tools.models import BUNDLED, KNOWN, RANDOM, describe, load
-from toto_compile_patch.tools.series import SeriesError, Shape, Window, cut_windows, read_series
+from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
 
 __all__ = ["BUNDLED", "Parser", "Window", "describe"]
 
@@ -73,5 +73,5 @@ class Parser(argparse.ArgumentParser):
         """What a function returns; where it refuses its arguments, an exit that says why."""
         try:
             return function(*args, **kwargs)
-        except (checks.UsageError, SeriesError, OSError, RuntimeError) as error:
+        except (checks.UsageError, OSError, RuntimeError) as error:
             self.error(str(error))

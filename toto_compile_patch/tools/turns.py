@@ -90,10 +90,6 @@ class Answer:
     path: str
 
 
-class LoadError(WorkerError):
-    """A way could not even begin: its model is not to be had, say."""
-
-
 @dataclass(frozen=True)
 class Turns:
     """Workers that are asked one after the other, with a line of progress for whoever waits."""
@@ -125,7 +121,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
         questions: how many will be asked, for the line of progress.
 
     Raises:
-        LoadError: one of them cannot begin.
+        UsageError: one of them cannot even begin: its model is not to be had, say.
     """
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressLine(questions + len(ways)))
@@ -141,7 +137,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
             try:
                 worker.receive()
             except WorkerError as error:
-                raise LoadError(f"cannot load {models.describe(job.model)}: {error}") from None
+                raise UsageError(f"cannot load {models.describe(job.model)}: {error}") from None
             progress.say("", steps=1)
         yield Turns(workers, progress)
 

@@ -17,8 +17,8 @@ from toto_compile_patch.tools.ab import words
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series import Series, SeriesError, Shape, cut_windows, read_series
-from toto_compile_patch.tools.turns import Job, LoadError, Question, Way
+from toto_compile_patch.tools.series import Series, Shape, cut_windows, read_series
+from toto_compile_patch.tools.turns import Job, Question, Way
 from toto_compile_patch.tools.workers import WorkerError
 
 BUNDLED_COLUMN = "temp"
@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
         console.width = WIDTH_OF_A_FILE
     try:
         return _compare(options, console)
-    except (SeriesError, WorkerError) as error:
+    except WorkerError as error:
         print(f"ab: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (SeriesError, LoadError)) else 1
+        return 1
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
@@ -70,8 +70,7 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
     """What was asked for, and the series that it is asked of.
 
     Raises:
-        UsageError: it cannot be.
-        SeriesError: the series does not do.
+        UsageError: it cannot be, or the series does not do.
     """
     samples: int | None = options.samples
     if samples is None:
