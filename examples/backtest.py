@@ -22,7 +22,7 @@ from toto_compile_patch.tools.compile_health import CompileHealth
 
 EAGER, COMPILED, PATCHED = "upstream, eager", "upstream, compiled", "patched"
 NOTHING = "TOTO_COMPILE_PATCH=0: upstream runs untouched, nothing is patched"
-NO_RATIO = "one way after another; `toto-compile-patch ab` lets them take turns: how much faster?"
+IN_TURNS = "one ran after the other: how much faster, taking turns, says toto-compile-patch ab"
 LINE = "{way}: {median_seconds:.3g} s, first {first_seconds:.3g} s, error {error:.4g}; {health}"
 
 
@@ -47,7 +47,8 @@ def main() -> None:
             forecaster.model.compile(mode=options.compile)
         ways.append({"way": way, **backtest(forecaster, windows, options)})
         print(LINE.format_map(ways[-1]))
-    print(NO_RATIO)
+    if standing:
+        print(IN_TURNS)
     if options.json:
         options.json.write_text(json.dumps({"patches": standing, "ways": ways}, indent=2) + "\n")
 

@@ -248,10 +248,10 @@ def _measure(
             trial.take_turn()
     steal, spreads = machine.stolen_since(stolen), [trial.spread for trial in trials.values()]
     figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
+    peaks = {side: _peak_apart(options, name, side) for side in sides}
     floor, first = _least_seconds(load, rates), trials[PATCHED]
     for side, trial in trials.items():
-        memory = None if options.no_memory else _peak_apart(options, name, side)
-        figures[side] = found = _figures(side, trial, first, memory)
+        figures[side] = found = _figures(side, trial, first, peaks[side])
         if settings := trial.side.settings:
             found["share_of_limit"] = round(floor / found["seconds"], 3)
             if settings["precision"] != first.side.settings["precision"]:
@@ -369,7 +369,9 @@ def _walks(load: Workload) -> torch.Tensor:
 
 
 def _peak_apart(options: argparse.Namespace, name: str, side: str) -> float | None:
-    """Peak gigabytes of one forecast in a process of its own; None where it failed."""
+    """Peak gigabytes of one forecast in a process of its own; None where unwanted, or it failed."""
+    if options.no_memory:
+        return None
     try:
         return round(call_apart(peak_bytes_of, options, name, side) / 1e9, 2)
     except WorkerError:
