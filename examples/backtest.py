@@ -13,35 +13,32 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from command_line import Parser
+from command_line import BUNDLED, Parser, Window, describe
 from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.settings import COMPILE_MODES
-from toto_compile_patch.tools import checks, models
 from toto_compile_patch.tools.compile_health import CompileHealth
-from toto_compile_patch.tools.series import Window
 
 EAGER, COMPILED, PATCHED = "upstream, eager", "upstream, compiled", "patched"
 NOTHING = "TOTO_COMPILE_PATCH=0: upstream runs untouched, nothing is patched"
+IN_TURNS = "one ran after the other: how much faster, taking turns, says toto-compile-patch ab"
 LINE = "{way}: {median_seconds:.3g} s, first {first_seconds:.3g} s, error {error:.4g}; {health}"
 
 
 def main() -> None:
     parser = Parser(__doc__, windows=8, context=512, horizon=96)
-    parser.add_argument("--csv", type=Path, default=models.BUNDLED)
+    parser.add_argument("--csv", type=Path, default=BUNDLED)
     parser.add_argument("--column", default="temp")
-    parser.add_argument("--samples", type=checks.not_negative, default=64)
-    parser.add_argument("--samples-per-batch", type=checks.positive)
+    parser.add_samples(64)
     parser.add_argument("--compile", choices=COMPILE_MODES, default="reduce-overhead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    per_batch = parser.checked(checks.check_batch, options.samples, options.samples_per_batch)
-    options.samples_per_batch = per_batch
+    options.samples_per_batch = parser.samples_per_batch(options)
     windows = parser.read_windows(options, options.csv, options.column)
     toto_compile_patch.apply()
     standing = [row.name for row in toto_compile_patch.status() if row.state == "applied"]
-    print(f"model: {models.describe(options.model)}\npatches: {', '.join(standing) or NOTHING}")
+    print(f"model: {describe(options.model)}\npatches: {', '.join(standing) or NOTHING}")
     ways = []
     for way in (EAGER, COMPILED, PATCHED) if standing else (EAGER, COMPILED):
         toto_compile_patch.apply() if way == PATCHED else toto_compile_patch.revert()
@@ -50,6 +47,8 @@ def main() -> None:
             forecaster.model.compile(mode=options.compile)
         ways.append({"way": way, **backtest(forecaster, windows, options)})
         print(LINE.format_map(ways[-1]))
+    if standing:
+        print(IN_TURNS)
     if options.json:
         options.json.write_text(json.dumps({"patches": standing, "ways": ways}, indent=2) + "\n")
 

@@ -9,9 +9,11 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from toto.model.toto import Toto
 
-from toto_compile_patch.tools import models
-from toto_compile_patch.tools.checks import UsageError, check_model, choose_device, positive
-from toto_compile_patch.tools.series import SeriesError, Shape, Window, cut_windows, read_series
+from toto_compile_patch.tools import checks
+from toto_compile_patch.tools.models import BUNDLED, KNOWN, RANDOM, describe, load
+from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
+
+__all__ = ["BUNDLED", "Parser", "Window", "describe"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,25 +36,34 @@ class Parser(argparse.ArgumentParser):
             help="Hugging Face id, checkpoint directory, or a name: demo (default), and small and "
             "base, which have random weights: --small, --base",
         )
-        for name in models.RANDOM:
+        for name in RANDOM:
             self.add_argument(f"--{name}", dest="model", action="store_const", const=name)
         self.add_argument("--device", help="default: cuda if there is one, else cpu")
         for name, default in numbers.items():
-            self.add_argument(f"--{name}", type=positive, default=default, metavar="N")
+            self.add_argument(f"--{name}", type=checks.positive, default=default, metavar="N")
 
     def error(self, message: str) -> NoReturn:
         """Leave with the message in one line."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
+    def add_samples(self, default: int) -> None:
+        """``--samples``, of which 0 asks for means, and how many of them to draw at once."""
+        self.add_argument("--samples", type=checks.not_negative, default=default)
+        self.add_argument("--samples-per-batch", type=checks.positive)
+
+    def samples_per_batch(self, arguments: argparse.Namespace) -> int:
+        """How many to draw at once: as asked, else all."""
+        return self.checked(checks.check_batch, arguments.samples, arguments.samples_per_batch)
+
     def load_model(self, arguments: argparse.Namespace) -> Toto:
         """The model that was asked for, on its device."""
-        if arguments.model not in models.KNOWN:
-            self.checked(check_model, arguments.model)
-        device = self.checked(choose_device, arguments.device)
-        return self.checked(models.load, arguments.model).to(device)
+        if arguments.model not in KNOWN:
+            self.checked(checks.check_model, arguments.model)
+        device = self.checked(checks.choose_device, arguments.device)
+        return self.checked(load, arguments.model).to(device)
 
     def read_windows(
-        self, arguments: argparse.Namespace, file: Path = models.BUNDLED, column: str = "temp"
+        self, arguments: argparse.Namespace, file: Path = BUNDLED, column: str = "temp"
     ) -> list[Window]:
         """Windows of a CSV file's column, by default of the bundled series' temperatures."""
         shape = Shape(arguments.windows, arguments.context, arguments.horizon)
@@ -62,5 +73,5 @@ class Parser(argparse.ArgumentParser):
         """What a function returns; where it refuses its arguments, an exit that says why."""
         try:
             return function(*args, **kwargs)
-        except (UsageError, SeriesError, OSError, RuntimeError) as error:
+        except (checks.UsageError, OSError, RuntimeError) as error:
             self.error(str(error))

@@ -14,13 +14,12 @@ from statistics import median
 
 import numpy as np
 import torch
-from command_line import Parser
+from command_line import Parser, Window
 from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.settings import COMPILE_MODES
 from toto_compile_patch.tools.compile_health import CompileHealth
-from toto_compile_patch.tools.series import Window
 
 
 def main() -> None:

@@ -13,14 +13,13 @@ import warnings
 from typing import Any
 
 import pandas as pd
-from command_line import Parser
+from command_line import BUNDLED, Parser
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.dataset.split import split
 from gluonts.evaluation import Evaluator
 from toto.inference.gluonts_predictor import Multivariate, TotoPredictor
 
 import toto_compile_patch
-from toto_compile_patch.tools.models import BUNDLED
 
 COLUMNS = ("temp", "dewp")
 QUANTILES = tuple(level / 10 for level in range(1, 10))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from toto_compile_patch.tools import cli, scores
-from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts, figures_of
+from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts
 from toto_compile_patch.tools.ab.judgement import judge, judge_means
 from toto_compile_patch.tools.ab.words import verdicts
 from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
@@ -203,7 +203,7 @@ def judged(
         return made
 
     sides = [side(EAGER, 0, 1, 0), side(PATCHED, shift, spread, mean_shift)]
-    return figures_of(data, sides, side(EAGER, 0, 1, 0), {}, 256, 0.0)
+    return Figures(data, sides, side(EAGER, 0, 1, 0), {}, 256, 0.0)
 
 
 def test_chance_alone_is_the_same(tmp_path: Path) -> None:
@@ -257,8 +257,7 @@ def test_rounding_at_a_high_level_is_no_difference() -> None:
 
 def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
     figures = judged(tmp_path)
-    unknown = replace(figures.accuracies[0], mae=float("nan"))
-    figures = replace(figures, accuracies=[unknown, *figures.accuracies[1:]])
+    figures.accuracies[0] = replace(figures.accuracies[0], mae=float("nan"))
     text = json.dumps(figures.as_json(), allow_nan=False)
     assert json.loads(text)["accuracy"][0]["mae"] is None
 

@@ -7,8 +7,8 @@ import itertools
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import date
 from statistics import median
 from typing import Any
@@ -38,6 +38,7 @@ WEIGHTS_OF_HEAD = 768 * 64 * 4 * 24
 
 UPSTREAM, PATCHED, COMPILED = "upstream", "patched", "upstream compiled"
 TABLE_WIDTH = 120
+HEADINGS = ("", "seconds", "times slower", "from-to", "first, s", "peak GB", "CPU s", "of limit")
 MOST_IN_A_TURN, SECONDS_OF_A_TURN = 5, 0.5
 DISTURBED_STOLEN, DISTURBED_SPREAD = 0.05, 1.5
 
@@ -48,26 +49,24 @@ class Side:
 
     Attributes:
         forecaster: what makes its forecasts.
-        settings: the runtime and precision that ``apply()`` is given; None for upstream's code.
+        settings: the runtime and precision that ``apply()`` is given; empty for upstream's code.
     """
 
     forecaster: TotoForecaster
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def put_in_force(self) -> None:
         """Apply only what forecasts, so that the compiled side is upstream as users compile it."""
-        if self.settings is not None:
+        if self.settings:
             toto_compile_patch.apply("fast_decode", fallback="error", **self.settings)
 
-    def forecast(
-        self, load: Workload, inputs: MaskedTimeseries, samples: int | None, per_batch: int
-    ) -> Any:
-        """The workload's forecast, by so many samples."""
+    def forecast(self, load: Workload, inputs: MaskedTimeseries) -> Any:
+        """The workload's forecast."""
         return self.forecaster.forecast(
             inputs,
             prediction_length=load.horizon,
-            num_samples=samples,
-            samples_per_batch=per_batch,
+            num_samples=load.samples,
+            samples_per_batch=load.per_batch,
             use_kv_cache=load.use_kv_cache,
         )
 
@@ -78,10 +77,9 @@ class Trial:
 
     Attributes:
         side: which.
-        load: the workload.
+        load: what a measured forecast makes: the workload, or fewer of its samples where upstream
+            is short of memory or time.
         inputs: its series.
-        samples: that a measured forecast draws.
-        per_batch: of them at once; fewer than the workload's where memory is short.
         whole: how many of upstream's batches the workload's forecast takes.
         measured: how many of them a measured forecast makes.
         first: seconds of the first forecast.
@@ -93,8 +91,6 @@ class Trial:
     side: Side
     load: Workload
     inputs: MaskedTimeseries
-    samples: int | None
-    per_batch: int
     whole: int = 1
     measured: int = 1
     first: float = 0.0
@@ -106,32 +102,38 @@ class Trial:
     def of(cls, side: Side, load: Workload, options: argparse.Namespace) -> Trial:
         """A trial: of the patched side whole, of upstream one of its batches of samples."""
         device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-        trial = cls(side, load, series(load, device, dtype), load.samples, load.per_batch)
-        if side.settings is None and load.samples is not None:
-            trial.samples = trial.per_batch = _that_fits(load, device, options.per_batch)
-            trial.whole = load.samples // trial.per_batch
+        trial = cls(side, load, series(load, device, dtype))
+        if not side.settings and load.samples is not None:
+            per_batch = _that_fits(load, device, options.per_batch)
+            trial.load = replace(load, samples=per_batch, per_batch=per_batch)
+            trial.whole = load.samples // per_batch
         return trial
 
     def forecast(self) -> tuple[float, float]:
-        """Make a forecast; return its wall and processor seconds."""
-        device = self.inputs.series.device
+        """Make a forecast in the modes of torch that the workload is run in; return its wall and
+        processor seconds."""
+        load, device = self.load, self.inputs.series.device
         self.side.put_in_force()
-        with _surroundings(self.load, device):
+        torch.use_deterministic_algorithms(load.deterministic)
+        autocast = torch.autocast(device.type, torch.bfloat16) if load.autocast else nullcontext()
+        with torch.inference_mode(load.inference_mode), autocast:
             machine.wait_for(device)
             wall, cpu = time.perf_counter(), time.process_time()
-            self.side.forecast(self.load, self.inputs, self.samples, self.per_batch)
+            self.side.forecast(load, self.inputs)
             machine.wait_for(device)
-            return time.perf_counter() - wall, time.process_time() - cpu
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        torch.use_deterministic_algorithms(False)
+        return wall, cpu
 
-    def warm_up(self, pairs: int, budget: int, twice: bool) -> None:
+    def warm_up(self, samples: int | None, pairs: int, budget: int, twice: bool) -> None:
         """Make forecasts before the clock counts: upstream, which is slow, makes all of its batches
-        only if there is time for that."""
+        (all samples of the workload) only if there is time for that."""
         self.first = self.steady = self.forecast()[0]
         if twice:
             # A CUDA graph is captured the second time, and compiling takes no part in the budget.
             self.steady = self.forecast()[0]
         if self.whole > 1 and self.steady * self.whole * (pairs + 1) <= budget:
-            self.samples, self.measured = self.load.samples, self.whole
+            self.load, self.measured = replace(self.load, samples=samples), self.whole
             self.steady = self.forecast()[0]
 
     def take_turn(self) -> None:
@@ -237,8 +239,8 @@ def _measure(
     pairs, trials = options.pairs, {}
     for side, how in sides.items():
         trials[side] = trial = Trial.of(how, load, options)
-        trial.warm_up(pairs, options.budget, twice=side != UPSTREAM)
-        if how.settings is None:
+        trial.warm_up(load.samples, pairs, options.budget, twice=side != UPSTREAM)
+        if not how.settings:
             pairs = max(1, min(pairs, int(options.budget // trial.steady) - 1))
     for pair in range(pairs):
         progress.say(f"{name} {load.describe()}: pair {pair + 1} of {pairs}")
@@ -246,31 +248,16 @@ def _measure(
             trial.take_turn()
     steal, spreads = machine.stolen_since(stolen), [trial.spread for trial in trials.values()]
     figures: dict[str, Any] = {"what": load.describe(), "stolen": round(steal, 3)}
-    for side in sides:
-        memory = None if options.no_memory else _peak_apart(options, name, side)
-        figures[side] = _figures(side, trials, memory)
-    floor, first = _least_seconds(load, rates), sides[PATCHED]
-    for side, how in sides.items():
-        if how.settings and first.settings:
-            figures[side]["share_of_limit"] = round(floor / figures[side]["seconds"], 3)
-            if how.settings["precision"] != first.settings["precision"]:
-                figures[side]["accuracy"] = _accuracy(first, how, load, trials[side].inputs)
+    peaks = {side: _peak_apart(options, name, side) for side in sides}
+    floor, first = _least_seconds(load, rates), trials[PATCHED]
+    for side, trial in trials.items():
+        figures[side] = found = _figures(side, trial, first, peaks[side])
+        if settings := trial.side.settings:
+            found["share_of_limit"] = round(floor / found["seconds"], 3)
+            if settings["precision"] != first.side.settings["precision"]:
+                found["accuracy"] = _accuracy(first, trial)
     figures["disturbed"] = steal > DISTURBED_STOLEN or max(spreads) > DISTURBED_SPREAD
     return figures
-
-
-@contextmanager
-def _surroundings(load: Workload, device: torch.device) -> Iterator[None]:
-    """The modes of torch that the workload is run in."""
-    with ExitStack() as stack:
-        if load.inference_mode:
-            stack.enter_context(torch.inference_mode())
-        if load.autocast:
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-        if load.deterministic:
-            torch.use_deterministic_algorithms(True)
-            stack.callback(torch.use_deterministic_algorithms, False)
-        yield
 
 
 def _that_fits(load: Workload, device: torch.device, most: int | None) -> int:
@@ -287,9 +274,8 @@ def _that_fits(load: Workload, device: torch.device, most: int | None) -> int:
     return per_batch
 
 
-def _figures(name: str, trials: dict[str, Trial], memory: float | None) -> dict[str, Any]:
+def _figures(name: str, trial: Trial, patched: Trial, memory: float | None) -> dict[str, Any]:
     """What is known of one side of a workload."""
-    trial = trials[name]
     figures: dict[str, Any] = {
         "seconds": round(median(trial.wall), 5),
         "cpu_seconds": round(median(trial.cpu), 5),
@@ -297,13 +283,12 @@ def _figures(name: str, trials: dict[str, Trial], memory: float | None) -> dict[
         "peak_gb": memory,
     }
     if name != PATCHED:
-        pairs = zip(trial.wall, trials[PATCHED].wall, strict=True)
-        ratios = [theirs / ours for theirs, ours in pairs]
+        ratios = [one / other for one, other in zip(trial.wall, patched.wall, strict=True)]
         figures["ratio"] = round(median(ratios), 3)
         figures["ratios"] = [round(ratio, 3) for ratio in ratios]
-    if trial.side.settings is None:
+    if not trial.side.settings:
         batches = f"{trial.measured} of {trial.whole} batches"
-        figures["measured"] = f"{batches} of {trial.per_batch}"
+        figures["measured"] = f"{batches} of {trial.load.per_batch}"
     if name not in (PATCHED, UPSTREAM):
         steady = median(trial.wall) * trial.measured / trial.whole
         figures["first_seconds"] = round(max(0.0, trial.first - steady), 2)
@@ -327,9 +312,7 @@ def _least_seconds(load: Workload, rates: machine.Rates) -> float:
     return context + (steps - 1) * step
 
 
-def _accuracy(
-    before: Side, after: Side, load: Workload, inputs: MaskedTimeseries
-) -> dict[str, float]:
+def _accuracy(before: Trial, after: Trial) -> dict[str, float]:
     """What another precision does to a forecast.
 
     Returns:
@@ -339,10 +322,12 @@ def _accuracy(
         error.
     """
 
-    def point(side: Side, seed: int) -> torch.Tensor:
-        side.put_in_force()
+    load, inputs = before.load, before.inputs
+
+    def point(trial: Trial, seed: int) -> torch.Tensor:
+        trial.side.put_in_force()
         torch.manual_seed(seed)
-        made = side.forecast(load, inputs, load.samples, load.per_batch)
+        made = trial.side.forecast(load, inputs)
         drawn = made.samples
         return made.mean.double() if drawn is None else drawn.double().quantile(0.5, dim=-1)
 
@@ -384,7 +369,9 @@ def _walks(load: Workload) -> torch.Tensor:
 
 
 def _peak_apart(options: argparse.Namespace, name: str, side: str) -> float | None:
-    """Peak gigabytes of one forecast in a process of its own; None where it failed."""
+    """Peak gigabytes of one forecast in a process of its own; None where unwanted, or it failed."""
+    if options.no_memory:
+        return None
     try:
         return round(call_apart(peak_bytes_of, options, name, side) / 1e9, 2)
     except WorkerError:
@@ -397,23 +384,13 @@ def peak_bytes_of(options: argparse.Namespace, name: str, side: str) -> int:
     model = base_model(torch.device(options.device), getattr(torch, options.dtype))
     if side == COMPILED:
         model.compile(mode=options.compile)
-    how = Side(TotoForecaster(model), settings_of(options).get(side))
+    how = Side(TotoForecaster(model), settings_of(options).get(side, {}))
     Trial.of(how, WORKLOADS[name], options).forecast()
     return machine.peak_bytes(torch.device(options.device))
 
 
 def _show(figures: dict[str, Any], console: Console) -> None:
     """Print a row for each workload and side, and what to know of them."""
-    headings = [
-        "",
-        "seconds",
-        "times slower",
-        "from-to",
-        "first, s",
-        "peak GB",
-        "CPU s",
-        "of limit",
-    ]
     rows, notes = [], []
     for name, row in figures["workloads"].items():
         if "failed" in row:
@@ -427,7 +404,7 @@ def _show(figures: dict[str, Any], console: Console) -> None:
         f"matrix products {figures['matrix_gflops']} GFLOP/s, "
         f"memory {figures['memory_gb_per_s']} GB/s, measured in this run"
     )
-    console.print(screen.table_of(headings, rows, title=title, caption=caption))
+    console.print(screen.table_of(HEADINGS, rows, title=title, caption=caption))
     for note in notes:
         console.print(note, markup=False, highlight=False)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from toto.model.toto import Toto
+import torch
+from toto.model.toto import Toto
 
 DEMO = Path(__file__).parent.parent / "demo"
 """Folder of the demo model's checkpoint and of the bundled series."""
@@ -36,9 +36,6 @@ def load(model: str) -> Toto:
     Raises:
         RuntimeError: nothing of that name is to be had.
     """
-    import torch
-    from toto.model.toto import Toto
-
     if model in RANDOM:
         torch.manual_seed(0)
         return Toto(**RANDOM[model]).eval()

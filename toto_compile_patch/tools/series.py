@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from toto.data.util.dataset import MaskedTimeseries
 
-if TYPE_CHECKING:
-    from toto.data.util.dataset import MaskedTimeseries
+from toto_compile_patch.tools.checks import UsageError
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -24,10 +25,6 @@ _LARGEST = float(np.finfo(np.float32).max) / 2
 
 _FEWEST_ROWS = 16
 """Of a file that windows can be cut from."""
-
-
-class SeriesError(ValueError):
-    """The file or series cannot be used; the message says what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,6 @@ class Window:
 
     def inputs(self) -> MaskedTimeseries:
         """The context as upstream takes it, ``variate series_len``, on the CPU."""
-        import torch
-        from toto.data.util.dataset import MaskedTimeseries
-
         series = torch.from_numpy(self.values)
         return MaskedTimeseries(
             series=series,
@@ -121,7 +115,7 @@ def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
         columns: their names; none: the only column beside the times.
 
     Raises:
-        SeriesError: the file cannot be read, or a column is missing or holds no usable series.
+        UsageError: the file cannot be read, or a column is missing or holds no usable series.
     """
     table = _read_table(path)
     time_column = _time_column(table)
@@ -129,14 +123,14 @@ def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
     if not columns:
         columns = [name for name in table.columns if name != time_column]
         if len(columns) != 1:
-            raise SeriesError(
+            raise UsageError(
                 f"{path}: name what to forecast with --column, once for each: {listed}"
             )
     columns = tuple(dict.fromkeys(columns))
     if missing := [name for name in columns if name not in table.columns]:
-        raise SeriesError(f"{path} has no column {missing[0]!r}; name one with --column: {listed}")
+        raise UsageError(f"{path} has no column {missing[0]!r}; name one with --column: {listed}")
     if len(table) < _FEWEST_ROWS:
-        raise SeriesError(
+        raise UsageError(
             f"{path} has {_rows(len(table))}; a backtest needs at least {_FEWEST_ROWS}: "
             "give a longer series"
         )
@@ -160,11 +154,11 @@ def cut_windows(series: Series, shape: Shape) -> list[Window]:
     upstream's own padding is.
 
     Raises:
-        SeriesError: the series is too short, or a context holds nothing but gaps.
+        UsageError: the series is too short, or a context holds nothing but gaps.
     """
     needed = shape.context + shape.windows * shape.horizon
     if series.rows < needed:
-        raise SeriesError(
+        raise UsageError(
             f"{series.source} has {_rows(series.rows)}, but --context {shape.context} "
             f"and --windows {shape.windows} of --horizon {shape.horizon} need {needed}: "
             "ask for less of them"
@@ -201,76 +195,61 @@ def _check_known(series: Series, rows: slice, where: str) -> None:
     unknown = np.isnan(series.values[:, rows]).all(axis=-1)
     if unknown.any():
         column = series.columns[int(unknown.argmax())]
-        raise SeriesError(f"column {column!r} of {series.source} holds nothing but gaps {where}")
+        raise UsageError(f"column {column!r} of {series.source} holds nothing but gaps {where}")
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    parquet = path.suffix in (".parquet", ".pq")
     try:
-        table = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path)
-    except SeriesError:
-        raise
+        # A CSV file as text, so that a bad cell can be named instead of changing the type.
+        table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype=str)
+    except ImportError:
+        raise UsageError(
+            f"cannot read {path}: pandas finds no engine for Parquet that works here: install a "
+            f"pyarrow that fits numpy {np.__version__}, or give a CSV file"
+        ) from None
     except (OSError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0]
+        said, utf8 = str(error).strip().partition("\n")[0], ""
         if isinstance(error, FileNotFoundError):
             problem = f"there is no file {path}"
         elif isinstance(error, OSError):
             problem = f"cannot read {path}: {error.strerror or said}"
         else:
-            problem = f"{path} is not a table with a header line ({said})"
-        utf8 = " (in UTF-8)" if isinstance(error, ValueError) else ""
-        raise SeriesError(f"{problem}: give the path of a CSV{utf8} or Parquet file") from None
-    if not table.columns.is_unique:
-        raise SeriesError(f"{path} has columns of one name: {', '.join(table.columns)}: rename one")
-    return table
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Everything as text, so that a bad cell can be named instead of changing the type."""
-    table = pd.read_csv(path, dtype=str)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise SeriesError(
-            f"{path} has rows with more cells than its header line: name every column there"
-        )
-    separator = next((mark for mark in ";\t|" if mark in str(table.columns[0])), None)
-    if separator and len(table.columns) == 1:
-        raise SeriesError(f"{path} is separated by {separator!r}: separate the cells by commas")
-    return table
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except ImportError:
-        raise SeriesError(
-            f"cannot read {path}: pandas finds no engine for Parquet that works here: install a "
-            f"pyarrow that fits numpy {np.__version__}, or give a CSV file"
-        ) from None
+            problem, utf8 = f"{path} is not a table with a header line ({said})", " (in UTF-8)"
+        raise UsageError(f"{problem}: give the path of a CSV{utf8} or Parquet file") from None
     table.columns = table.columns.map(str)
+    if not table.columns.is_unique:
+        raise UsageError(f"{path} has columns of one name: {', '.join(table.columns)}: rename one")
     if isinstance(table.index, pd.DatetimeIndex) and _time_column(table) is None:
-        table = table.rename_axis(index="time").reset_index()
-    elif not isinstance(table.index, pd.RangeIndex | pd.DatetimeIndex):
-        raise SeriesError(
+        return table.rename_axis(index="time").reset_index()
+    if not isinstance(table.index, pd.RangeIndex | pd.DatetimeIndex):
+        raise UsageError(
             f"{path} has an index that is not its times: make its levels columns (reset_index), "
             "one row for each time"
+            if parquet
+            else f"{path} has rows with more cells than its header line: name every column there"
         )
+    separator = next((mark for mark in ";\t|" if mark in table.columns[0]), None)
+    if separator and len(table.columns) == 1 and not parquet:
+        raise UsageError(f"{path} is separated by {separator!r}: separate the cells by commas")
     return table
 
 
 def _numbers(cells: pd.Series, path: Path) -> Floats:
     column = f"column {cells.name!r} of {path}"
     if _is_time(cells):
-        raise SeriesError(f"{column} holds times: choose another --column")
+        raise UsageError(f"{column} holds times: choose another --column")
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan)
     bad = cells.notna().to_numpy() & ~(np.abs(numbers) < _LARGEST)
     if bad.any():
-        raise SeriesError(
+        raise UsageError(
             f"{column}, {_cell(cells, bad)} is not a number: choose another --column, or leave "
             "the cell empty if it is a gap"
         )
     values = np.unique(numbers[~np.isnan(numbers)])
     if len(values) < 2:
         what = f"nothing but {values[0]:g}" if len(values) else "nothing but gaps"
-        raise SeriesError(f"{column} holds {what}: choose another with --column")
+        raise UsageError(f"{column} holds {what}: choose another with --column")
     return np.asarray(numbers)
 
 
@@ -283,13 +262,13 @@ def _times(cells: pd.Series, path: Path) -> Floats:
     seconds = _seconds(cells)
     unknown, falls = np.isnan(seconds), np.diff(seconds) <= 0
     if unknown.any():
-        raise SeriesError(
+        raise UsageError(
             f"column {cells.name!r} of {path}, {_cell(cells, unknown)} is not a time: correct it, "
             "or rename the column if it does not give times"
         )
     if falls.any():
         row = int(falls.argmax()) + 1
-        raise SeriesError(
+        raise UsageError(
             f"column {cells.name!r} of {path}, data rows {row} and {row + 1}: times must increase: "
             "sort the rows by time and leave one for each time, or rename the column if it does "
             "not give the times"
@@ -299,14 +278,15 @@ def _times(cells: pd.Series, path: Path) -> Floats:
 
 def _seconds(cells: pd.Series) -> Floats:
     if not _is_time(cells):
-        numbers = pd.to_numeric(cells, errors="coerce")
-        if numbers.notna().mean() > 0.5:
-            seconds = np.asarray(numbers, float)
-            if not _are_dates(seconds):
-                # Seconds since 1970, or their thousandths, millionths or billionths.
-                size = float(np.nanmax(np.abs(seconds)))
-                return seconds / next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
-            cells = numbers.astype("Int64").astype(str)
+        numbers = pd.to_numeric(cells, errors="coerce").astype(float)
+        dates = pd.to_datetime(numbers.map("{:.0f}".format), format="%Y%m%d", errors="coerce")
+        if dates.notna().mean() > 0.5:
+            cells = dates
+        elif numbers.notna().mean() > 0.5:
+            # Seconds since 1970, or their thousandths, millionths or billionths.
+            size = numbers.abs().max()
+            unit = next((unit for unit in (1e9, 1e6, 1e3) if size > 1e8 * unit), 1.0)
+            return np.asarray(numbers / unit, float)
     with warnings.catch_warnings():
         # What pandas warns of here ends as an error that names the row.
         warnings.simplefilter("ignore")
@@ -316,13 +296,6 @@ def _seconds(cells: pd.Series) -> Floats:
 
 def _is_time(cells: pd.Series) -> bool:
     return getattr(cells.dtype, "kind", "") == "M"
-
-
-def _are_dates(numbers: Floats) -> bool:
-    """Whether numbers are dates written as YYYYMMDD."""
-    day, month, year = numbers % 100, numbers // 100 % 100, numbers // 10_000
-    plausible = (year >= 1800) & (year < 2200) & (month >= 1) & (month <= 12)
-    return bool((plausible & (day >= 1) & (day <= 31)).all())
 
 
 def _cell(cells: pd.Series, bad: npt.NDArray[np.bool_]) -> str:

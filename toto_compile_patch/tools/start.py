@@ -79,7 +79,7 @@ def first_forecasts(side: str, mode: str) -> dict[str, float]:
     upstream_or_patched = bench.Side(TotoForecaster(backbone))
 
     def forecast() -> None:
-        upstream_or_patched.forecast(JOB, inputs, JOB.samples, JOB.per_batch)
+        upstream_or_patched.forecast(JOB, inputs)
 
     trivial = torch.compile(lambda x: 2 * x + 1, mode=mode)
     seconds = {"trivial": _seconds(lambda: trivial(torch.ones(8)))}

@@ -8,18 +8,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from toto.inference.forecaster import TotoForecaster
 
+import toto_compile_patch
+from toto_compile_patch.tools import machine, models
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.models import describe
+from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.series import Floats, Window
 from toto_compile_patch.tools.workers import Worker, WorkerError
-
-if TYPE_CHECKING:
-    from toto.inference.forecaster import TotoForecaster
 
 QUANTILES = tuple(level / 10 for level in range(1, 10))
 
@@ -89,10 +90,6 @@ class Answer:
     path: str
 
 
-class LoadError(WorkerError):
-    """A way could not even begin: its model is not to be had, say."""
-
-
 @dataclass(frozen=True)
 class Turns:
     """Workers that are asked one after the other, with a line of progress for whoever waits."""
@@ -124,7 +121,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
         questions: how many will be asked, for the line of progress.
 
     Raises:
-        LoadError: one of them cannot begin.
+        UsageError: one of them cannot even begin: its model is not to be had, say.
     """
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressLine(questions + len(ways)))
@@ -134,14 +131,13 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
             cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             environment = {"TORCHINDUCTOR_CACHE_DIR": cache}
             worker = Worker(way.name, forecasts, way, job, environment=environment)
-            stack.callback(worker.stop)
-            workers.append(worker)
+            workers.append(stack.enter_context(worker))
         for worker in workers:
             progress.say(f"loading: {worker.name}")
             try:
                 worker.receive()
             except WorkerError as error:
-                raise LoadError(f"cannot load {describe(job.model)}: {error}") from None
+                raise UsageError(f"cannot load {models.describe(job.model)}: {error}") from None
             progress.say("", steps=1)
         yield Turns(workers, progress)
 
@@ -149,11 +145,6 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
 def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any]:
     """The work of one way: yields None when it can begin, an ``Answer`` for each ``Question``, and
     when there are no more, dynamo's counts and the most memory that the process held, in bytes."""
-    import torch
-
-    from toto_compile_patch.tools import machine
-    from toto_compile_patch.tools.compile_health import CompileHealth
-
     forecaster = _forecaster(way, job)
     yield None
     with CompileHealth() as health:
@@ -163,16 +154,8 @@ def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any
 
 
 def _forecaster(way: Way, job: Job) -> TotoForecaster:
-    from toto.inference.forecaster import TotoForecaster
-
-    import toto_compile_patch
-    from toto_compile_patch.tools import models
-
-    if way.patched:
-        toto_compile_patch.apply()
-    else:
-        # What Python does at its start may have applied them.
-        toto_compile_patch.revert()
+    # What Python does at its start may have applied them.
+    toto_compile_patch.apply() if way.patched else toto_compile_patch.revert()
     forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
     # Without fast_decode, the patches are for a compiled model.
     if way.patched and (way.compiled or not toto_compile_patch.is_applied("fast_decode")):
@@ -183,10 +166,6 @@ def _forecaster(way: Way, job: Job) -> TotoForecaster:
 
 
 def _forecast(forecaster: TotoForecaster, question: Question, way: Way, job: Job) -> Answer:
-    import torch
-
-    from toto_compile_patch.tools import machine
-
     samples = 0 if question.mean else job.samples
     device = torch.device(job.device)
     inputs = question.window.inputs().to(device)
@@ -211,8 +190,6 @@ def _forecast(forecaster: TotoForecaster, question: Question, way: Way, job: Job
 
 
 def _path(way: Way) -> str:
-    import toto_compile_patch
-
     path = toto_compile_patch.last_path() if way.patched else None
     if path is None:
         return UPSTREAM_CODE
@@ -231,8 +208,6 @@ def standing_patches() -> list[str]:
     Raises:
         UsageError: the environment asks for what does not exist, or toto cannot be patched.
     """
-    import toto_compile_patch
-
     warnings.filterwarnings("ignore")
     try:
         toto_compile_patch.apply()

@@ -1,8 +1,7 @@
 """Work in a process of its own, which shares no patch, compiled code or counter with any other.
 
 Whatever a command runs apart goes through here. A piece of work is a generator: it is given the
-questions that it will be asked, and yields its answers. Its modules are imported in its process
-alone: the parent shows its help and reports a wrong argument without waiting for torch.
+questions that it will be asked, and yields its answers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ class WorkerError(RuntimeError):
     """A worker raised or died; the message names it and what it last said."""
 
 
-class Worker:
-    """The parent's handle on a process.
+class Worker(AbstractContextManager["Worker"]):
+    """The parent's handle on a process, which ends with the ``with`` block, whatever it does.
 
     Args:
         name: what messages call it.
@@ -87,8 +86,7 @@ class Worker:
             raise WorkerError(f"{self.name}: {failure}")
         return answer
 
-    def stop(self) -> None:
-        """End the process, whatever it does."""
+    def __exit__(self, *_: object) -> None:
         self._pipe.close()
         self._process.terminate()
         self._process.join(_SECONDS_TO_STOP)
@@ -111,9 +109,8 @@ class Worker:
             how = f"its process ended with exit code {code}"
         if code == -9:
             how += ", perhaps for want of memory: try fewer --samples-per-batch"
-        said = self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return f"{how}; its last words: {lines[-1]}" if lines else how
+        said = self._stderr.read_text(errors="replace").strip() if self._stderr.exists() else ""
+        return f"{how}; its last words: {said.splitlines()[-1].strip()}" if said else how
 
 
 def call_apart(
@@ -124,11 +121,8 @@ def call_apart(
     Raises:
         WorkerError: it raised, or its process died.
     """
-    worker = Worker(function.__name__, _call, function, *args, environment=environment)
-    try:
+    with Worker(function.__name__, _call, function, *args, environment=environment) as worker:
         return worker.receive()
-    finally:
-        worker.stop()
 
 
 def _call(_: Iterator[Any], function: Callable[..., Any], *args: Any) -> Iterator[Any]:
@@ -166,5 +160,4 @@ def _keep_quiet(stderr: Path) -> None:
 def _questions(pipe: Connection) -> Iterator[Any]:
     """What the parent asks, until it asks None or is gone."""
     with suppress(EOFError):
-        while (question := pipe.recv()) is not None:
-            yield question
+        yield from iter(pipe.recv, None)

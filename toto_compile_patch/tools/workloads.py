@@ -63,9 +63,9 @@ def chosen(names: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for name in (name.strip() for name in names):
-        matching = [known for known in WORKLOADS if known == name or known.startswith(f"{name}-")]
-        exact = [known for known in matching if known == name] or matching
-        if not exact:
+        variants = [known for known in WORKLOADS if known.startswith(f"{name}-")]
+        matching = [name] if name in WORKLOADS else variants
+        if not matching:
             raise ValueError(f"unknown workload {name!r}: choose from {', '.join(WORKLOADS)}")
-        found += exact
+        found += matching
     return found

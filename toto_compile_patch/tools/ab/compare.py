@@ -14,11 +14,11 @@ from rich.console import Console
 from toto_compile_patch.settings import ENV_TOGGLE
 from toto_compile_patch.tools import checks, machine, models, turns
 from toto_compile_patch.tools.ab import words
-from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts, figures_of
+from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series import Series, SeriesError, Shape, cut_windows, read_series
-from toto_compile_patch.tools.turns import Job, LoadError, Question, Way
+from toto_compile_patch.tools.series import Series, Shape, cut_windows, read_series
+from toto_compile_patch.tools.turns import Job, Question, Way
 from toto_compile_patch.tools.workers import WorkerError
 
 BUNDLED_COLUMN = "temp"
@@ -34,12 +34,12 @@ def run(options: argparse.Namespace) -> int:
     to_stdout = checks.is_stdout(options.json)
     console = Console(stderr=to_stdout)
     if not console.is_terminal:
-        console = Console(stderr=to_stdout, width=WIDTH_OF_A_FILE)
+        console.width = WIDTH_OF_A_FILE
     try:
         return _compare(options, console)
-    except (SeriesError, WorkerError) as error:
+    except WorkerError as error:
         print(f"ab: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (SeriesError, LoadError)) else 1
+        return 1
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
@@ -70,12 +70,11 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
     """What was asked for, and the series that it is asked of.
 
     Raises:
-        UsageError: it cannot be.
-        SeriesError: the series does not do.
+        UsageError: it cannot be, or the series does not do.
     """
-    samples: int = SAMPLES_OF_DEMO if options.model == "demo" else SAMPLES
-    if options.samples is not None:
-        samples = options.samples
+    samples: int | None = options.samples
+    if samples is None:
+        samples = SAMPLES_OF_DEMO if options.model == "demo" else SAMPLES
     samples_per_batch = checks.check_batch(samples, options.samples_per_batch)
     if options.model not in models.KNOWN:
         checks.check_model(options.model)
@@ -137,8 +136,8 @@ def measure(data: Data, ways: Sequence[Way], job: Job, setting: dict[str, str]) 
     stolen = machine.read_stolen()
     with turns.started(ways, job, len(data.windows) * per_window + warm * len(ways)) as asked:
         for _ in range(warm):
-            answers = asked.ask_all(Question(0, data.windows[0]), "first forecast")
-            for side, answer in zip(sides, answers, strict=True):
+            first = asked.ask_all(Question(0, data.windows[0]), "first forecast")
+            for side, answer in zip(sides, first, strict=True):
                 side.first_seconds.append(answer.seconds)
         for seed, window in enumerate(data.windows):
             doing = f"window {seed + 1}"
@@ -158,4 +157,4 @@ def measure(data: Data, ways: Sequence[Way], job: Job, setting: dict[str, str]) 
                 side.means.append(answer.point)
         for side, worker in zip(sides, asked.workers, strict=True):
             side.health, side.peak_bytes = worker.ask(None)
-    return figures_of(data, sides, other_seed, setting, job.samples, machine.stolen_since(stolen))
+    return Figures(data, sides, other_seed, setting, job.samples, machine.stolen_since(stolen))

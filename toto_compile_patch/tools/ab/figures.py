@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -139,26 +140,60 @@ class Figures:
 
     Attributes:
         data: what was forecast.
+        sides: the ways: upstream's eager code first, patched last.
+        other_seed: upstream's eager code with other random numbers; None for mean forecasts.
         setting: machine, versions, model.
-        speeds: of each way, upstream's eager code first, patched last.
-        accuracies: by column and way.
-        judgement: whether they say the same.
-        mean_mae_change: how much patched changes the mean absolute error of mean forecasts,
-            relatively.
-        stolen: share of the processor's time that other virtual machines took.
-        sides: the forecasts themselves, for the picture.
         samples: of each forecast; 0: mean forecasts.
+        stolen: share of the processor's time that other virtual machines took.
     """
 
     data: Data
-    setting: dict[str, str]
-    speeds: list[Speed]
-    accuracies: list[Accuracy]
-    judgement: Judgement
-    mean_mae_change: float
-    stolen: float
     sides: list[Forecasts]
+    other_seed: Forecasts | None
+    setting: dict[str, str]
     samples: int
+    stolen: float
+
+    @cached_property
+    def speeds(self) -> list[Speed]:
+        """Of each way, upstream's eager code first, patched last."""
+        return [_speed(side, self.sides[0]) for side in self.sides]
+
+    @cached_property
+    def accuracies(self) -> list[Accuracy]:
+        """By column and way, and of the naive forecast."""
+        naive, season = self.data.naive, self.data.season
+        points = [scores.seasonal_naive(window, season) for window in self.data.windows]
+        forecasts = {side.way: side for side in self.sides}
+        if self.other_seed:
+            forecasts[OTHER_SEED] = self.other_seed
+        forecasts[naive] = Forecasts(naive, answers=[Answer(0.0, one, None, "") for one in points])
+        return [
+            _accuracy(way, column, made, self.sides[0], self.data)
+            for column in range(len(self.data.series.columns))
+            for way, made in forecasts.items()
+        ]
+
+    @cached_property
+    def judgement(self) -> Judgement:
+        """Whether upstream and patched say the same."""
+        upstream, patched = self.sides[0], self.sides[-1]
+        means = judge_means(np.stack(upstream.means), np.stack(patched.means), self.data.windows)
+        if self.other_seed is None:
+            return Judgement(*means)
+        sides = (upstream, patched, self.other_seed)
+        one, two, three = (np.asarray(side.quantiles) for side in sides)
+        return judge(one, two, three, self.samples, means)
+
+    @property
+    def mean_mae_change(self) -> float:
+        """How much patched changes the mean absolute error of mean forecasts, relatively."""
+        scale = np.nanstd(self.data.series.values, axis=-1)[:, None]
+        before, after = (
+            _mean(np.abs(np.stack(side.means) - self.data.truth) / scale)
+            for side in (self.sides[0], self.sides[-1])
+        )
+        return after / before - 1
 
     def accuracy(self, way: str, column: str) -> Accuracy:
         """A row of the accuracies."""
@@ -196,66 +231,18 @@ class Figures:
         return plain
 
 
-def figures_of(
-    data: Data,
-    sides: list[Forecasts],
-    other_seed: Forecasts | None,
-    setting: dict[str, str],
-    samples: int,
-    stolen: float,
-) -> Figures:
-    """The figures of a comparison.
-
-    Args:
-        data: what was forecast.
-        sides: the ways: upstream's eager code first, patched last.
-        other_seed: upstream's eager code with other random numbers; None for mean forecasts.
-        setting: machine, versions, model.
-        samples: of each forecast.
-        stolen: share of the processor's time.
-    """
-    upstream, patched = sides[0], sides[-1]
-    means = judge_means(np.stack(upstream.means), np.stack(patched.means), data.windows)
-    judgement = Judgement(*means)
-    forecasts = {side.way: (side.points, side.quantiles) for side in sides}
-    if other_seed is not None:
-        forecasts[OTHER_SEED] = other_seed.points, other_seed.quantiles
-        one, two, three = (np.asarray(s.quantiles) for s in (upstream, patched, other_seed))
-        judgement = judge(one, two, three, samples, means)
-    naive = [scores.seasonal_naive(window, data.season) for window in data.windows]
-    forecasts[data.naive] = np.stack(naive), None
-    scale = np.nanstd(data.series.values, axis=-1)[:, None]
-    before, after = (
-        _mean(np.abs(np.stack(side.means) - data.truth) / scale) for side in (upstream, patched)
-    )
-    return Figures(
-        data=data,
-        setting=setting,
-        speeds=[_speed(side, upstream) for side in sides],
-        accuracies=[
-            _accuracy(way, i, *made, upstream.points, data)
-            for i in range(len(data.series.columns))
-            for way, made in forecasts.items()
-        ],
-        judgement=judgement,
-        mean_mae_change=after / before - 1,
-        stolen=stolen,
-        sides=sides,
-        samples=samples,
-    )
-
-
 def _speed(side: Forecasts, upstream: Forecasts) -> Speed:
     theirs, own = (np.array([a.seconds for a in way.answers]) for way in (upstream, side))
-    ratios, median = theirs / own, float(np.median(own))
+    median, p95 = np.quantile(own, (0.5, 0.95)).tolist()
+    least, ratio, greatest = np.quantile(theirs / own, (0, 0.5, 1)).tolist()
     return Speed(
         way=side.way,
         seconds=own.tolist(),
         median=median,
-        p95=float(np.quantile(own, 0.95)),
-        ratio=float(np.median(ratios)),
-        ratio_from=float(ratios.min()),
-        ratio_to=float(ratios.max()),
+        p95=p95,
+        ratio=ratio,
+        ratio_from=least,
+        ratio_to=greatest,
         first=max(0.0, sum(side.first_seconds) - len(side.first_seconds) * median),
         peak_gb=side.peak_bytes / 1e9,
         health=side.health,
@@ -263,14 +250,12 @@ def _speed(side: Forecasts, upstream: Forecasts) -> Speed:
     )
 
 
-def _accuracy(
-    way: str, column: int, points: Floats, quantiles: Floats | None, upstream: Floats, data: Data
-) -> Accuracy:
-    """How far forecasts (``window variate horizon``) of a column were from the truth."""
-    truth, points = data.truth[:, column], points[:, column]
+def _accuracy(way: str, column: int, made: Forecasts, upstream: Forecasts, data: Data) -> Accuracy:
+    """How far forecasts of a column were from the truth."""
+    truth, points = data.truth[:, column], made.points[:, column]
     crps = coverage = math.nan
-    if quantiles is not None:
-        levels = quantiles[:, :, [column]]
+    if made.quantiles is not None:
+        levels = made.quantiles[:, :, [column]]
         crps = _mean(scores.pinball(levels, truth[:, None]))
         coverage = _mean(scores.covered(levels, truth[:, None]))
     errors = pd.DataFrame(np.abs(points - truth)).mean(axis=1).to_numpy()
@@ -282,7 +267,7 @@ def _accuracy(
         mase=_mean(errors / scale),
         crps=crps,
         coverage=coverage,
-        difference=_mean(np.abs(points - upstream[:, column])),
+        difference=_mean(np.abs(points - upstream.points[:, column])),
         errors=errors.tolist(),
     )
 

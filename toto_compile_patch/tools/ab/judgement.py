@@ -45,9 +45,7 @@ class Judgement:
     @property
     def samples_agree(self) -> bool:
         """Whether samples differ no more than chance makes them."""
-        if self.distance is None or self.explained is None:
-            return True
-        return self.distance <= self.explained
+        return self.distance is None or self.explained is None or self.distance <= self.explained
 
     @property
     def same(self) -> bool:

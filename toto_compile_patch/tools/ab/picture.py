@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Figures, Forecasts
-from toto_compile_patch.tools.ab.words import ratio
+from toto_compile_patch.tools.ab.words import headline, ratio
 from toto_compile_patch.tools.series import Floats
 
 UPSTREAM, PATCHED, TRUTH, PAST = "#3b6fb6", "#e4572e", "#111111", "#777777"
@@ -24,12 +24,10 @@ STYLE = Path(__file__).with_name("picture.mplstyle")
 
 def draw(figures: Figures) -> bytes:
     """The picture as PNG."""
-    patched, windows = figures.speeds[-1], len(figures.data.windows)
-    says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
-    headline = f"Toto, {patched.way}: {ratio(patched.ratio)} times the speed of upstream, {says}"
+    windows = len(figures.data.windows)
     with mpl.rc_context(fname=STYLE):
         figure: Any = Figure(figsize=(11, 7), layout="constrained")
-        figure.suptitle(headline, fontsize=14, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(headline(figures), fontsize=14, fontweight="bold", x=0.01, ha="left")
         above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
         # The first window, one in the middle, the last.
         shown = sorted({round(i) for i in np.linspace(0, windows - 1, min(PANELS, windows))})
@@ -79,10 +77,10 @@ def _levels(side: Forecasts, window: int) -> tuple[Floats, Floats, Floats]:
 def _seconds(axes: Any, figures: Figures) -> None:
     """Each forecast's seconds, way by way."""
     colors = [UPSTREAM, *OTHERS[: len(figures.speeds) - 2], PATCHED]
-    for row, (speed, color) in enumerate(zip(figures.speeds, colors, strict=True)):
+    for row, speed in enumerate(figures.speeds):
         faster = f", {ratio(speed.ratio)} times faster" if row else ""
         label = f"{speed.way}: median {speed.median:.3g} s{faster}"
-        _bar(axes, row, (label, color), speed.median, speed.seconds)
+        _bar(axes, row, (label, colors[row]), speed.median, speed.seconds)
     axes.set_title("Seconds of each forecast")
     axes.set_xlabel("seconds: less is better")
 

@@ -40,6 +40,13 @@ def show_setting(setting: dict[str, str], console: Console) -> None:
         console.print(f"{label + ':':<10} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
+def headline(figures: Figures) -> str:
+    """How much faster, and whether it says the same, in one line."""
+    says = "the same forecast" if figures.judgement.same else "NOT the same forecast"
+    patched = figures.speeds[-1]
+    return f"Toto, {patched.way}: {ratio(patched.ratio)} times the speed of upstream, {says}"
+
+
 def verdicts(figures: Figures) -> list[tuple[bool, str]]:
     """What the comparison comes to: whether each is good news, and the sentence."""
     patched, judgement = figures.speeds[-1], figures.judgement
@@ -104,8 +111,7 @@ def page(figures: Figures, picture: bytes) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
         verdicts=verdicts(figures),
-        same=figures.judgement.same,
-        faster=ratio(figures.speeds[-1].ratio),
+        headline=headline(figures),
         setting=figures.setting,
         tables=[speed_rows(figures), accuracy_rows(figures)],
         remarks=remarks(figures),
