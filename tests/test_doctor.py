@@ -425,6 +425,7 @@ def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
         )
     )
     assert by_doctor.stdout.splitlines()[0] == by_python.stdout.strip()
+    assert by_doctor.stderr == by_python.stderr
 
 
 def test_json_to_stdout_is_nothing_but_json(tmp_path: Path) -> None:
@@ -462,7 +463,7 @@ def way(**changes: Any) -> dict[str, Any]:
         (
             seen(
                 forecasts=[way()],
-                calls=[{"how": "function", "target": "Toto", "place": "s.py:3", "used": False}],
+                calls=[{"how": "function", "target": "Toto", "place": "s.py:3"}],
             ),
             "torch.compile(toto) at s.py:3: Toto has no forward",
             "the fast path needs no compiling",

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -69,6 +70,22 @@ def write_json(path: Path | None, figures: object) -> None:
     """
     if path is not None:
         write_whole(path, json.dumps(figures, indent=2) + "\n")
+
+
+def report(path: Path | None, figures: object, show: Callable[[], None]) -> None:
+    """Show figures, and keep them if that is wanted.
+
+    Args:
+        path: where to; ``-`` stands for standard output, where nothing else is shown then.
+        figures: what is kept.
+        show: prints what people read.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if not is_stdout(path):
+        show()
+    write_json(path, figures)
 
 
 def positive(text: str) -> int:

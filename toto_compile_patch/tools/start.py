@@ -20,7 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
-from toto_compile_patch.tools.checks import check_json, is_stdout, write_json
+from toto_compile_patch.tools.checks import report
 from toto_compile_patch.tools.screen import ProgressLine, table_of
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import Workload
@@ -33,7 +33,6 @@ SIDES = (bench.UPSTREAM, bench.PATCHED)
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    check_json(options.json)
     try:
         found = _measure(options.mode)
     except WorkerError as error:
@@ -47,9 +46,7 @@ def run(options: argparse.Namespace) -> int:
         "mode": options.mode,
         "starts": found,
     }
-    if not is_stdout(options.json):
-        _show(figures)
-    write_json(options.json, figures)
+    report(options.json, figures, lambda: _show(figures))
     return 0
 
 

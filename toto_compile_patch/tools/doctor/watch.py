@@ -1,4 +1,9 @@
-"""Watch a program from within its process: forecasts, calls of compile, and what dynamo did.
+"""Run a user's script, and note its forecasts, its calls of compile, and what dynamo did.
+
+    python -m toto_compile_patch.tools.doctor.watch REPORT SCRIPT [ARGUMENTS...]
+
+runs a script as ``python`` would, and writes what was seen to a file. A user's program is to have
+its own arguments, its standard input and its own end, which no worker process leaves it.
 
 Nothing is watched from a place that would change what it sees. Forecasts of upstream's code are
 seen from inside the decorator of its own methods, whose identity and source stay as they were;
@@ -9,13 +14,14 @@ metrics. What threads note is appended to lists, which neither a thread nor a fo
 from __future__ import annotations
 
 import functools
+import json
 import os
+import runpy
 import sys
 import sysconfig
 import threading
 import time
 import traceback
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,14 +34,11 @@ import wrapt
 
 import toto_compile_patch
 from toto_compile_patch import carriers
-from toto_compile_patch.path_taken import last_noted
+from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.compile_health import CompileHealth
-
-MODULE_OF_SCRIPTS = "toto_compile_patch.tools.doctor.script"
-"""What runs a user's script, as ``__main__`` before the script is that."""
 
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
@@ -80,30 +83,15 @@ class _Now(threading.local):
 
 
 @dataclass
-class SeenCompile:
-    """A call that was to compile a model.
-
-    Attributes:
-        how: ``method`` (``model.compile()``) or ``function`` (``torch.compile(model)``).
-        target: class of the model.
-        place: the line that called.
-        used: whether a forecast was asked of what it made.
-    """
-
-    how: str
-    target: str
-    place: str
-    used: bool = False
-
-
-@dataclass
 class Watch:
     """What was seen so far.
 
     Attributes:
         forecasts: how each forecast was made, in their order.
         spans: when each forecast began and ended, in seconds since the epoch.
-        calls: those that were to compile a model, each with what a forecaster would hold of it.
+        calls: those that were to compile a model: ``how`` (``method``, as ``model.compile()``, or
+            ``function``, as ``torch.compile(model)``), ``target`` (the model's class), and
+            ``place`` (the line that called).
         countable: whether upstream's own forecasts can be seen.
         environment_read: the variables that dynamo found when it was imported.
         health: what dynamo did, once it is imported.
@@ -111,7 +99,7 @@ class Watch:
 
     forecasts: list[SeenForecast] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
-    calls: list[tuple[SeenCompile, weakref.ref[Any]]] = field(default_factory=list)
+    calls: list[dict[str, str]] = field(default_factory=list)
     countable: bool = True
     environment_read: dict[str, str] | None = None
     health: CompileHealth | None = None
@@ -146,7 +134,7 @@ class Watch:
                 {**asdict(way), "count": count, "first": made.index(way)}
                 for way, count in Counter(made).items()
             ],
-            "calls": [asdict(call) for call, _ in self.calls],
+            "calls": list(self.calls),
             "countable": self.countable,
             "variables": variables,
             # What dynamo would have read, had it been there when dynamo was imported.
@@ -156,16 +144,12 @@ class Watch:
                 if name.startswith(_READ_ONCE) and read is not None and read.get(name) != text
             ],
             "applied": _applied(),
-            "unreached": [
-                {"name": carrier.name, "folder": carrier.folder, "advice": carrier.advice}
-                for carrier in carriers.unreached()
-            ],
+            "unreached": [asdict(carrier) for carrier in carriers.unreached()],
         }
 
     def _seconds(self, health: CompileHealth) -> dict[str, float] | None:
         """What compiling took, and what all forecasts took beside; None where nothing tells."""
-        told = ((frame.began, frame.seconds) for frame in health.compilations)
-        known = [(b, s) for b, s in told if b is not None and s is not None]
+        known = [(f.began, f.seconds) for f in health.compilations if f.began and f.seconds]
         if not known:
             return None
         spans = list(self.spans)
@@ -197,8 +181,8 @@ class Watch:
         def call(*args: Any, **kwargs: Any) -> Any:
             kind = type(args[position]) if len(args) > position else object
             if kind.__name__ in _MODELS and kind.__module__.startswith("toto."):
-                seen = SeenCompile(how, kind.__name__, _asked_from(sys._getframe(1)))
-                self.calls.append((seen, weakref.ref(args[0])))
+                place = _asked_from(sys._getframe(1))
+                self.calls.append({"how": how, "target": kind.__name__, "place": place})
             return original(*args, **kwargs)
 
         return call
@@ -227,7 +211,7 @@ class Watch:
             if not torch.compiler.is_compiling():
                 self.now.upstream = True
                 if not self.now.within:
-                    self._note(forecaster, sys._getframe(1), carrier=carrier)
+                    self._note(forecaster, sys._getframe(1), PathTaken("upstream"), carrier)
                     with self._timed():
                         return original(forecaster, *args, **kwargs)
             return original(forecaster, *args, **kwargs)
@@ -274,29 +258,26 @@ class Watch:
             if outermost:
                 self.spans.append((start, time.time()))
 
-    def _note(self, forecaster: Any, frame: FrameType, path: Any = None, carrier: str = "") -> None:
-        """Note a forecast; without a path, one by upstream's code alone."""
+    def _note(self, forecaster: Any, frame: FrameType, path: PathTaken, carrier: str = "") -> None:
+        """Note a forecast, which a line of the user's code above a frame asked for."""
         import torch
 
         model = getattr(forecaster, "model", None)
         compiled_call = getattr(model, "_compiled_call_impl", None)
         first = next(iter(getattr(model, "parameters", list[Any])()), None)
-        taken = getattr(path, "taken", "upstream")
         seen = SeenForecast(
-            path=taken,
-            reason=getattr(path, "reason", ""),
-            runtime=getattr(path, "runtime", ""),
-            cure=getattr(path, "cure", ""),
+            path=path.taken,
+            reason=path.reason,
+            runtime=path.runtime,
+            cure=path.cure,
             compiled=hasattr(model, "_orig_mod") or compiled_call is not None,
             device=str(getattr(getattr(first, "device", None), "type", "")),
-            patches=_applied() if taken == "upstream" and not carrier else (),
+            patches=_applied() if path.taken == "upstream" and not carrier else (),
             autocast=next((k for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)), ""),
             place=_asked_from(frame),
             carrier=carrier,
         )
         self.forecasts.append(seen)
-        for call, made in self.calls:
-            call.used = call.used or made() is model
 
 
 def _applied() -> tuple[str, ...]:
@@ -320,11 +301,12 @@ def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
 
     The script is the user's wherever it lies, be it between this package's own files or Toto's.
     """
-    file, spec = frame.f_code.co_filename, frame.f_globals.get("__spec__")
+    file = frame.f_code.co_filename
     if file.startswith("<"):
         return False
     if frame.f_globals.get("__name__") == "__main__":
-        return getattr(spec, "name", None) != MODULE_OF_SCRIPTS
+        # Before the script is that, this module is.
+        return frame.f_globals is not globals()
     file = os.path.abspath(file)
     return not file.startswith(libraries) and not any(part in file for part in _INSTALLED)
 
@@ -339,3 +321,37 @@ def _folders_of_libraries() -> tuple[str, ...]:
         file = getattr(sys.modules.get(name), "__file__", None)
         folders += [os.path.dirname(file)] if file else []
     return tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+
+
+def run(report: str, script: str, *arguments: str) -> None:
+    """Run a script in this process as ``python`` would, and write what was seen to a file.
+
+    Ends as the script ends: with its exit code, or with its traceback and 1.
+    """
+    sys.argv = [script, *arguments]
+    if not getattr(sys.flags, "safe_path", False):
+        # ``python -m`` puts the working directory there; ``python SCRIPT``, that of the script.
+        sys.path[0] = str(Path(script).resolve().parent)
+    watch = Watch()
+    watch.start()
+    error: BaseException | None = None
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except BaseException as raised:
+        error = raised
+    failed = error is not None and not isinstance(error, SystemExit)
+    seen = {**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""}
+    Path(report).write_text(json.dumps(seen, default=str), encoding="utf-8")
+    if isinstance(error, SystemExit):
+        raise error
+    if error is not None:
+        traceback = error.__traceback__
+        # From the script's first frame on; nothing where it has none, as in a SyntaxError.
+        while traceback is not None and traceback.tb_frame.f_code.co_filename != script:
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])
