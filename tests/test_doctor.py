@@ -227,6 +227,23 @@ def test_on_a_sick_environment(names: list[str], says: str) -> None:
     assert "Traceback" not in run.stderr
 
 
+WITHOUT_A_NAME = """\
+import torch._dynamo
+del torch._dynamo.mark_dynamic
+from toto_compile_patch.tools.cli import main
+main(["doctor", "--json", "-"])
+"""
+
+
+def test_what_a_newer_torch_leaves_out_is_named() -> None:
+    run = subprocess.run([sys.executable, "-c", WITHOUT_A_NAME], capture_output=True, text=True)
+    found = json.loads(run.stdout)
+    finding = told(found, "No compiled forecasts here")
+    assert "has no torch._dynamo.mark_dynamic" in finding["what"]
+    assert finding["level"] == "trap"
+    assert {row["state"] for row in found["patches"]} == {"applied"}
+
+
 def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def apply(*arguments: object) -> None:
         missing = ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
-from toto_compile_patch.tools.checks import UsageError, not_negative, positive, what_is_missing
+from toto_compile_patch.tools.checks import (
+    UsageError,
+    check_json,
+    not_negative,
+    positive,
+    what_is_missing,
+)
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
 
@@ -26,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        # Before anything long begins. What `run` runs has options of its own.
+        check_json(getattr(options, "json", None))
         with warnings.catch_warnings():
             # Of libraries that toto imports, to whoever maintains it.
             warnings.simplefilter("ignore")

@@ -83,11 +83,12 @@ def examine_environment() -> Environment:
         patches, findings = _applied_here(symbols)
         places = list(carriers.found())
         applied = {row.name for row in patches if row.state == "applied"}
-        findings += [
-            *_unreached(places),
-            *_version_traps(versions),
-            *_compiler_traps(versions, applied),
-        ]
+        for traps in (
+            _unreached(places),
+            _version_traps(versions),
+            _compiler_traps(versions, applied),
+        ):
+            findings += traps
     return Environment(versions, symbols, variables, patches, places, findings=findings)
 
 
@@ -159,7 +160,7 @@ def _symbols() -> list[Symbol]:
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
-    places = list(upstream.BYPASSED)
+    places = []
     for site in sites:
         if isinstance(site, AttributeSite):
             places += [(site.owner, site.attribute), *site.needs]
@@ -251,6 +252,8 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     compiles = os.environ.get(variable_of("runtime"), "").strip().lower().startswith("compile")
     level = "problem" if compiles else "trap"
     toto_works = "toto.inference.forecaster" in sys.modules
+    if toto_works:
+        yield from _left_out(level)
     limit = getattr(sys.modules.get("torch._dynamo.config"), "recompile_limit", LAYERS)
     if numbers(versions["xformers"]) and not has_gpu:
         yield finding("xformers on a CPU")
@@ -263,3 +266,12 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
         yield finding("no C++ compiler", level=level, wanted=_compiler())
     if has_gpu and not _is_importable("triton"):
         yield finding("no Triton", level=level)
+
+
+def _left_out(level: str) -> Iterator[Finding]:
+    """What else than patches this torch lacks private names for."""
+    from toto_compile_patch.private_names import COMPILED, GRAPHS, PACKED, why_without
+
+    for what in (COMPILED, GRAPHS, PACKED):
+        if why := why_without(what):
+            yield finding("without a private name", level=level, what=what, why=why)

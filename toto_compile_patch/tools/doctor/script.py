@@ -18,8 +18,8 @@ from toto_compile_patch.tools.doctor.environment import version
 from toto_compile_patch.tools.doctor.examination import Examination, Function, Group
 from toto_compile_patch.tools.doctor.findings import finding
 from toto_compile_patch.tools.doctor.places import function_at, short
+from toto_compile_patch.tools.doctor.watch import RUNNER
 
-_WATCH = f"{__package__}.watch"
 _COLUMNS = {"compilations": "graphs", "breaks": "breaks"}
 _COLUMNS |= {"recompilations": "recompilations", "limits": "limit_hits"}
 _COMPILE_ID = re.compile(r"^\d+/\d+(?:_\d+)?: ")
@@ -43,7 +43,7 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
     """
     with tempfile.TemporaryDirectory() as folder, _ctrl_c_left_to_the_script():
         report = Path(folder) / "report.json"
-        watched = [sys.executable, "-m", _WATCH, str(report), str(script), *arguments]
+        watched = [sys.executable, "-m", RUNNER, str(report), str(script), *arguments]
         sys.stdout.flush()
         code = subprocess.run(watched, stdout=None if keep_stdout else 2).returncode
         seen = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None

@@ -1,9 +1,4 @@
-"""Run a user's script, and note its forecasts, its calls of compile, and what dynamo did.
-
-    python -m toto_compile_patch.tools.doctor.watch REPORT SCRIPT [ARGUMENTS...]
-
-runs a script as ``python`` would, and writes what was seen to a file. A user's program is to have
-its own arguments, its standard input and its own end, which no worker process leaves it.
+"""Watch a program from within its process: forecasts, calls of compile, and what dynamo did.
 
 Nothing is watched from a place that would change what it sees. Forecasts of upstream's code are
 seen from inside the decorator of its own methods, whose identity and source stay as they were;
@@ -14,9 +9,7 @@ metrics. What threads note is appended to lists, which neither a thread nor a fo
 from __future__ import annotations
 
 import functools
-import json
 import os
-import runpy
 import sys
 import sysconfig
 import threading
@@ -39,6 +32,9 @@ from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.compile_health import CompileHealth
+
+RUNNER = f"{__package__}.run_watched"
+"""What runs a user's script, as ``__main__`` before the script is that."""
 
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
@@ -301,12 +297,11 @@ def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
 
     The script is the user's wherever it lies, be it between this package's own files or Toto's.
     """
-    file = frame.f_code.co_filename
+    file, spec = frame.f_code.co_filename, frame.f_globals.get("__spec__")
     if file.startswith("<"):
         return False
     if frame.f_globals.get("__name__") == "__main__":
-        # Before the script is that, this module is.
-        return frame.f_globals is not globals()
+        return getattr(spec, "name", None) != RUNNER
     file = os.path.abspath(file)
     return not file.startswith(libraries) and not any(part in file for part in _INSTALLED)
 
@@ -321,37 +316,3 @@ def _folders_of_libraries() -> tuple[str, ...]:
         file = getattr(sys.modules.get(name), "__file__", None)
         folders += [os.path.dirname(file)] if file else []
     return tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
-
-
-def run(report: str, script: str, *arguments: str) -> None:
-    """Run a script in this process as ``python`` would, and write what was seen to a file.
-
-    Ends as the script ends: with its exit code, or with its traceback and 1.
-    """
-    sys.argv = [script, *arguments]
-    if not getattr(sys.flags, "safe_path", False):
-        # ``python -m`` puts the working directory there; ``python SCRIPT``, that of the script.
-        sys.path[0] = str(Path(script).resolve().parent)
-    watch = Watch()
-    watch.start()
-    error: BaseException | None = None
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except BaseException as raised:
-        error = raised
-    failed = error is not None and not isinstance(error, SystemExit)
-    seen = {**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""}
-    Path(report).write_text(json.dumps(seen, default=str), encoding="utf-8")
-    if isinstance(error, SystemExit):
-        raise error
-    if error is not None:
-        traceback = error.__traceback__
-        # From the script's first frame on; nothing where it has none, as in a SyntaxError.
-        while traceback is not None and traceback.tb_frame.f_code.co_filename != script:
-            traceback = traceback.tb_next
-        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-if __name__ == "__main__":
-    run(*sys.argv[1:])
