@@ -114,9 +114,9 @@ def _versions() -> dict[str, str]:
         "torch": version("torch"),
         "CUDA": _cuda(),
         "triton": version("triton"),
-        "C++ compiler": shutil.which(_compiler()) or "",
+        "C++ compiler": shutil.which(_compiler()),
+        **{name: version(name) for name in ("xformers", "wrapt", "huggingface_hub", "numpy")},
     }
-    found |= {name: version(name) for name in ("xformers", "wrapt", "huggingface_hub", "numpy")}
     return {name: text or "not installed" for name, text in found.items()}
 
 
@@ -194,6 +194,7 @@ def _rows() -> list[PatchStatus]:
 
 def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
     what = str(error) if isinstance(error, TotoCompilePatchError | ValueError) else repr(error)
+    cure = _cure_of(what)
     if isinstance(error, ValueError):
         cure = "set that variable to one of these, or unset it"
     elif isinstance(error, TotoNotFoundError):
@@ -202,19 +203,15 @@ def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
         cure = pip_install(module)
         if module.partition(".")[0] == "toto":
             cure += "; on another torch than 2.7.0, with --no-deps: see the README"
-    elif foreign := [symbol.name for symbol in symbols if symbol.problem]:
+    elif foreign := ", ".join(symbol.name for symbol in symbols if symbol.problem):
         what = what.partition(f" {HOW_TO_COMPARE}")[0]
-        names = ", ".join(foreign)
-        cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({names})"
-    else:
-        cure = _cure_of(what)
+        cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({foreign})"
     return finding("apply fails", why=what, cure=cure)
 
 
 def _cure_of(message: str) -> str:
-    if "source is not that of" in message:
-        return "pip install 'toto-ts>=0.1.3,<0.3', or take out what replaced it"
-    return ""
+    foreign = "source is not that of" in message
+    return "pip install 'toto-ts>=0.1.3,<0.3', or take out what replaced it" if foreign else ""
 
 
 def _unreached(places: list[Carrier]) -> Iterator[Finding]:
@@ -274,4 +271,5 @@ def _left_out(level: str) -> Iterator[Finding]:
 
     for what in (COMPILED, GRAPHS, PACKED):
         if why := why_without(what):
-            yield finding("without a private name", level=level, what=what, why=why)
+            asked = level if what == COMPILED else "trap"
+            yield finding("without a private name", level=asked, what=what, why=why)
