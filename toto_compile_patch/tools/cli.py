@@ -300,9 +300,9 @@ def _json(command: _Parser, text: str = "write the figures there; - for standard
 def _names(
     command: _Parser, name: str, text: str, choose: Callable[[list[str]], list[str]], **kwargs: Any
 ) -> None:
-    def names(text: str) -> list[str]:
+    def names(given: str) -> list[str]:
         try:
-            return choose(text.split(","))
+            return choose(given.split(","))
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from datetime import date
+from timeit import repeat, timeit
 from typing import Any
 
 import torch
@@ -79,18 +79,14 @@ def first_forecasts(side: str, mode: str) -> dict[str, float]:
         upstream_or_patched.forecast(JOB, inputs, JOB.samples, JOB.per_batch)
 
     trivial = torch.compile(lambda x: 2 * x + 1, mode=mode)
-    seconds = {"trivial": _seconds(lambda: trivial(torch.ones(8)))}
-    seconds["first"] = _seconds(forecast)
-    # Upstream compiles parts of it anew in the second, too.
-    seconds["second"] = _seconds(forecast)
-    seconds["steady"] = min(_seconds(forecast) for _ in range(3))
-    return seconds
-
-
-def _seconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return round(time.perf_counter() - start, 3)
+    seconds = {
+        "trivial": timeit(lambda: trivial(torch.ones(8)), number=1),
+        "first": timeit(forecast, number=1),
+        # Upstream compiles parts of it anew in the second, too.
+        "second": timeit(forecast, number=1),
+        "steady": min(repeat(forecast, number=1, repeat=3)),
+    }
+    return {name: round(taken, 3) for name, taken in seconds.items()}
 
 
 def _show(figures: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ Imports nothing that may be missing before it is asked for, and says what went w
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -83,12 +82,9 @@ def examine_environment() -> Environment:
         patches, findings = _applied_here(symbols)
         places = list(carriers.found())
         applied = {row.name for row in patches if row.state == "applied"}
-        for traps in (
-            _unreached(places),
-            _version_traps(versions),
-            _compiler_traps(versions, applied),
-        ):
-            findings += traps
+        findings += _unreached(places)
+        findings += _version_traps(versions)
+        findings += _compiler_traps(versions, applied)
     return Environment(versions, symbols, variables, patches, places, findings=findings)
 
 
@@ -122,16 +118,9 @@ def _versions() -> dict[str, str]:
 
 def _distributions_of_toto() -> str:
     names = importlib.metadata.packages_distributions().get("toto", [])
-    if not names and _is_importable("toto"):
+    if not names and carriers.folders_of_package("toto"):
         return "of no distribution"
     return ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(names))
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:
-        return False
 
 
 def _cuda() -> str:
@@ -160,12 +149,12 @@ def _symbols() -> list[Symbol]:
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
-    places = []
+    names: dict[str, str] = {}
     for site in sites:
         if isinstance(site, AttributeSite):
-            places += [(site.owner, site.attribute), *site.needs]
-    names = {upstream.symbol(*place): place for place in places}
-    return [Symbol(name, upstream.why_unknown(*place) or "") for name, place in names.items()]
+            for place in ((site.owner, site.attribute), *site.needs):
+                names[upstream.symbol(*place)] = upstream.why_unknown(*place) or ""
+    return [Symbol(name, problem) for name, problem in names.items()]
 
 
 def _applied_here(symbols: list[Symbol]) -> tuple[list[PatchStatus], list[Finding]]:
@@ -261,7 +250,7 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     yield from compiling_switched_off(dict(os.environ), "trap")
     if not has_gpu and versions["C++ compiler"] == "not installed":
         yield finding("no C++ compiler", level=level, wanted=_compiler())
-    if has_gpu and not _is_importable("triton"):
+    if has_gpu and not carriers.folders_of_package("triton"):
         yield finding("no Triton", level=level)
 
 
