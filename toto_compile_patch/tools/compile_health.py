@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch._dynamo.utils import counters, get_compilation_metrics, set_compilation_metrics_limit
 from torch._logging._internal import log_state
@@ -36,8 +36,7 @@ _LIMIT = re.compile(
 _NO_REASON_IN_ITSELF = ("Encountered graph break", "Failed to handle graph break")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A line of source code; no function where only the line is known, no file where nothing is."""
 
     file: str

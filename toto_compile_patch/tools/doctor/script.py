@@ -92,7 +92,7 @@ def _examination(
 
 def _located(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with its function's name and a short path in the place of its own."""
-    file, line, function = (entry["place"][name] for name in ("file", "line", "function"))
+    file, line, function = entry["place"]
     name = function_at(file, line, function)
     return {**entry, "function": name, "file": short(file), "line": line}
 

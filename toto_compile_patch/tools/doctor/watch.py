@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import wrapt
 
@@ -42,8 +42,7 @@ _REACHED = "toto"
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
-@dataclass(frozen=True)
-class SeenForecast:
+class SeenForecast(NamedTuple):
     """How a forecast was made.
 
     Attributes:
@@ -127,7 +126,7 @@ class Watch:
             "skips": Counter(health.skips if health else ()),
             "seconds": health and self._seconds(health),
             "forecasts": [
-                {**asdict(way), "count": count, "first": made.index(way)}
+                {**way._asdict(), "count": count, "first": made.index(way)}
                 for way, count in Counter(made).items()
             ],
             "calls": list(self.calls),
