@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -175,11 +176,10 @@ def choose_device(asked: str | None) -> str:
     count = torch.cuda.device_count()
     if asked is None:
         return "cuda" if count else "cpu"
-    try:
+    device = None
+    with suppress(RuntimeError):
         device = torch.device(asked)
-    except RuntimeError:
-        raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(
