@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -39,6 +38,8 @@ RUNNER = f"{__package__}.run_watched"
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
 _REACHED = "toto"
+_LIBRARIES = {*sys.stdlib_module_names, "toto_compile_patch", "toto", "torch"}
+_FORECASTERS = carriers.FORECASTERS.values()
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
@@ -284,34 +285,22 @@ def _applied() -> tuple[str, ...]:
 
 def _asked_from(frame: FrameType) -> str:
     """The nearest line that is the user's."""
-    libraries = _folders_of_libraries()
     for caller, line in traceback.walk_stack(frame):
-        if _is_users(caller, libraries):
+        if _is_users(caller):
             return f"{Path(caller.f_code.co_filename).name}:{line}"
     return ""
 
 
-def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
+def _is_users(frame: FrameType) -> bool:
     """Whether a frame is the script's, or of a module that nobody has installed.
 
     The script is the user's wherever it lies, be it between this package's own files or Toto's.
     """
-    file, spec = frame.f_code.co_filename, frame.f_globals.get("__spec__")
+    file, names = frame.f_code.co_filename, frame.f_globals
+    module = str(names.get("__name__"))
     if file.startswith("<"):
         return False
-    if frame.f_globals.get("__name__") == "__main__":
-        return getattr(spec, "name", None) != RUNNER
-    file = os.path.abspath(file)
-    return not file.startswith(libraries) and not any(part in file for part in _INSTALLED)
-
-
-def _folders_of_libraries() -> tuple[str, ...]:
-    """Folders of Python's own modules, of this package, and of what it patches."""
-    folders = [sysconfig.get_path("stdlib"), os.path.dirname(os.__file__)]
-    for name in ("toto_compile_patch", "toto", "torch"):
-        folders += getattr(sys.modules.get(name), "__path__", ())
-    for name in carriers.FORECASTERS.values():
-        # In a clone's own layout, the script may lie beside the folders of Toto's code.
-        file = getattr(sys.modules.get(name), "__file__", None)
-        folders += [os.path.dirname(file)] if file else []
-    return tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+    if module == "__main__":
+        return getattr(names.get("__spec__"), "name", None) != RUNNER
+    installed = any(part in file for part in _INSTALLED)
+    return not installed and module.split(".")[0] not in _LIBRARIES and module not in _FORECASTERS
