@@ -310,6 +310,8 @@ def test_a_compiled_backtest_of_upstreams(tmp_path: Path) -> None:
     counts = report["counts"]
     assert counts["limit_hits"] >= 1
     assert sum(group["count"] for group in report["recompilations"]) == counts["recompilations"]
+    recompiled = sum(function["recompilations"] for function in report["functions"])
+    assert recompiled == counts["recompilations"]
     functions = {function["name"]: function for function in report["functions"]}
     layer = functions["TransformerLayer.forward"]
     assert layer["limit_hits"] >= 1

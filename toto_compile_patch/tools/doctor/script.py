@@ -103,7 +103,7 @@ def _functions(entries: dict[str, list[dict[str, Any]]]) -> list[Function]:
         for entry in entries[kind]:
             name, file = entry["function"], entry["file"]
             function = found.setdefault((name, file), Function(name, f"{file}:{entry['line']}"))
-            more = entry.get("graph", True)
+            more = entry["graph"] if column == "graphs" else 1
             setattr(function, column, getattr(function, column) + more)
     return sorted(found.values(), key=lambda f: (-f.limit_hits, -f.recompilations, -f.breaks))
 
