@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from toto_compile_patch.decode.linear import PackedLinear
 from toto_compile_patch.upstream import distribution
@@ -109,12 +109,12 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     size = 2048 if device.type == "cpu" else 8192
     square = torch.randn(size, size, device=device).to(dtype)
     tall = torch.randn(16 * size, size, device=device).to(dtype)
-    compute = _best(lambda: square @ square)
+    compute = _best(lambda: square @ square, device)
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         packed = PackedLinear.of(square, torch.zeros(size, dtype=dtype))
         with torch.no_grad():
-            compute = min(compute, _best(lambda: packed.apply(square)))
-    stream = _best(tall.sum)
+            compute = min(compute, _best(lambda: packed.apply(square), device))
+    stream = _best(tall.sum, device)
     return Rates(2 * size**3 / compute, tall.numel() * tall.element_size() / stream)
 
 
@@ -124,6 +124,12 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _best(work: Callable[[], object]) -> float:
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return min(timer.blocked_autorange(min_run_time=1).times)
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(7):
+        wait_for(device)
+        start = time.perf_counter()
+        work()
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
