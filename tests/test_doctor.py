@@ -227,6 +227,23 @@ def test_on_a_sick_environment(names: list[str], says: str) -> None:
     assert "Traceback" not in run.stderr
 
 
+WITHOUT_A_NAME = """\
+import torch._dynamo
+del torch._dynamo.mark_dynamic
+from toto_compile_patch.tools.cli import main
+main(["doctor", "--json", "-"])
+"""
+
+
+def test_what_a_newer_torch_leaves_out_is_named() -> None:
+    run = subprocess.run([sys.executable, "-c", WITHOUT_A_NAME], capture_output=True, text=True)
+    found = json.loads(run.stdout)
+    finding = told(found, "No compiled forecasts here")
+    assert "has no torch._dynamo.mark_dynamic" in finding["what"]
+    assert finding["level"] == "trap"
+    assert {row["state"] for row in found["patches"]} == {"applied"}
+
+
 def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def apply(*arguments: object) -> None:
         missing = ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
@@ -293,6 +310,8 @@ def test_a_compiled_backtest_of_upstreams(tmp_path: Path) -> None:
     counts = report["counts"]
     assert counts["limit_hits"] >= 1
     assert sum(group["count"] for group in report["recompilations"]) == counts["recompilations"]
+    recompiled = sum(function["recompilations"] for function in report["functions"])
+    assert recompiled == counts["recompilations"]
     functions = {function["name"]: function for function in report["functions"]}
     layer = functions["TransformerLayer.forward"]
     assert layer["limit_hits"] >= 1
@@ -425,6 +444,7 @@ def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
         )
     )
     assert by_doctor.stdout.splitlines()[0] == by_python.stdout.strip()
+    assert by_doctor.stderr == by_python.stderr
 
 
 def test_json_to_stdout_is_nothing_but_json(tmp_path: Path) -> None:
@@ -462,7 +482,7 @@ def way(**changes: Any) -> dict[str, Any]:
         (
             seen(
                 forecasts=[way()],
-                calls=[{"how": "function", "target": "Toto", "place": "s.py:3", "used": False}],
+                calls=[{"how": "function", "target": "Toto", "place": "s.py:3"}],
             ),
             "torch.compile(toto) at s.py:3: Toto has no forward",
             "the fast path needs no compiling",

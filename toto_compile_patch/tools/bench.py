@@ -20,13 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models, screen
-from toto_compile_patch.tools.checks import (
-    UsageError,
-    check_json,
-    choose_device,
-    is_stdout,
-    write_json,
-)
+from toto_compile_patch.tools.checks import UsageError, choose_device, is_stdout, write_json
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
@@ -156,7 +150,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     warnings.filterwarnings("ignore")
     device, dtype = torch.device(choose_device(options.device)), getattr(torch, options.dtype)
-    check_json(options.json)
     toto_compile_patch.revert()
     sides = sides_of(options)
     sides[PATCHED].put_in_force()

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -69,6 +71,22 @@ def write_json(path: Path | None, figures: object) -> None:
     """
     if path is not None:
         write_whole(path, json.dumps(figures, indent=2) + "\n")
+
+
+def report(path: Path | None, figures: object, show: Callable[[], None]) -> None:
+    """Show figures, and keep them if that is wanted.
+
+    Args:
+        path: where to; ``-`` stands for standard output, where nothing else is shown then.
+        figures: what is kept.
+        show: prints what people read.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if not is_stdout(path):
+        show()
+    write_json(path, figures)
 
 
 def positive(text: str) -> int:
@@ -158,11 +176,10 @@ def choose_device(asked: str | None) -> str:
     count = torch.cuda.device_count()
     if asked is None:
         return "cuda" if count else "cpu"
-    try:
+    device = None
+    with suppress(RuntimeError):
         device = torch.device(asked)
-    except RuntimeError:
-        raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(

@@ -17,30 +17,34 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
-from toto_compile_patch.tools.checks import UsageError, not_negative, positive, what_is_missing
+from toto_compile_patch.tools import checks
+from toto_compile_patch.tools.checks import UsageError, not_negative, positive
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = _parser()
+    # As the user called it: the script, or Python with the module.
+    name = Path(sys.argv[0]).name
+    name = "python -m toto_compile_patch" if name == "__main__.py" else name
+    parser = _Parser(_commands, prog=name)
     options = parser.parse_args(arguments)
     try:
+        # Before anything long begins. What `run` runs has options of its own.
+        checks.check_json(getattr(options, "json", None))
         with warnings.catch_warnings():
             # Of libraries that toto imports, to whoever maintains it.
             warnings.simplefilter("ignore")
             tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
-        code: int = tool.run(options)
+        return int(tool.run(options))
     except ModuleNotFoundError as error:
-        print(f"{parser.prog}: error: {what_is_missing(error)}", file=sys.stderr)
-        return 2
+        print(f"{name}: error: {checks.what_is_missing(error)}", file=sys.stderr)
     except UsageError as error:
         print(f"{options.tool}: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    return code
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,14 +58,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _parser() -> _Parser:
-    # As the user called it: the script, or Python with the module.
-    name = Path(sys.argv[0]).name
-    return _Parser(
-        _commands, prog="python -m toto_compile_patch" if name == "__main__.py" else name
-    )
 
 
 def _commands(parser: _Parser) -> None:
@@ -78,7 +74,7 @@ def _commands(parser: _Parser) -> None:
     COMMAND --help tells more of each. Exit codes: 0; 1: the check failed; 2: bad usage or input.
     """
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add, help_text in (
+    for add, says in (
         (_ab, "compare upstream and patched on your series: speed, errors, equality"),
         (_run, "run your script, unchanged, patched"),
         (_doctor, "what is installed, what is applied, and what is in the way"),
@@ -87,8 +83,7 @@ def _commands(parser: _Parser) -> None:
         (_fingerprints, "which definitions of Toto's code are known, and which differ"),
     ):
         name = add.__name__.removeprefix("_")
-        command = commands.add_parser(name, add=add, help=help_text)
-        command.set_defaults(tool=name)
+        commands.add_parser(name, add=add, help=says).set_defaults(tool=name)
 
 
 def _ab(ab: _Parser) -> None:
@@ -129,19 +124,11 @@ def _ab(ab: _Parser) -> None:
     _number(ab, "--windows", "forecasts of each side (default: 16, if it fits)")
     _number(ab, "--context", "time steps that a forecast starts from (default: 512, if it fits)")
     _number(ab, "--horizon", "time steps to forecast (default: 96, if it fits)")
-    _number(
-        ab,
-        "--season",
-        "time steps after which the series repeats itself (default: a day, week or year, if it "
-        "fits)",
-    )
-    _number(
-        ab,
-        "--samples",
-        "of a forecast; its median is the point forecast; 0: means (default: 128; with the demo "
-        "model, which is small, 512)",
-        type=not_negative,
-    )
+    repeats = "time steps after which the series repeats itself"
+    _number(ab, "--season", f"{repeats} (default: a day, week or year, if it fits)")
+    drawn = "of a forecast; its median is the point forecast; 0: means"
+    default = "default: 128; with the demo model, which is small, 512"
+    _number(ab, "--samples", f"{drawn} ({default})", type=not_negative)
     _number(ab, "--samples-per-batch", "that upstream decodes at once (default: all)")
     _report(ab)
     _json(ab)
@@ -199,9 +186,8 @@ def _run(run: _Parser) -> None:
     environment, or Python's flags -E, -I or -S runs upstream's code.
     """
     run.usage = "%(prog)s SCRIPT [ARGS ...]\n       %(prog)s -m MODULE [ARGS ...]"
-    rest = argparse.REMAINDER
-    script = "a script, and all that follows is its"
-    run.add_argument("script", nargs=rest, metavar="SCRIPT", help=script)
+    told, rest = "a script, and all that follows is its", argparse.REMAINDER
+    run.add_argument("script", nargs=rest, metavar="SCRIPT", help=told)
     run.add_argument("-m", nargs=rest, dest="module", metavar="MODULE", help="a module, likewise")
 
 
@@ -250,35 +236,19 @@ def _bench(bench: _Parser) -> None:
     """
     workloads = [f"  {name:<8}{load.describe()}" for name, load in WORKLOADS.items()]
     bench.epilog = "\n".join([bench.epilog or "", *workloads])
-    bench.add_argument(
-        "--workload",
-        type=_workloads,
-        default=list(WORKLOADS),
-        metavar="NAMES",
-        help="names, separated by commas (default: all)",
-    )
+    told = "names, separated by commas (default: all)"
+    _names(bench, "--workload", told, chosen, default=list(WORKLOADS))
     bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    bench.add_argument(
-        "--dtype",
-        choices=("float32", "float64", "float16", "bfloat16"),
-        default="float32",
-        help="of the model and the series (default: float32)",
-    )
+    told, types = "of the model and the series", ("float32", "float64", "float16", "bfloat16")
+    told = f"{told} (default: %(default)s)"
+    bench.add_argument("--dtype", choices=types, default=types[0], help=told)
     _compile(bench, "measure upstream with a compiled backbone, too")
-    for name, known, meaning in (
-        ("--runtime", RUNTIMES, "how the patched side runs"),
-        ("--precision", PRECISIONS, "of the patched side's matrix products"),
-    ):
-        text = f"{meaning}, one or several: {', '.join(known)}"
-        bench.add_argument(
-            name, type=_choices(known), default=[known[0]], metavar="NAMES", help=text
-        )
-    _number(
-        bench,
-        "--per-batch",
-        "the most samples that upstream decodes at once (default: the workload's)",
-        metavar="SAMPLES",
-    )
+    told = f"how the patched side runs, one or several: {', '.join(RUNTIMES)}"
+    _names(bench, "--runtime", told, _among(RUNTIMES), default=[RUNTIMES[0]])
+    told = f"of the patched side's matrix products, one or several: {', '.join(PRECISIONS)}"
+    _names(bench, "--precision", told, _among(PRECISIONS), default=[PRECISIONS[0]])
+    told = "the most samples that upstream decodes at once (default: the workload's)"
+    _number(bench, "--per-batch", told, metavar="SAMPLES")
     _number(bench, "--pairs", "pairs of measurements (default: 5)", default=5)
     _number(
         bench,
@@ -309,13 +279,8 @@ def _fingerprints(fingerprints: _Parser) -> None:
       python -m toto_compile_patch fingerprints               the installed toto
       python -m toto_compile_patch fingerprints unpacked/toto another one, which need not work
     """
-    fingerprints.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        metavar="FOLDER",
-        help="that of a package toto (default: the installed one)",
-    )
+    told = "that of a package toto (default: the installed one)"
+    fingerprints.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help=told)
     _json(fingerprints)
 
 
@@ -332,18 +297,23 @@ def _json(command: _Parser, text: str = "write the figures there; - for standard
     command.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
-def _workloads(text: str) -> list[str]:
-    try:
-        return chosen(text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _names(
+    command: _Parser, name: str, text: str, choose: Callable[[list[str]], list[str]], **kwargs: Any
+) -> None:
+    def names(given: str) -> list[str]:
+        try:
+            return choose(given.split(","))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    command.add_argument(name, type=names, metavar="NAMES", help=text, **kwargs)
 
 
-def _choices(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def choices(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",")]
+def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
+    def choose(names: list[str]) -> list[str]:
+        names = [name.strip() for name in names]
         if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: choose from {', '.join(known)}")
+            raise ValueError(f"{unknown[0]!r}: choose from {', '.join(known)}")
         return names
 
-    return choices
+    return choose

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch._dynamo.utils import (
-    counters,
-    get_compilation_metrics,
-    set_compilation_metrics_limit,
-)
+from torch._dynamo.utils import counters, get_compilation_metrics, set_compilation_metrics_limit
 from torch._logging._internal import log_state
 
 _COUNTED = ("stats", "graph_break", "inductor")
@@ -39,8 +36,7 @@ _LIMIT = re.compile(
 _NO_REASON_IN_ITSELF = ("Encountered graph break", "Failed to handle graph break")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A line of source code; no function where only the line is known, no file where nothing is."""
 
     file: str
@@ -49,39 +45,34 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Compilation:
+class Event:
+    """A place where tracing stopped, or a frame that was compiled, or compiled too often.
+
+    Attributes:
+        place: the line where tracing stopped, or the frame's function.
+        reason: why, in the words of dynamo's log: the guards that failed, say; empty for a frame
+            that was compiled for the first time.
+        limit: the setting of dynamo's that says what is too often, with its value; else empty.
+    """
+
+    place: Place
+    reason: str
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Compilation(Event):
     """One frame that dynamo compiled.
 
     Attributes:
-        place: the frame's function.
         graph: whether that gave a graph.
         began: when, in seconds since the epoch; None where this torch does not tell.
         seconds: that it took, with all that the backend did; None where this torch does not tell.
     """
 
-    place: Place
-    graph: bool
+    graph: bool = False
     began: float | None = None
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """A place where tracing stopped, or a frame that was compiled again; and why, in the words of
-    dynamo's log: the guards that failed, say."""
-
-    place: Place
-    reason: str
-
-
-@dataclass(frozen=True)
-class LimitHit:
-    """A frame that was compiled too often: which setting of dynamo's says so, and its value."""
-
-    place: Place
-    limit: str
-    value: int
-    reason: str
 
 
 @dataclass
@@ -95,7 +86,6 @@ class CompileHealth:
         compilations: frames that were compiled.
         breaks: where tracing stopped, and why. A break that dynamo met again while it recovered
             from another may be listed twice, or be missing.
-        recompilations: frames compiled again because a guard failed.
         limits: frames that reached the recompile limit.
         skips: why graphs were not captured as CUDA graphs.
     """
@@ -105,24 +95,24 @@ class CompileHealth:
     cudagraph_skips: int = 0
     compilations: list[Compilation] = field(default_factory=list)
     breaks: list[Event] = field(default_factory=list)
-    recompilations: list[Event] = field(default_factory=list)
-    limits: list[LimitHit] = field(default_factory=list)
+    limits: list[Event] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
 
     def __enter__(self) -> CompileHealth:
         set_compilation_metrics_limit(_METRICS_KEPT)
         self._metrics_before = len(get_compilation_metrics())
         self._before = {name: Counter(counters[name]) for name in _COUNTED}
-        self._listeners = [
-            *(_Listener(name, self._note_break, debug=True) for name in _BREAK_LOGS),
-            _Listener(_LIMIT_LOG, self._note_limit),
-            *(_Listener(name, self._note_skip) for name in _SKIP_LOGS),
-        ]
+        self._listening = ExitStack()
+        listen = self._listening.enter_context
+        listen(_heard(_LIMIT_LOG, self._note_limit))
+        for name in _BREAK_LOGS:
+            listen(_heard(name, self._note_break, debug=True))
+        for name in _SKIP_LOGS:
+            listen(_heard(name, self._note_skip))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for listener in self._listeners:
-            listener.stop()
+        self._listening.close()
         since = {name: Counter(counters[name]) - self._before[name] for name in _COUNTED}
         self.graphs = since["stats"]["unique_graphs"]
         self.graph_breaks = sum(since["graph_break"].values())
@@ -135,6 +125,11 @@ class CompileHealth:
             if metrics.co_name:
                 self._note_compilation(metrics)
         set_compilation_metrics_limit(_METRICS_KEPT_BY_TORCH)
+
+    @property
+    def recompilations(self) -> list[Compilation]:
+        """Frames compiled again because a guard failed."""
+        return [compilation for compilation in self.compilations if compilation.reason]
 
     @property
     def limit_hits(self) -> int:
@@ -156,9 +151,8 @@ class CompileHealth:
         microseconds = getattr(metrics, "start_time_us", None)
         began = None if microseconds is None else microseconds / 1e6
         seconds = getattr(metrics, "entire_frame_compile_time_s", None)
-        self.compilations.append(Compilation(place, bool(metrics.graph_op_count), began, seconds))
-        if metrics.recompile_reason:
-            self.recompilations.append(Event(place, metrics.recompile_reason))
+        graph, reason = bool(metrics.graph_op_count), metrics.recompile_reason or ""
+        self.compilations.append(Compilation(place, reason, "", graph, began, seconds))
 
     def _note_break(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -179,7 +173,7 @@ class CompileHealth:
         if found := _LIMIT.search(record.getMessage()):
             limit, value, function, file, line, reason = found.groups()
             place = Place(file, int(line), function)
-            self.limits.append(LimitHit(place, limit, int(value), reason))
+            self.limits.append(Event(place, reason, f"{limit} = {value}"))
 
     def _note_skip(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -187,30 +181,26 @@ class CompileHealth:
             self.skips.append(message.strip().splitlines()[0])
 
 
-class _Listener(logging.Filter):
-    """Hears what one logger is told.
+@contextmanager
+def _heard(
+    logger_name: str, note: Callable[[logging.LogRecord], None], debug: bool = False
+) -> Iterator[None]:
+    """Note what one logger is told.
 
-    As a filter, not a handler, and so unheard by others: what torch shows stays the same, and
+    By a filter, not a handler, and so unheard by others: what torch shows stays the same, and
     what it would not show is dropped here.
     """
 
-    def __init__(
-        self, logger: str, note: Callable[[logging.LogRecord], None], debug: bool = False
-    ) -> None:
-        super().__init__()
-        self._logger = logging.getLogger(logger)
-        self._note = note
-        self._level = self._logger.level
-        self._unasked = debug
-        if debug:
-            self._logger.setLevel(logging.DEBUG)
-        self._logger.addFilter(self)
+    def hear(record: logging.LogRecord) -> bool:
+        note(record)
+        return not debug or log_state.is_artifact_enabled("graph_breaks")
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        self._note(record)
-        return not self._unasked or log_state.is_artifact_enabled("graph_breaks")
-
-    def stop(self) -> None:
-        self._logger.removeFilter(self)
-        if self._unasked:
-            self._logger.setLevel(self._level)
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    if debug:
+        logger.setLevel(logging.DEBUG)
+    logger.addFilter(hear)
+    yield
+    logger.removeFilter(hear)
+    if debug:
+        logger.setLevel(level)

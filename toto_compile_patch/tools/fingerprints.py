@@ -14,7 +14,7 @@ from rich.console import Console
 
 from toto_compile_patch import carriers
 from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
-from toto_compile_patch.tools.checks import UsageError, check_json, is_stdout, write_json
+from toto_compile_patch.tools.checks import UsageError, report
 from toto_compile_patch.tools.screen import table_of
 
 _WIDTH = 130
@@ -53,9 +53,8 @@ def run(options: argparse.Namespace) -> int:
     """Print each definition's fingerprints; return 1 where any differs from tested code.
 
     Raises:
-        UsageError: there is no such folder, or no place for the figures.
+        UsageError: there is no such folder, or the figures cannot be written.
     """
-    check_json(options.json)
     folder = str(options.folder or next(iter(carriers.folders_of_package("toto")), ""))
     if not folder:
         raise UsageError("toto is not installed: pip install toto-ts, or give a package's FOLDER")
@@ -63,10 +62,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"no folder {folder}: give that of a package toto")
     definitions = compare(folder)
     differing = [definition for definition in definitions if definition.differs]
-    if not is_stdout(options.json):
-        _show(folder, definitions, differing)
     figures = [{**asdict(one), "state": one.state} for one in definitions]
-    write_json(options.json, {"folder": folder, "definitions": figures})
+    told = {"folder": folder, "definitions": figures}
+    report(options.json, told, lambda: _show(folder, definitions, differing))
     return 1 if differing else 0
 
 

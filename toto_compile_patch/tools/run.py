@@ -15,19 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toto_compile_patch.settings import Settings
+from toto_compile_patch.tools.checks import UsageError
 
 _HOOK = str(Path(__file__).resolve().with_name("hook"))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the script or module that was named; returns only if it cannot, or on Windows."""
+    """Run the script or module that was named; returns on Windows alone.
+
+    Raises:
+        UsageError: it cannot be run, or not patched.
+    """
+    program = _program(options)
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        raise UsageError("Python's -E, -I and -S ignore what patches the script: leave them out")
     try:
-        program = _program(options)
-        _check_flags()
         Settings.resolve()
     except ValueError as error:
-        print(f"run: error: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(error) from None
     command = [sys.executable, *_flags(sys.orig_argv), *program]
     return _become(command, _environment(os.environ))
 
@@ -36,18 +41,13 @@ def _program(options: argparse.Namespace) -> list[str]:
     """The command line after Python's own flags."""
     if options.module is not None:
         if not options.module:
-            raise ValueError("give a module: run -m MODULE [ARGS]")
+            raise UsageError("give a module: run -m MODULE [ARGS]")
         return ["-m", *options.module, *options.script]
     if not options.script:
-        raise ValueError("give a script or a module: run SCRIPT [ARGS], or run -m MODULE [ARGS]")
+        raise UsageError("give a script or a module: run SCRIPT [ARGS], or run -m MODULE [ARGS]")
     if not os.path.exists(options.script[0]):
-        raise ValueError(f"no file {options.script[0]}: give the path of a script")
+        raise UsageError(f"no file {options.script[0]}: give the path of a script")
     return list(options.script)
-
-
-def _check_flags() -> None:
-    if sys.flags.ignore_environment or sys.flags.no_site:
-        raise ValueError("Python's -E, -I and -S ignore what patches the script: leave them out")
 
 
 def _flags(command: Sequence[str]) -> list[str]:

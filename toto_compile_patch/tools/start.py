@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from datetime import date
+from timeit import repeat, timeit
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine
-from toto_compile_patch.tools.checks import check_json, is_stdout, write_json
+from toto_compile_patch.tools.checks import report
 from toto_compile_patch.tools.screen import ProgressLine, table_of
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import Workload
@@ -33,7 +33,6 @@ SIDES = (bench.UPSTREAM, bench.PATCHED)
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    check_json(options.json)
     try:
         found = _measure(options.mode)
     except WorkerError as error:
@@ -47,9 +46,7 @@ def run(options: argparse.Namespace) -> int:
         "mode": options.mode,
         "starts": found,
     }
-    if not is_stdout(options.json):
-        _show(figures)
-    write_json(options.json, figures)
+    report(options.json, figures, lambda: _show(figures))
     return 0
 
 
@@ -82,18 +79,14 @@ def first_forecasts(side: str, mode: str) -> dict[str, float]:
         upstream_or_patched.forecast(JOB, inputs)
 
     trivial = torch.compile(lambda x: 2 * x + 1, mode=mode)
-    seconds = {"trivial": _seconds(lambda: trivial(torch.ones(8)))}
-    seconds["first"] = _seconds(forecast)
-    # Upstream compiles parts of it anew in the second, too.
-    seconds["second"] = _seconds(forecast)
-    seconds["steady"] = min(_seconds(forecast) for _ in range(3))
-    return seconds
-
-
-def _seconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return round(time.perf_counter() - start, 3)
+    seconds = {
+        "trivial": timeit(lambda: trivial(torch.ones(8)), number=1),
+        "first": timeit(forecast, number=1),
+        # Upstream compiles parts of it anew in the second, too.
+        "second": timeit(forecast, number=1),
+        "steady": min(repeat(forecast, number=1, repeat=3)),
+    }
+    return {name: round(taken, 3) for name, taken in seconds.items()}
 
 
 def _show(figures: dict[str, Any]) -> None:

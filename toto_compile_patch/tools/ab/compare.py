@@ -99,7 +99,6 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    checks.check_json(options.json)
     if not options.report:
         return
     if options.report.suffix != ".html":

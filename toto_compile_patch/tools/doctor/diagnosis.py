@@ -36,15 +36,11 @@ def diagnose(found: Examination, set_too_late: list[str], countable: bool) -> It
     elif found.exit_code:
         yield finding("exit code", code=found.exit_code)
     yield from _unreached(found)
-    nothing_compiled = list(_nothing_compiled(found))
-    falls_to_pieces = list(_falls_to_pieces(found))
-    yield from nothing_compiled
-    yield from falls_to_pieces
-    if not nothing_compiled and not falls_to_pieces:
-        yield from _unpatched(found)
-    yield from _partly_unpatched(found)
+    of_compiling = [*_nothing_compiled(found), *_falls_to_pieces(found)]
+    yield from of_compiling
+    yield from _unpatched(found, said=bool(of_compiling))
     yield from _fallbacks(found)
-    if found.limits and not falls_to_pieces:
+    if found.limits and not any(_falls_to_pieces(found)):
         yield finding("recompile limit", functions=_limited(found))
     yield from _long_compiling(found)
     for name in set_too_late:
@@ -74,10 +70,8 @@ def _nothing_compiled(found: Examination) -> Iterator[Finding]:
     """Somebody asked for compiling, and no forecast was asked of a compiled model."""
     if not found.calls or not found.forecasts or any(way["compiled"] for way in found.forecasts):
         return
-    lines = {_line_of(call): call for call in found.calls}
-    why = "; ".join(
-        f"{line} at {call['place']}: {_why_nothing(call)}" for line, call in lines.items()
-    )
+    lines = {_line_of(call): f"at {call['place']}: {_why_nothing(call)}" for call in found.calls}
+    why = "; ".join(f"{line} {rest}" for line, rest in lines.items())
     yield finding("nothing compiled, fast" if _fast(found) else "nothing compiled", why=why)
 
 
@@ -117,20 +111,17 @@ def _falls_to_pieces(found: Examination) -> Iterator[Finding]:
     yield finding("falls to pieces", **found.counts, reads=reads, listed=listed, limit=limit)
 
 
-def _unpatched(found: Examination) -> Iterator[Finding]:
-    ways = [way for way in found.forecasts if _is_unpatched(way)]
-    if ways and not _fast(found):
-        off = found.variables.get(ENV_TOGGLE, "").strip().lower() in _OFF
-        name = "unpatched, toggled off" if off else "unpatched"
-        yield finding(name, made=_made(ways), variable=ENV_TOGGLE)
-
-
-def _partly_unpatched(found: Examination) -> Iterator[Finding]:
+def _unpatched(found: Examination, said: bool) -> Iterator[Finding]:
+    """Forecasts that no patch was there for: all of them, unless that was said, or some."""
     early, fast = [way for way in found.forecasts if _is_unpatched(way)], _fast(found)
     if early and fast:
         before = early[0]["first"] < min(way["first"] for way in fast)
         when = "before apply()" if before else "after revert()"
         yield finding("partly unpatched", made=_made(early), when=when, places=_places(early))
+    elif early and not said:
+        off = found.variables.get(ENV_TOGGLE, "").strip().lower() in _OFF
+        name = "unpatched, toggled off" if off else "unpatched"
+        yield finding(name, made=_made(early), variable=ENV_TOGGLE)
 
 
 def _fallbacks(found: Examination) -> Iterator[Finding]:
@@ -144,13 +135,11 @@ def _fallbacks(found: Examination) -> Iterator[Finding]:
 def _long_compiling(found: Examination) -> Iterator[Finding]:
     """Compiling that took long, and longer than all that it was for."""
     seconds = found.seconds
-    if not seconds or not found.forecasts or seconds["compiling"] < _LONG_COMPILING:
+    if not seconds or not found.forecasts:
         return
-    if seconds["compiling"] > seconds["forecasting"]:
-        name = "long compiling"
-        if any(way["device"] == "cpu" for way in found.forecasts):
-            name = "long compiling on a CPU"
-        yield finding(name, **seconds)
+    if seconds["compiling"] > max(_LONG_COMPILING, seconds["forecasting"]):
+        on_a_cpu = any(way["device"] == "cpu" for way in found.forecasts)
+        yield finding("long compiling on a CPU" if on_a_cpu else "long compiling", **seconds)
 
 
 def _notes(found: Examination) -> Iterator[Finding]:
@@ -187,14 +176,13 @@ def _limited(found: Examination) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _total(ways: Forecasts) -> int:
-    count: int = sum(way["count"] for way in ways)
-    return count
-
-
 def _made(ways: Forecasts) -> str:
     count = _total(ways)
     return f"{count} forecast{'s were' if count > 1 else ' was'} made"
+
+
+def _total(ways: Forecasts) -> int:
+    return sum(int(way["count"]) for way in ways)
 
 
 def _places(ways: Forecasts) -> str:

@@ -6,7 +6,6 @@ Imports nothing that may be missing before it is asked for, and says what went w
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -83,11 +82,9 @@ def examine_environment() -> Environment:
         patches, findings = _applied_here(symbols)
         places = list(carriers.found())
         applied = {row.name for row in patches if row.state == "applied"}
-        findings += [
-            *_unreached(places),
-            *_version_traps(versions),
-            *_compiler_traps(versions, applied),
-        ]
+        findings += _unreached(places)
+        findings += _version_traps(versions)
+        findings += _compiler_traps(versions, applied)
     return Environment(versions, symbols, variables, patches, places, findings=findings)
 
 
@@ -113,24 +110,17 @@ def _versions() -> dict[str, str]:
         "torch": version("torch"),
         "CUDA": _cuda(),
         "triton": version("triton"),
-        "C++ compiler": shutil.which(_compiler()) or "",
+        "C++ compiler": shutil.which(_compiler()),
+        **{name: version(name) for name in ("xformers", "wrapt", "huggingface_hub", "numpy")},
     }
-    found |= {name: version(name) for name in ("xformers", "wrapt", "huggingface_hub", "numpy")}
     return {name: text or "not installed" for name, text in found.items()}
 
 
 def _distributions_of_toto() -> str:
     names = importlib.metadata.packages_distributions().get("toto", [])
-    if not names and _is_importable("toto"):
+    if not names and carriers.folders_of_package("toto"):
         return "of no distribution"
     return ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(names))
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:
-        return False
 
 
 def _cuda() -> str:
@@ -159,12 +149,12 @@ def _symbols() -> list[Symbol]:
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
-    places = list(upstream.BYPASSED)
+    names: dict[str, str] = {}
     for site in sites:
         if isinstance(site, AttributeSite):
-            places += [(site.owner, site.attribute), *site.needs]
-    names = {upstream.symbol(*place): place for place in places}
-    return [Symbol(name, upstream.why_unknown(*place) or "") for name, place in names.items()]
+            for place in ((site.owner, site.attribute), *site.needs):
+                names[upstream.symbol(*place)] = upstream.why_unknown(*place) or ""
+    return [Symbol(name, problem) for name, problem in names.items()]
 
 
 def _applied_here(symbols: list[Symbol]) -> tuple[list[PatchStatus], list[Finding]]:
@@ -193,6 +183,7 @@ def _rows() -> list[PatchStatus]:
 
 def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
     what = str(error) if isinstance(error, TotoCompilePatchError | ValueError) else repr(error)
+    cure = _cure_of(what)
     if isinstance(error, ValueError):
         cure = "set that variable to one of these, or unset it"
     elif isinstance(error, TotoNotFoundError):
@@ -201,19 +192,15 @@ def _stopped(error: Exception, symbols: list[Symbol]) -> Finding:
         cure = pip_install(module)
         if module.partition(".")[0] == "toto":
             cure += "; on another torch than 2.7.0, with --no-deps: see the README"
-    elif foreign := [symbol.name for symbol in symbols if symbol.problem]:
+    elif foreign := ", ".join(symbol.name for symbol in symbols if symbol.problem):
         what = what.partition(f" {HOW_TO_COMPARE}")[0]
-        names = ", ".join(foreign)
-        cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({names})"
-    else:
-        cure = _cure_of(what)
+        cure = f"{HOW_TO_COMPARE}; apply(strict=False) leaves out what does not fit ({foreign})"
     return finding("apply fails", why=what, cure=cure)
 
 
 def _cure_of(message: str) -> str:
-    if "source is not that of" in message:
-        return "pip install 'toto-ts>=0.1.3,<0.3', or take out what replaced it"
-    return ""
+    foreign = "source is not that of" in message
+    return "pip install 'toto-ts>=0.1.3,<0.3', or take out what replaced it" if foreign else ""
 
 
 def _unreached(places: list[Carrier]) -> Iterator[Finding]:
@@ -251,6 +238,8 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     compiles = os.environ.get(variable_of("runtime"), "").strip().lower().startswith("compile")
     level = "problem" if compiles else "trap"
     toto_works = "toto.inference.forecaster" in sys.modules
+    if toto_works:
+        yield from _left_out(level)
     limit = getattr(sys.modules.get("torch._dynamo.config"), "recompile_limit", LAYERS)
     if numbers(versions["xformers"]) and not has_gpu:
         yield finding("xformers on a CPU")
@@ -261,5 +250,15 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     yield from compiling_switched_off(dict(os.environ), "trap")
     if not has_gpu and versions["C++ compiler"] == "not installed":
         yield finding("no C++ compiler", level=level, wanted=_compiler())
-    if has_gpu and not _is_importable("triton"):
+    if has_gpu and not carriers.folders_of_package("triton"):
         yield finding("no Triton", level=level)
+
+
+def _left_out(level: str) -> Iterator[Finding]:
+    """What else than patches this torch lacks private names for."""
+    from toto_compile_patch.private_names import COMPILED, GRAPHS, PACKED, why_without
+
+    for what in (COMPILED, GRAPHS, PACKED):
+        if why := why_without(what):
+            asked = level if what == COMPILED else "trap"
+            yield finding("without a private name", level=asked, what=what, why=why)

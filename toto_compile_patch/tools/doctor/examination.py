@@ -88,7 +88,7 @@ class Examination(Examined):
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] | None = None
-    unreached: list[dict[str, str]] = field(default_factory=list)
+    unreached: list[dict[str, Any]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal, TextIO
+from typing import Any
 
 from toto_compile_patch.tools.doctor.environment import Environment
 from toto_compile_patch.tools.doctor.examination import Examination, Group
@@ -22,17 +22,16 @@ _STYLES = {"problem": "bold red", "trap": "yellow", "note": "dim"}
 
 
 class Screen:
-    """Where a report goes: headings, tables, and findings with their cures."""
+    """Standard output, for headings, tables, and findings with their cures."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         # Into a file or a pipe, rich would write 80 columns.
         self._width = shutil.get_terminal_size((_COLUMNS, 24)).columns
         self._console: Any = None
         with suppress(ImportError):
             from rich.console import Console
 
-            self._console = Console(file=stream, highlight=False, width=self._width)
+            self._console = Console(highlight=False, width=self._width)
 
     def heading(self, text: str) -> None:
         """A line that stands apart."""
@@ -43,7 +42,7 @@ class Screen:
         if self._console:
             self._console.print(text, markup=False, style=style)
         else:
-            print(text, file=self._stream)
+            print(text)
 
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ()
@@ -57,36 +56,26 @@ class Screen:
         """
         if not rows:
             return
-        right = [isinstance(cell, int) for cell in rows[0]]
-        cells = [[str(cell) for cell in row] for row in (headings, *rows[:_MOST_ROWS])]
+        cells = [[str(cell) for cell in row] for row in rows[:_MOST_ROWS]]
         if self._console:
-            self._console.print(self._rich_table(cells, right, whole))
+            from toto_compile_patch.tools.screen import table_of
+
+            table = table_of(headings, cells)
+            table.pad_edge, table.padding = False, (0, 1)
+            for column, heading, cell in zip(table.columns, headings, rows[0], strict=True):
+                number = isinstance(cell, int)
+                column.justify = "right" if number else "left"
+                column.no_wrap = number or (heading in whole and self._width >= _COLUMNS)
+                column.overflow = "fold"
+            self._console.print(table)
         else:
-            cells = [[" ".join(cell.split()) for cell in row] for row in cells]
+            cells = [[" ".join(cell.split()) for cell in row] for row in (headings, *cells)]
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             for row in cells:
-                padded = zip(row, widths, strict=True)
-                self.line("  ".join(cell.ljust(width) for cell, width in padded).rstrip())
+                self.line("  ".join(map(str.ljust, row, widths)).rstrip())
         if len(rows) > _MOST_ROWS:
             self.line(f"  ... and {len(rows) - _MOST_ROWS} more: --json has them all", "dim")
         self.line()
-
-    def _rich_table(
-        self, cells: Sequence[Sequence[str]], right: Sequence[bool], whole: Sequence[str]
-    ) -> Any:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-        headings, *rows = cells
-        for heading, number in zip(headings, right, strict=True):
-            kept = number or (heading in whole and self._width >= _COLUMNS)
-            justify: Literal["right", "left"] = "right" if number else "left"
-            table.add_column(heading, justify=justify, no_wrap=kept, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        return table
 
     def diagnosis(self, findings: list[Finding], healthy: str) -> None:
         """Each finding, with its cure below; and that all is well, where it is."""
@@ -100,26 +89,31 @@ class Screen:
 
     def _paragraph(self, lead: str, text: str, style: str | None = None) -> None:
         """A text whose further lines stand under its first."""
-        lines = textwrap.wrap(
+        text = textwrap.fill(
             lead + text,
             min(self._width, _COLUMNS) - 1,
             subsequent_indent=" " * len(lead),
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for line in lines:
-            self.line(line, style)
+        self.line(text, style)
 
 
-def show_environment(found: Environment, stream: TextIO) -> None:
-    """Print what was found in an environment."""
-    screen = Screen(stream)
+def show(found: Environment | Examination) -> None:
+    """Print what was found in an environment, or seen of a script."""
+    if isinstance(found, Environment):
+        _show_environment(Screen(), found)
+    else:
+        _show_examination(Screen(), found)
+
+
+def _show_environment(screen: Screen, found: Environment) -> None:
     untested = [(symbol.name, symbol.problem) for symbol in found.symbols if symbol.problem]
-    all_of_them = len(found.symbols)
-    code = f"{all_of_them - len(untested)} of {all_of_them} symbols are code that was tested"
+    tested, symbols = len(found.symbols) - len(untested), len(found.symbols)
+    code = f"{tested} of {symbols} symbols are code that was tested"
+    code = code if symbols else "could not be read"
     screen.heading("installed")
-    installed = {**found.versions, "toto's code": code if all_of_them else "could not be read"}
-    screen.table(("", "version"), list(installed.items()))
+    screen.table(("", "version"), [*found.versions.items(), ("toto's code", code)])
     screen.table(("not code that was tested", "why"), untested)
     screen.heading("what apply() does here")
     patches = [(row.name, row.state, row.detail) for row in found.patches]
@@ -132,9 +126,7 @@ def show_environment(found: Environment, stream: TextIO) -> None:
     screen.diagnosis(found.findings, "apply() applies everything that is asked for.")
 
 
-def show_examination(found: Examination, stream: TextIO) -> None:
-    """Print what was seen of a script."""
-    screen = Screen(stream)
+def _show_examination(screen: Screen, found: Examination) -> None:
     screen.line()
     screen.heading(f"doctor: {found.script}, exit code {found.exit_code}")
     if found.observed:

@@ -1,16 +1,9 @@
-"""Run a user's script in a process of its own, watched, and make sense of what was seen.
-
-    python -m toto_compile_patch.tools.doctor.script REPORT SCRIPT [ARGUMENTS...]
-
-runs a script as ``python`` would, and writes what was seen to a file. A user's program is to have
-its own arguments, its standard input and its own end, which no worker process leaves it.
-"""
+"""Run a user's script in a process of its own, watched, and make sense of what was seen."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -25,7 +18,7 @@ from toto_compile_patch.tools.doctor.environment import version
 from toto_compile_patch.tools.doctor.examination import Examination, Function, Group
 from toto_compile_patch.tools.doctor.findings import finding
 from toto_compile_patch.tools.doctor.places import function_at, short
-from toto_compile_patch.tools.doctor.watch import MODULE_OF_SCRIPTS, Watch
+from toto_compile_patch.tools.doctor.watch import RUNNER
 
 _COLUMNS = {"compilations": "graphs", "breaks": "breaks"}
 _COLUMNS |= {"recompilations": "recompilations", "limits": "limit_hits"}
@@ -50,9 +43,9 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
     """
     with tempfile.TemporaryDirectory() as folder, _ctrl_c_left_to_the_script():
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", MODULE_OF_SCRIPTS, str(report), str(script), *arguments]
+        watched = [sys.executable, "-m", RUNNER, str(report), str(script), *arguments]
         sys.stdout.flush()
-        code = subprocess.run(command, stdout=None if keep_stdout else 2).returncode
+        code = subprocess.run(watched, stdout=None if keep_stdout else 2).returncode
         seen = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
     if seen is None:
         died = f"the script's process left without its end (os._exit?), with exit code {code}"
@@ -61,36 +54,6 @@ def examine_script(script: Path, arguments: list[str], keep_stdout: bool = True)
         findings = [finding("nothing seen", death=died)]
         return Examination(str(script), code, died, False, findings=findings)
     return _examination(str(script), code, **seen)
-
-
-def _run_watched(report: str, script: str, *arguments: str) -> None:
-    """Run a script in this process as ``python`` would, and write what was seen to a file.
-
-    Ends as the script ends: with its exit code, or with its traceback and 1.
-    """
-    sys.argv = [script, *arguments]
-    if not getattr(sys.flags, "safe_path", False):
-        # ``python -m`` puts the working directory there; ``python SCRIPT``, that of the script.
-        sys.path[0] = str(Path(script).resolve().parent)
-    watch = Watch()
-    watch.start()
-    error: BaseException | None = None
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except BaseException as raised:
-        error = raised
-    failed = error is not None and not isinstance(error, SystemExit)
-    seen = {**watch.observed(), "error": f"{type(error).__name__}: {error}" if failed else ""}
-    Path(report).write_text(json.dumps(seen, default=str), encoding="utf-8")
-    if isinstance(error, SystemExit):
-        raise error
-    if error is not None:
-        traceback = error.__traceback__
-        # From the script's first frame on; nothing where it has none, as in a SyntaxError.
-        while traceback is not None and traceback.tb_frame.f_code.co_filename != script:
-            traceback = traceback.tb_next
-        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 @contextmanager
@@ -120,7 +83,7 @@ def _examination(
         functions=_functions(entries),
         breaks=_groups(entries["breaks"], _break_alike),
         recompilations=_groups(entries["recompilations"], _guard_alike),
-        limits=_groups(entries["limits"], _limit_alike),
+        limits=_groups(entries["limits"], _guard_alike),
         **seen,
     )
     found.findings.extend(diagnose(found, set_too_late, countable))
@@ -129,7 +92,7 @@ def _examination(
 
 def _located(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with its function's name and a short path in the place of its own."""
-    file, line, function = (entry["place"][name] for name in ("file", "line", "function"))
+    file, line, function = entry["place"]
     name = function_at(file, line, function)
     return {**entry, "function": name, "file": short(file), "line": line}
 
@@ -140,7 +103,7 @@ def _functions(entries: dict[str, list[dict[str, Any]]]) -> list[Function]:
         for entry in entries[kind]:
             name, file = entry["function"], entry["file"]
             function = found.setdefault((name, file), Function(name, f"{file}:{entry['line']}"))
-            more = entry.get("graph", True)
+            more = entry["graph"] if column == "graphs" else 1
             setattr(function, column, getattr(function, column) + more)
     return sorted(found.values(), key=lambda f: (-f.limit_hits, -f.recompilations, -f.breaks))
 
@@ -167,22 +130,14 @@ def _break_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _guard_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
-    """A guard with N for what varies, and that.
+    """A guard with N for what varies, and that; before it, the limit that it made dynamo reach.
 
     Without the compilation's number and the line that the guard came from.
     """
     lines = entry["reason"].split("#")[0].splitlines() or [entry["reason"]]
     condition = _COMPILE_ID.sub("", lines[0]).strip()
+    limit = f"{entry['limit']}; last guard: " if entry["limit"] else ""
     for pattern, plain, varies in _KINDS:
         if found := pattern.fullmatch(condition):
-            return found.expand(plain), "", found[varies] if varies else ""
-    return condition, "", ""
-
-
-def _limit_alike(entry: dict[str, Any]) -> tuple[str, str, str]:
-    reason, place, value = _guard_alike(entry)
-    return f"{entry['limit']} = {entry['value']}; last guard: {reason}", place, value
-
-
-if __name__ == "__main__":
-    _run_watched(*sys.argv[1:])
+            return limit + found.expand(plain), "", found[varies] if varies else ""
+    return limit + condition, "", ""

@@ -11,40 +11,39 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import sysconfig
 import threading
 import time
 import traceback
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import wrapt
 
 import toto_compile_patch
 from toto_compile_patch import carriers
-from toto_compile_patch.path_taken import last_noted
+from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.tools.doctor.findings import bearing_variables
 
 if TYPE_CHECKING:
     from toto_compile_patch.tools.compile_health import CompileHealth
 
-MODULE_OF_SCRIPTS = "toto_compile_patch.tools.doctor.script"
+RUNNER = f"{__package__}.run_watched"
 """What runs a user's script, as ``__main__`` before the script is that."""
 
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
 _REACHED = "toto"
+_LIBRARIES = {*sys.stdlib_module_names, "toto_compile_patch", "toto", "torch"}
+_FORECASTERS = carriers.FORECASTERS.values()
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
-@dataclass(frozen=True)
-class SeenForecast:
+class SeenForecast(NamedTuple):
     """How a forecast was made.
 
     Attributes:
@@ -80,30 +79,15 @@ class _Now(threading.local):
 
 
 @dataclass
-class SeenCompile:
-    """A call that was to compile a model.
-
-    Attributes:
-        how: ``method`` (``model.compile()``) or ``function`` (``torch.compile(model)``).
-        target: class of the model.
-        place: the line that called.
-        used: whether a forecast was asked of what it made.
-    """
-
-    how: str
-    target: str
-    place: str
-    used: bool = False
-
-
-@dataclass
 class Watch:
     """What was seen so far.
 
     Attributes:
         forecasts: how each forecast was made, in their order.
         spans: when each forecast began and ended, in seconds since the epoch.
-        calls: those that were to compile a model, each with what a forecaster would hold of it.
+        calls: those that were to compile a model: ``how`` (``method``, as ``model.compile()``, or
+            ``function``, as ``torch.compile(model)``), ``target`` (the model's class), and
+            ``place`` (the line that called).
         countable: whether upstream's own forecasts can be seen.
         environment_read: the variables that dynamo found when it was imported.
         health: what dynamo did, once it is imported.
@@ -111,7 +95,7 @@ class Watch:
 
     forecasts: list[SeenForecast] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
-    calls: list[tuple[SeenCompile, weakref.ref[Any]]] = field(default_factory=list)
+    calls: list[dict[str, str]] = field(default_factory=list)
     countable: bool = True
     environment_read: dict[str, str] | None = None
     health: CompileHealth | None = None
@@ -143,10 +127,10 @@ class Watch:
             "skips": Counter(health.skips if health else ()),
             "seconds": health and self._seconds(health),
             "forecasts": [
-                {**asdict(way), "count": count, "first": made.index(way)}
+                {**way._asdict(), "count": count, "first": made.index(way)}
                 for way, count in Counter(made).items()
             ],
-            "calls": [asdict(call) for call, _ in self.calls],
+            "calls": list(self.calls),
             "countable": self.countable,
             "variables": variables,
             # What dynamo would have read, had it been there when dynamo was imported.
@@ -156,16 +140,12 @@ class Watch:
                 if name.startswith(_READ_ONCE) and read is not None and read.get(name) != text
             ],
             "applied": _applied(),
-            "unreached": [
-                {"name": carrier.name, "folder": carrier.folder, "advice": carrier.advice}
-                for carrier in carriers.unreached()
-            ],
+            "unreached": [asdict(carrier) for carrier in carriers.unreached()],
         }
 
     def _seconds(self, health: CompileHealth) -> dict[str, float] | None:
         """What compiling took, and what all forecasts took beside; None where nothing tells."""
-        told = ((frame.began, frame.seconds) for frame in health.compilations)
-        known = [(b, s) for b, s in told if b is not None and s is not None]
+        known = [(f.began, f.seconds) for f in health.compilations if f.began and f.seconds]
         if not known:
             return None
         spans = list(self.spans)
@@ -197,8 +177,8 @@ class Watch:
         def call(*args: Any, **kwargs: Any) -> Any:
             kind = type(args[position]) if len(args) > position else object
             if kind.__name__ in _MODELS and kind.__module__.startswith("toto."):
-                seen = SeenCompile(how, kind.__name__, _asked_from(sys._getframe(1)))
-                self.calls.append((seen, weakref.ref(args[0])))
+                place = _asked_from(sys._getframe(1))
+                self.calls.append({"how": how, "target": kind.__name__, "place": place})
             return original(*args, **kwargs)
 
         return call
@@ -227,7 +207,7 @@ class Watch:
             if not torch.compiler.is_compiling():
                 self.now.upstream = True
                 if not self.now.within:
-                    self._note(forecaster, sys._getframe(1), carrier=carrier)
+                    self._note(forecaster, sys._getframe(1), PathTaken("upstream"), carrier)
                     with self._timed():
                         return original(forecaster, *args, **kwargs)
             return original(forecaster, *args, **kwargs)
@@ -274,29 +254,26 @@ class Watch:
             if outermost:
                 self.spans.append((start, time.time()))
 
-    def _note(self, forecaster: Any, frame: FrameType, path: Any = None, carrier: str = "") -> None:
-        """Note a forecast; without a path, one by upstream's code alone."""
+    def _note(self, forecaster: Any, frame: FrameType, path: PathTaken, carrier: str = "") -> None:
+        """Note a forecast, which a line of the user's code above a frame asked for."""
         import torch
 
         model = getattr(forecaster, "model", None)
         compiled_call = getattr(model, "_compiled_call_impl", None)
         first = next(iter(getattr(model, "parameters", list[Any])()), None)
-        taken = getattr(path, "taken", "upstream")
         seen = SeenForecast(
-            path=taken,
-            reason=getattr(path, "reason", ""),
-            runtime=getattr(path, "runtime", ""),
-            cure=getattr(path, "cure", ""),
+            path=path.taken,
+            reason=path.reason,
+            runtime=path.runtime,
+            cure=path.cure,
             compiled=hasattr(model, "_orig_mod") or compiled_call is not None,
             device=str(getattr(getattr(first, "device", None), "type", "")),
-            patches=_applied() if taken == "upstream" and not carrier else (),
+            patches=_applied() if path.taken == "upstream" and not carrier else (),
             autocast=next((k for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)), ""),
             place=_asked_from(frame),
             carrier=carrier,
         )
         self.forecasts.append(seen)
-        for call, made in self.calls:
-            call.used = call.used or made() is model
 
 
 def _applied() -> tuple[str, ...]:
@@ -308,34 +285,22 @@ def _applied() -> tuple[str, ...]:
 
 def _asked_from(frame: FrameType) -> str:
     """The nearest line that is the user's."""
-    libraries = _folders_of_libraries()
     for caller, line in traceback.walk_stack(frame):
-        if _is_users(caller, libraries):
+        if _is_users(caller):
             return f"{Path(caller.f_code.co_filename).name}:{line}"
     return ""
 
 
-def _is_users(frame: FrameType, libraries: tuple[str, ...]) -> bool:
+def _is_users(frame: FrameType) -> bool:
     """Whether a frame is the script's, or of a module that nobody has installed.
 
     The script is the user's wherever it lies, be it between this package's own files or Toto's.
     """
-    file, spec = frame.f_code.co_filename, frame.f_globals.get("__spec__")
+    file, names = frame.f_code.co_filename, frame.f_globals
+    module = str(names.get("__name__"))
     if file.startswith("<"):
         return False
-    if frame.f_globals.get("__name__") == "__main__":
-        return getattr(spec, "name", None) != MODULE_OF_SCRIPTS
-    file = os.path.abspath(file)
-    return not file.startswith(libraries) and not any(part in file for part in _INSTALLED)
-
-
-def _folders_of_libraries() -> tuple[str, ...]:
-    """Folders of Python's own modules, of this package, and of what it patches."""
-    folders = [sysconfig.get_path("stdlib"), os.path.dirname(os.__file__)]
-    for name in ("toto_compile_patch", "toto", "torch"):
-        folders += getattr(sys.modules.get(name), "__path__", ())
-    for name in carriers.FORECASTERS.values():
-        # In a clone's own layout, the script may lie beside the folders of Toto's code.
-        file = getattr(sys.modules.get(name), "__file__", None)
-        folders += [os.path.dirname(file)] if file else []
-    return tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+    if module == "__main__":
+        return getattr(names.get("__spec__"), "name", None) != RUNNER
+    installed = any(part in file for part in _INSTALLED)
+    return not installed and module.split(".")[0] not in _LIBRARIES and module not in _FORECASTERS
