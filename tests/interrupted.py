@@ -356,8 +356,9 @@ def is_held(lock: Any) -> bool:
     return held
 
 
-LEAVES = ("__enter__", "__exit__", "<listcomp>", "_close")
-"""Functions in which an interrupt can keep a block from being left."""
+LEAVES = ("__enter__", "__exit__", "<listcomp>", "_close", "call")
+"""Functions in which an interrupt can keep a block from being left; the last one is what a decorator
+makes, whose ``with`` statement Python leaves in several instructions."""
 
 
 def complaints(
