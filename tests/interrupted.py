@@ -357,8 +357,8 @@ def is_held(lock: Any) -> bool:
 
 
 LEAVES = ("__enter__", "__exit__", "<listcomp>", "_close", "call")
-"""Functions in which an interrupt can keep a block from being left; the last one is what a decorator
-makes, whose ``with`` statement Python leaves in several instructions."""
+"""Functions in which an interrupt can keep a block from being left; the last one is what a
+decorator makes, whose ``with`` statement Python leaves in several instructions."""
 
 
 def complaints(
