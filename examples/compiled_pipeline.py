@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import time
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from command_line import Parser, Window
+from numpy.typing import NDArray
 from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
@@ -58,7 +60,7 @@ def main() -> None:
     print(f"path:    {toto_compile_patch.last_path() or 'upstream, unpatched'}")
 
 
-def forecast(forecaster: TotoForecaster, window: Window, samples: int | None) -> np.ndarray:
+def forecast(forecaster: TotoForecaster, window: Window, samples: int | None) -> NDArray[Any]:
     """The median of what follows, or its mean if there are no samples (``variate horizon``)."""
     device = forecaster.model.device
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
