@@ -1,6 +1,12 @@
-"""The exceptions that users may want to catch."""
+"""The exceptions that users may want to catch, and how any error is told in a line."""
 
 from __future__ import annotations
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says, cut to 200 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
 
 
 class TotoCompilePatchError(Exception):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from toto_compile_patch.errors import in_a_line
+
 
 @dataclass(frozen=True)
 class PathTaken:
@@ -55,9 +57,7 @@ def attempt(path: PathTaken) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raised = f"it raised {type(error).__name__}: {first_line[:200]}"
-        _last_path.path = _with_remark(path, raised.removesuffix(": "))
+        _last_path.path = _with_remark(path, f"it raised {in_a_line(error)}")
         raise
     _last_path.path = path
 

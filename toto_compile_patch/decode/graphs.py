@@ -27,6 +27,7 @@ from toto_compile_patch.decode.recorder import CudaRecorder, Graph, Outputs, Rec
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import Ran, Runtime
 from toto_compile_patch.decode.weights import Weights
+from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.locks import Lock
 
 MOST_GRAPHS = 16
@@ -158,7 +159,7 @@ class Graphs:
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
             self._drop(lambda captured: True)
-            self._note(key, f"capturing failed ({_first_line(error)})")
+            self._note(key, f"capturing failed ({in_a_line(error)})")
             return None
         self._captured[key] = _Captured(graph, inputs, outputs, weights, options, size)
         return self._captured[key]
@@ -190,7 +191,7 @@ def run(asked: AskedForecast) -> tuple[torch.Tensor, torch.Tensor, Ran]:
     """Forecast on a GPU by a CUDA graph of the model's, where there is or may be one.
 
     Returns:
-        The forecast, the outcomes to its checks, and how it was made.
+        The forecast, the outcomes of its checks, and how it was made.
     """
     with _lock.held:
         of_this_model = _of_models.setdefault(asked.model.backbone, Graphs(_recorder))
@@ -216,8 +217,3 @@ def one_at_a_time(device: torch.device) -> Iterator[None]:
         lock = _of_devices.get(device) or _of_devices.setdefault(device, Lock())
     with lock.held:
         yield
-
-
-def _first_line(error: RuntimeError) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -23,6 +23,7 @@ from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.row_layout import Padding
 from toto_compile_patch.decode.sampling import StudentT
+from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.private_names import private
 from toto_compile_patch.tracing import own_code
 
@@ -42,11 +43,6 @@ ROWS_OF_A_PACKED_PRODUCT = 4
 def _unwanted_compilation(error: Exception) -> bool:
     """Whether a user has asked torch to raise instead of compiling again."""
     return isinstance(error, _RecompileError) or "fail_on_recompile" in str(error)
-
-
-def _in_a_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 class Regions:
@@ -154,7 +150,7 @@ class Compiled(Regions):
             # A region has no effect but its result, and what it would write again.
             if out_of_memory(error) or _unwanted_compilation(error):
                 raise
-            self.failure = f"compiling failed ({_in_a_line(error)})"
+            self.failure = f"compiling failed ({in_a_line(error)})"
             return super()._run(region, part, hidden, *rows, attend=attend)
         self._run_before.add(kind)
         return result

@@ -258,15 +258,16 @@ class Watch:
         """Note a forecast, which a line of the user's code above a frame asked for."""
         import torch
 
+        from toto_compile_patch.decode.compile_call import is_compiled
+
         model = getattr(forecaster, "model", None)
-        compiled_call = getattr(model, "_compiled_call_impl", None)
         first = next(iter(getattr(model, "parameters", list[Any])()), None)
         seen = SeenForecast(
             path=path.taken,
             reason=path.reason,
             runtime=path.runtime,
             cure=path.cure,
-            compiled=hasattr(model, "_orig_mod") or compiled_call is not None,
+            compiled=is_compiled(model),
             device=str(getattr(getattr(first, "device", None), "type", "")),
             patches=_applied() if path.taken == "upstream" and not carrier else (),
             autocast=next((k for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)), ""),
