@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import einops.einops
 import numpy as np
 import pytest
 import torch
@@ -65,12 +66,26 @@ def arguments(name: str, batch: int, variates: int) -> Arguments:
 def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
     """What a call returned, or the errors that it raised, the last one first."""
     torch.manual_seed(0)
+    forget_einops_recipes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return "returned", call()
         except Exception as error:
             return "raised", list(chain(error))
+        finally:
+            forget_einops_recipes()
+
+
+def forget_einops_recipes() -> None:
+    """Let einops keep nothing that it has worked out for a ``True``.
+
+    Its caches take ``True`` for 1, so that one call with ``True`` samples would make every later
+    call with one sample, in whatever test, expand a tensor to ``True`` rows, and fail.
+    """
+    for function in vars(einops.einops).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def chain(error: BaseException | None) -> Iterator[tuple[type[BaseException], str]]:
