@@ -1,4 +1,4 @@
-"""Copies of Toto's code that apply() does not reach: who says so, when, and what to do."""
+"""Copies of Toto's code: those that apply() patches, whenever they come, and those it leaves alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import toto
+from carrier_cases import AUTOGLUON, CLONE, NAMESPACE
 
 from toto_compile_patch import carriers
 from toto_compile_patch.tested_code import FINGERPRINTS
 
 HERE = Path(__file__).parent
 INSTALLED = Path(toto.__file__).parent
-AUTOGLUON = "autogluon.timeseries.models.toto._internal"
 
 WITHOUT_TOTO = """\
 import os, sys
@@ -121,70 +121,203 @@ def done(run: subprocess.CompletedProcess[str]) -> str:
     return run.stdout
 
 
-BEFORE_APPLY = """
-from model.toto import Toto
-from inference.forecaster import TotoForecaster
+@pytest.fixture
+def folders(clone: Path, namespace: Path, autogluon: Path) -> dict[str, Path]:
+    """Of each carrier but the installed one, the folder from which it is imported."""
+    return {CLONE: clone, NAMESPACE: namespace, AUTOGLUON: autogluon}
+
+
+def edit(folder: Path) -> None:
+    """Make a carrier a fork: one of its methods is other code."""
+    [file] = folder.rglob("rope.py")
+    text = file.read_text()
+    changed = re.sub(r"(def get_scale\(.*?\):\n)", r"\1        self.other = 0\n", text, flags=re.S)
+    assert changed != text
+    file.write_text(changed)
+
+
+EITHER_ORDER = """
+import sys, warnings
+from carrier_cases import Carrier, check_equal, check_same
 import toto_compile_patch as p
-from toto_cases import forecast, series, tiny_model
 
-told = []
-handler = logging.Handler()
-handler.emit = told.append
-logging.getLogger("toto_compile_patch").addHandler(handler)
-assert p.last_path().taken == "unreached"
-for _ in range(2):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        p.apply()
-    print(json.dumps([(w.category.__name__, str(w.message), w.filename) for w in caught]))
-warned = [record for record in told if record.levelno == logging.WARNING]
-assert len(warned) == 1 and "`inference and model`" in warned[0].getMessage(), warned
-assert p.is_applied()
+warnings.simplefilter("error", p.UnreachedCarrierWarning)
 
-TotoForecaster(Toto(**ARGUMENTS).model).forecast(series(40), prediction_length=8)
-path = p.last_path()
-assert path.taken == "unreached" and "`inference and model`" in path.reason, path
-forecast(tiny_model().model, series(40), 8)
+name, order = sys.argv[1:]
+if order == "apply, import":
+    p.apply(rng="upstream", fallback="error")
+    assert [c.reached for c in p.status().carriers if c.name == name] == [True]
+carrier = Carrier(name)
+p.revert()
+before, upstream = carrier.held(), carrier.forecasts()
+p.apply(rng="upstream", fallback="error")
+assert p.is_applied(), p.status()
+states = {row.name: row.state for row in p.status() if row.carrier == name}
+assert states.pop("compile_method") == ("nothing to patch" if "autogluon" in name else "applied")
+assert set(states.values()) == {"applied"} and len(states) == 4, states
+patched = carrier.forecasts()
 assert p.last_path().taken == "fast"
-elsewhere = []
-thread = threading.Thread(target=lambda: elsewhere.append(p.last_path().taken))
-thread.start(); thread.join()
-assert elsewhere == ["unreached"]
-
-found = {carrier.name: carrier for carrier in p.status().carriers}
-assert set(found) == {"toto", "inference and model"}, found
-assert (found["toto"].loaded, found["toto"].reached) == (True, True)
-other = found["inference and model"]
-assert (other.loaded, other.reached, other.code) == (True, False, "code that was tested")
-assert "from toto.inference.forecaster import TotoForecaster" in other.advice
-assert [row.state for row in p.status()] == ["applied"] * 5
-assert "loaded, not reached" in str(p.status())
+check_equal(upstream, patched)
+p.revert()
+assert not p.is_applied()
+check_same(before, carrier.held())
+check_equal(upstream, carrier.forecasts())
 """
 
 
-def test_a_clone_that_is_loaded_before_apply(clone: Path) -> None:
-    first, second = map(json.loads, done(python(MODEL + BEFORE_APPLY, clone)).splitlines())
-    [(category, message, file)] = first
-    assert (category, file) == ("UnreachedCarrierWarning", "<string>")
-    assert str(clone) in message
-    assert "instead of importing from `inference` and `model`" in message
-    assert second == []
+@pytest.mark.parametrize("order", ["import, apply", "apply, import"])
+@pytest.mark.parametrize("name", [CLONE, NAMESPACE, AUTOGLUON])
+@pytest.mark.parametrize("with_toto", [True, False], ids=["beside toto", "without toto"])
+def test_carriers_are_patched_in_either_order(
+    folders: dict[str, Path], name: str, order: str, with_toto: bool
+) -> None:
+    if with_toto and name == NAMESPACE:
+        pytest.skip("a folder of the name toto stands for the installed one, or behind it")
+    code = EITHER_ORDER if with_toto else WITHOUT_TOTO + EITHER_ORDER
+    done(python(code, folders[name], HERE, arguments=("-c", code, name, order)))
 
 
-AFTER_APPLY = """
+AT_ITS_IMPORT = """
+import torch
+from carrier_cases import AUTOGLUON, Carrier
 import toto_compile_patch as p
-p.apply()
-assert p.last_path() is None
-assert [c.loaded for c in p.status().carriers if not c.reached] == [False]
-from model.toto import Toto
-path = p.last_path()
-assert path.taken == "unreached" and "`inference and model`" in path.reason, path
-assert [c.loaded for c in p.status().carriers if not c.reached] == [True]
+
+p.apply(fallback="error")
+toto = Carrier("toto")
+toto.forecasts()
+theirs = Carrier(AUTOGLUON)
+assert p.last_path().taken == "fast"
+for carrier in (theirs, toto, theirs):
+    p.apply(fallback="error")
+    carrier.forecasts()
+# What one carrier's place replaced is not another's.
+kinds = {type(c.forecaster.model.allocate_kv_cache(1, 3, 64, "cpu", torch.float32)) for c in (theirs, toto)}
+assert len(kinds) == 2, kinds
+p.apply(carriers="autogluon", fallback="error")
+assert p.is_applied()
+states = {(r.carrier, r.state) for r in p.status()}
+assert states == {("toto", "not applied"), (AUTOGLUON, "applied"), (AUTOGLUON, "nothing to patch")}
 """
+
+
+def test_two_carriers_in_one_process(autogluon: Path) -> None:
+    done(python(AT_ITS_IMPORT, autogluon, HERE))
+
+
+NARROWED = """
+import os, sys, warnings
+from carrier_cases import AUTOGLUON, Carrier
+import toto_compile_patch as p
+
+warnings.simplefilter("error", p.UnreachedCarrierWarning)
+
+os.environ["TOTO_COMPILE_PATCH_CARRIERS"] = "AutoGluon"
+p.apply()
+assert "toto" not in sys.modules
+[one] = [c for c in p.status().carriers if c.name == "toto"]
+assert not one.reached and "leaves it out" in one.advice
+Carrier("toto").forecasts()
+assert p.last_path().taken == "unreached"
+theirs = Carrier(AUTOGLUON)
+theirs.forecasts()
+assert p.last_path().taken == "fast" and p.is_applied()
+p.apply(carriers=["toto"])
+assert {row.state for row in p.status() if row.carrier == AUTOGLUON} == {
+    "not applied", "nothing to patch"
+}
+for wrong, kind in (("tutu", ValueError), (3, TypeError), ([None], TypeError)):
+    try:
+        p.apply(carriers=wrong)
+    except kind as error:
+        assert "carrier" in str(error)
+    else:
+        raise SystemExit("apply() went through")
+"""
+
+
+def test_carriers_are_chosen(autogluon: Path) -> None:
+    done(python(NARROWED, autogluon, HERE))
+
+
+FORK = """
+import sys, warnings
+from carrier_cases import Carrier
+import toto_compile_patch as p
+
+name, order = sys.argv[1:]
+if order == "apply, import":
+    p.apply()
+    assert p.is_applied()
+fork = Carrier(name)
+before = fork.held()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    p.apply()
+    p.apply()
+assert len(caught) == (order == "import, apply"), caught
+[other] = [c for c in p.status().carriers if not c.reached]
+print(other.name, other.state, other.code, sep="|")
+fork.forecasts()
+assert p.last_path().taken == "unreached"
+assert p.is_applied()
+p.revert()
+"""
+
+
+@pytest.mark.parametrize("order", ["import, apply", "apply, import"])
+def test_a_fork_of_a_clone_is_named_and_left_alone(clone: Path, order: str) -> None:
+    edit(clone)
+    run = python(FORK, clone, HERE, arguments=("-c", FORK, CLONE, order))
+    differs = "differs in TimeAwareRotaryEmbedding.get_scale"
+    assert done(run).strip() == f"{CLONE}|loaded, not reached|{differs}"
+    assert run.stderr.count("UnreachedCarrierWarning: ") == (order == "apply, import")
+
+
+MISFIT = """
+import sys, warnings
+from carrier_cases import AUTOGLUON, Carrier
+import toto_compile_patch as p
+
+p.apply()
+misfit = Carrier(AUTOGLUON)
+assert not p.is_applied()
+states = {row.name: row.state for row in p.status() if row.carrier == AUTOGLUON}
+assert states["fast_decode"] == "unavailable", states
+assert "applied" not in states.values(), states
+assert {row.state for row in p.status() if row.carrier == "toto"} == {"applied"}
+misfit.forecasts()
+Carrier("toto").forecasts()
+assert p.last_path().taken == "fast"
+held = misfit.held()
+p.revert()
+# It is loaded now: apply() says that it does not fit, and nothing is applied.
+try:
+    p.apply()
+except p.UnsupportedTotoError as error:
+    assert "autogluon" in str(error) and "get_scale" in str(error), error
+else:
+    raise SystemExit("apply() went through")
+assert {row.state for row in p.status() if row.carrier == "toto"} == {"not applied"}
+p.apply(strict=False)
+states = {row.name: row.state for row in p.status() if row.carrier == AUTOGLUON}
+assert states["kv_cache"] == "applied" and states["fast_decode"] == "unavailable", states
+p.revert()
+"""
+
+
+def test_a_carrier_that_comes_later_and_does_not_fit(autogluon: Path) -> None:
+    edit(autogluon)
+    run = python(MISFIT, autogluon, HERE)
+    done(run)
+    assert run.stderr.count("UnreachedCarrierWarning: ") == 1
+
 
 AS_AN_ERROR = """
-p.revert()
 import os, warnings
+from carrier_cases import CLONE, Carrier
+import toto_compile_patch as p
+
+Carrier(CLONE)
 warnings.simplefilter("error", p.UnreachedCarrierWarning)
 for call in (p.apply, p.patched().__enter__):
     try:
@@ -205,8 +338,9 @@ p.apply()
 """
 
 
-def test_a_clone_that_is_loaded_after_apply_and_warnings_that_are_errors(clone: Path) -> None:
-    run = python(AFTER_APPLY + AS_AN_ERROR, clone)
+def test_warnings_of_forks_that_are_errors(clone: Path) -> None:
+    edit(clone)
+    run = python(AS_AN_ERROR, clone, HERE)
     done(run)
     assert run.stderr.count("UnreachedCarrierWarning: ") == 1
 
@@ -227,41 +361,13 @@ assert carrier.advice in str(p.status())
 """
 
 
-def test_where_a_clone_is_all_there_is(clone: Path, namespace: Path) -> None:
+def test_where_a_fork_is_all_there_is(clone: Path) -> None:
+    edit(clone)
     said, state = done(python(WITHOUT_TOTO + NOT_INSTALLED, clone)).splitlines()
     assert "`inference and model`" in said
     assert "instead of importing from `inference` and `model`" in said
-    assert state == "inference and model|importable, not reached|code that was tested"
-    loaded = "from toto.toto.model.toto import Toto\n"
-    said, state = done(python(WITHOUT_TOTO + loaded + NOT_INSTALLED, namespace)).splitlines()
-    assert "instead of importing from `toto.toto`" in said
-    assert state == "toto.toto|loaded, not reached|code that was tested"
-
-
-def test_where_autogluon_is_all_there_is(autogluon: Path) -> None:
-    said, state = done(python(WITHOUT_TOTO + NOT_INSTALLED, autogluon)).splitlines()
-    assert "AutoGluon forecasts with a copy of Toto" in said
-    assert state == f"{AUTOGLUON}|importable, not reached|code that was tested"
-
-
-def test_autogluons_copy_is_named_where_it_is_loaded(autogluon: Path) -> None:
-    file = autogluon.joinpath(*AUTOGLUON.split("."), "backbone", "rope.py")
-    text = file.read_text()
-    changed = re.sub(r"(def get_scale\(.*?\):\n)", r"\1        self.other = 0\n", text, flags=re.S)
-    file.write_text(changed)
-    code = f"""
-    import sys, warnings
-    sys.may_import = True
-    import {AUTOGLUON}.forecaster as theirs
-    import toto_compile_patch as p
-    p.apply()
-    [other] = [c for c in p.status().carriers if not c.reached]
-    print(other.name, other.state, other.code, sep="|")
-    """
-    run = python(code, autogluon)
     differs = "differs in TimeAwareRotaryEmbedding.get_scale"
-    assert done(run).strip() == f"{AUTOGLUON}|loaded, not reached|{differs}"
-    assert "UnreachedCarrierWarning" in run.stderr
+    assert state == f"inference and model|importable, not reached|{differs}"
 
 
 def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
@@ -361,6 +467,7 @@ def test_commands_say_what_a_script_forecasts_with(
     command: str, clone: Path, tmp_path: Path
 ) -> None:
     # As people run a clone: from its inner folder, with a script that lies there.
+    edit(clone)
     script = clone / "script.py"
     script.write_text(
         MODEL
@@ -393,15 +500,16 @@ def test_commands_say_what_a_script_forecasts_with(
 
 def test_doctor_lists_them(clone: Path, autogluon: Path) -> None:
     look = "from toto_compile_patch.tools.cli import main; import sys; sys.exit(main(['doctor'"
+    edit(clone)
     run = python(look + "]))", autogluon, clone)
     text = " ".join(done(run).split())
     assert "where Toto's code is" in text
-    assert text.count("importable, not reached code that was tested") == 2
+    assert "importable, reached code that was tested" in text
+    assert "importable, not reached differs in TimeAwareRotaryEmbedding.get_scale" in text
     assert "! apply() does not reach `inference and model`" in text
-    assert "AutoGluon forecasts with a copy of Toto" in text
-    run = python(WITHOUT_TOTO + look + ", '--json', '-']))", autogluon)
+    run = python(WITHOUT_TOTO + look + ", '--json', '-']))", clone)
     report = json.loads(run.stdout)
     assert run.returncode == 1
     [carrier] = report["carriers"]
-    assert (carrier["name"], carrier["reached"]) == (AUTOGLUON, False)
+    assert (carrier["name"], carrier["reached"]) == (CLONE, False)
     assert {f["level"] for f in report["findings"] if "does not reach" in f["what"]} == {"problem"}

@@ -39,7 +39,7 @@ def test_defaults() -> None:
 
 def test_every_setting_is_a_keyword() -> None:
     arguments = inspect.signature(apply).parameters
-    assert list(arguments) == ["patches", *(setting.name for setting in SETTINGS)]
+    assert list(arguments) == ["patches", "carriers", *(setting.name for setting in SETTINGS)]
     assert all(argument.default is None for argument in arguments.values())
     assert inspect.signature(patched).parameters == arguments
 

@@ -8,13 +8,14 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeGuard, TypeVar
 
-from toto_compile_patch import carriers
+from toto_compile_patch import carriers as carriers_here
+from toto_compile_patch import import_hook
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
 from toto_compile_patch.locks import Lock
@@ -26,6 +27,8 @@ from toto_compile_patch.tested_code import HOW_TO_COMPARE
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
     from toto.inference.forecaster import TotoForecaster
+
+    from toto_compile_patch.upstream import TotoCode
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -54,6 +57,7 @@ the registry's."""
 def apply(
     patches: str | Iterable[str] | None = None,
     *,
+    carriers: str | Iterable[str] | None = None,
     strict: bool | None = None,
     mode: str | None = None,
     rng: str | None = None,
@@ -62,7 +66,10 @@ def apply(
     precision: str | None = None,
     log: str | None = None,
 ) -> None:
-    """Patch ``toto`` in place, importing it if need be.
+    """Patch Toto's code in place, wherever it is: ``toto``, AutoGluon's copy, a clone.
+
+    ``toto`` is imported, if it is installed. What is loaded is patched at once, and what is
+    imported later is patched then.
 
     States the whole wanted state: exactly these patches and settings hold afterwards, and what
     is not named has the value of its environment variable, else its default. Call it before or
@@ -74,13 +81,16 @@ def apply(
     With ``TOTO_COMPILE_PATCH=0`` in the environment, upstream is left (or made) untouched,
     whatever the arguments say.
 
-    Warns, once in a process, of each loaded copy of Toto's code that it does not reach
-    (``UnreachedCarrierWarning``, and the log); ``status()`` lists them.
+    Warns, once in a process, of each loaded copy of Toto's code that it does not reach, since it
+    is not code that was tested (``UnreachedCarrierWarning``, and the log); ``status()`` lists them.
 
     Args:
         patches: names of the patches, or one comma-separated string; default: all of them.
+        carriers: the copies of Toto's code to patch: ``toto``, ``autogluon``, and of clones
+            ``toto.toto`` or ``clone`` (``inference`` and ``model``). Default: each that fits.
         strict: raise where the installed ``toto`` is not code that was tested, instead of
-            leaving that patch out with a warning in the log. Default: True.
+            leaving that patch out with a warning in the log; a copy that is imported later is
+            left as it is instead. Default: True.
         mode: the ``torch.compile`` mode of ``compile()``. Default: ``reduce-overhead``.
         rng: ``fast``: samples of the same distribution as upstream's, from other random numbers
             (default). ``upstream``: upstream's draws in upstream's order, so that a seed gives
@@ -98,7 +108,7 @@ def apply(
 
     Raises:
         ValueError: an unknown name or value in an argument or environment variable.
-        TotoNotFoundError: ``toto`` cannot be imported.
+        TotoNotFoundError: there is no Toto, or it cannot be imported.
         UnsupportedTotoError: strict, and the code to be patched was not tested.
         PatchConflictError: somebody replaced a symbol that this call has to restore.
         CompiledCodeBusyError: another thread does not leave compiled code.
@@ -109,7 +119,9 @@ def apply(
     """
     # Nothing but the arguments is local yet.
     settings = Settings.resolve(**locals())
-    _warn_of_unreached(settings)
+    if _wants_patches(settings):
+        _load_carriers(settings)
+        _warn_of_unreached(settings)
     _bring_about(settings)
 
 
@@ -118,30 +130,106 @@ def _warn_of_unreached(settings: Settings) -> None:
 
     It is done before anything changes: a caller's filters may turn the warning into an error.
     """
-    if not settings.enabled or not settings.patches:
-        return
-    _registry()
     with _lock.held:
         try:
             _show_log(settings.log)
-            carriers.warn_of_unreached()
+            carriers_here.warn_of_unreached(settings.carriers)
         finally:
             _show_log_as_wanted()
 
 
-def _bring_about(settings: Settings | None, force: bool = False) -> None:
+def _load_carriers(settings: Settings) -> tuple[str, ...]:
+    """Import ``toto``, where it is wanted and installed, and find the classes of each carrier that
+    is loaded.
+
+    No lock is held meanwhile: an import may have to wait for another thread's.
+
+    Returns:
+        Names of those that were not known before.
+
+    Raises:
+        TotoNotFoundError: there is nothing to patch, now or later.
+        UnsupportedTotoError: a carrier lacks what all that were tested have.
+    """
+    _registry()
+    upstream = importlib.import_module("toto_compile_patch.upstream")
+    if settings.wants(carriers_here.TOTO):
+        _load_toto(upstream, settings)
+    found = carriers_here.loaded_and_wanted(settings.carriers)
+    new = tuple(name for name in found if not upstream.is_loaded(name))
+    for name in new:
+        upstream.load(name)
+    return new
+
+
+def _load_toto(upstream: ModuleType, settings: Settings) -> None:
+    """Import ``toto``; where it is not installed, another carrier may be all that there is.
+
+    Raises:
+        TotoNotFoundError: it cannot be imported, or there is no other carrier.
+        UnsupportedTotoError: it lacks what all that were tested have.
+    """
+    try:
+        upstream.load(carriers_here.TOTO)
+    except ImportError as error:
+        is_missing = (error.name or "").partition(".")[0] == carriers_here.TOTO
+        if is_missing and carriers_here.others_than_toto(settings.carriers):
+            return
+        advice = carriers_here.instead_of_toto() or (
+            "pip install toto-ts; on a torch other than the one that it pins, pip install "
+            "--no-deps toto-ts and what it imports"
+        )
+        raise TotoNotFoundError(f"toto cannot be imported ({error}): {advice}") from error
+    except AttributeError as error:
+        raise UnsupportedTotoError(
+            f"this toto is not one that was tested ({error}). {HOW_TO_COMPARE}."
+        ) from error
+
+
+def carrier_imported(name: str) -> None:
+    """Patch a carrier that has just been imported, if the patches are to stand.
+
+    The import hook calls it, inside of that import.
+
+    Args:
+        name: the module that was imported.
+    """
+    settings = wanted()
+    if not _wants_patches(settings):
+        return
+    late = _load_carriers(settings)
+    with _lock.held:
+        settings = wanted()
+        if late and _wants_patches(settings):
+            _bring_about(settings, late=late)
+    if _wants_patches(settings):
+        _warn_of_unreached(settings)
+
+
+def _wants_patches(settings: Settings | None) -> TypeGuard[Settings]:
+    """Whether settings ask for any patch."""
+    return settings is not None and settings.enabled and bool(settings.patches)
+
+
+def _bring_about(
+    settings: Settings | None, force: bool = False, late: Collection[str] = ()
+) -> None:
     """Make settings hold, None being upstream's own code; whatever fails, all is as it was."""
     enabled = settings is not None and settings.enabled
     registry = _registry() if enabled or _registry_loaded() else None
+    if enabled:
+        import_hook.follow()
     with _lock.held:
         try:
             if settings:
                 _show_log(settings.log)
             applied: tuple[str, ...] = ()
             if registry:
-                applied = registry.change(settings, force=force)
+                applied = registry.change(settings, force=force, late=late)
             else:
                 put_in_force(settings)
+            if not enabled:
+                import_hook.unfollow()
             if "fast_decode" not in applied:
                 _free_prepared()
             if settings is None:
@@ -269,15 +357,18 @@ class PatchStatus:
 
     Attributes:
         name: the patch.
-        state: ``applied``, ``not applied``, ``replaced`` (by somebody else) or ``unavailable``.
+        state: ``applied``, ``not applied``, ``replaced`` (by somebody else), ``unavailable``, or
+            ``nothing to patch`` where the carrier has no such code.
         targets: dotted names of the symbols that it replaces.
         detail: who replaced what, or why it is unavailable; else empty.
+        carrier: the package whose code it is; empty where none is loaded.
     """
 
     name: str
     state: str
     targets: tuple[str, ...]
     detail: str = ""
+    carrier: str = ""
 
 
 class Status(tuple[PatchStatus, ...]):
@@ -296,8 +387,11 @@ class Status(tuple[PatchStatus, ...]):
         return self
 
     def __repr__(self) -> str:
-        lines = []
-        for row in self:
+        lines: list[str] = []
+        several = len({row.carrier for row in self}) > 1
+        for before, row in zip((None, *self), self, strict=False):
+            if several and (before is None or before.carrier != row.carrier):
+                lines += ["", f"{row.carrier}:"] if lines else [f"{row.carrier}:"]
             first, *others = row.targets or ("",)
             lines.append(f"{row.name:<22}{row.state:<14}{first}")
             lines += [f"{'':<36}{target}" for target in others]
@@ -317,7 +411,8 @@ class Status(tuple[PatchStatus, ...]):
 
 
 def status() -> Status:
-    """Look at the live attributes and say what stands: one row per patch, in the table's order.
+    """Look at the live attributes and say what stands: for each carrier of Toto's code that is
+    loaded, one row per patch, in the table's order.
 
     Its ``carriers`` are the places where Toto's code is loaded or importable: a patch that stands
     does nothing for forecasts by one that is not reached.
@@ -326,22 +421,38 @@ def status() -> Status:
     >>> rows = toto_compile_patch.status()                              # doctest: +SKIP
     >>> [row.name for row in rows if row.state == "applied"]            # doctest: +SKIP
     """
-    return Status(_patch_rows(), carriers.found())
+    return Status(_patch_rows(), carriers_here.found(_carriers_wanted()))
 
 
 def _patch_rows() -> list[PatchStatus]:
-    """One row per patch, also where ``toto`` is not installed or not supported."""
+    """A row for each patch and carrier, also where no Toto is installed or supported."""
     try:
         registry = _registry()
+        _load_carriers(wanted() or Settings())
     except (TotoNotFoundError, UnsupportedTotoError) as error:
-        return [PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES]
+        if not _codes():
+            return [PatchStatus(name, "unavailable", (), str(error)) for name in PATCH_NAMES]
     rows = []
     with registry.lock.held:
-        for patch in TABLE:
-            state, detail = registry.state_of(patch)
-            targets = tuple(site.symbol for site in patch.sites())
-            rows.append(PatchStatus(patch.name, state.value, targets, detail))
+        for code in _codes():
+            for patch in TABLE:
+                state, detail = registry.state_of(patch, code)
+                targets = tuple(site.symbol for site in patch.sites(code))
+                rows.append(PatchStatus(patch.name, state.value, targets, detail, code.carrier))
     return rows
+
+
+def _carriers_wanted() -> tuple[str, ...] | None:
+    """The carriers that the last apply() was to patch; None: whichever fits."""
+    settings = wanted()
+    return settings.carriers if settings else None
+
+
+def _codes() -> tuple[TotoCode, ...]:
+    """The code of the carriers that are loaded."""
+    from toto_compile_patch import upstream
+
+    return upstream.codes()
 
 
 def is_applied(name: str | None = None) -> bool:
@@ -361,12 +472,22 @@ def is_applied(name: str | None = None) -> bool:
         raise ValueError(f"unknown patch {name!r}; known patches: {', '.join(PATCH_NAMES)}")
     if not _registry_loaded():
         return False
-    applied = {row.name for row in _patch_rows() if row.state == "applied"}
-    if name is not None:
-        return name in applied
     settings = wanted()
     asked = settings.patches if settings and settings.enabled else ()
-    return applied.issuperset(asked) if asked else bool(applied)
+    rows = [row for row in _rows_to_judge(settings) if name in (None, row.name)]
+    if name is not None or asked:
+        judged = [row for row in rows if name is not None or row.name in asked]
+        return bool(judged) and all(row.state == "applied" for row in judged)
+    return any(row.state == "applied" for row in rows)
+
+
+def _rows_to_judge(settings: Settings | None) -> list[PatchStatus]:
+    """The rows of the carriers that are wanted, where there is something to patch."""
+    return [
+        row
+        for row in _patch_rows()
+        if row.state != "nothing to patch" and (settings is None or settings.wants(row.carrier))
+    ]
 
 
 def compile(model: M, mode: str | None = None, **kwargs: Any) -> M:
@@ -416,8 +537,8 @@ def last_path() -> PathTaken | None:
     PathTaken(taken='fast', reason='', runtime='eager', graphs=0, graph_bytes=0)
     """
     path = last_noted()
-    if path is None and (others := carriers.unreached()):
-        names = ", ".join(carriers.placed(carrier) for carrier in others)
+    if path is None and (others := carriers_here.unreached(_carriers_wanted())):
+        names = ", ".join(carriers_here.placed(carrier) for carrier in others)
         return PathTaken(
             "unreached",
             f"no forecast of this thread was made by a class that apply() reaches; it does not "
@@ -449,11 +570,16 @@ def refresh(model: Any) -> None:
 
 def _backbone_of(model: Any) -> Any:
     """The backbone of a model; where ``torch.compile`` has wrapped it, the wrapper."""
-    upstream = _upstream()
+    _load_carriers(wanted() or Settings())
     from toto_compile_patch.decode.compile_call import without_compiling
+    from toto_compile_patch.upstream import code_of
 
-    backbone = model.model if isinstance(model, (upstream.Toto, upstream.TotoForecaster)) else model
-    if not isinstance(without_compiling(backbone), upstream.TotoBackbone):
+    backbone, code = model, code_of(model)
+    if code and not isinstance(model, code.TotoBackbone):
+        backbone = getattr(model, "model", None)
+    found = without_compiling(backbone)
+    code = code_of(found)
+    if code is None or not isinstance(found, code.TotoBackbone):
         raise TypeError(
             f"give a Toto, a TotoBackbone or a TotoForecaster, not {type(model).__name__}"
         )
@@ -520,7 +646,7 @@ def warmup(
 
 def _nothing_drawn() -> AbstractContextManager[None]:
     """Keep this thread's fast forecasts from drawing from torch's random generators."""
-    _upstream()
+    _registry()
     from toto_compile_patch.decode.random_numbers import nothing_drawn
 
     return nothing_drawn()
@@ -540,8 +666,11 @@ def _registry_loaded() -> bool:
 
 
 def _registry() -> ModuleType:
-    """The registry, whose import imports toto and torch."""
-    _upstream()
+    """The registry, whose import imports torch."""
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise TotoNotFoundError(f"torch cannot be imported ({error}): pip install torch") from error
     try:
         import toto_compile_patch.registry as registry
 
@@ -549,23 +678,6 @@ def _registry() -> ModuleType:
     except (ImportError, AttributeError) as error:
         raise UnsupportedTotoError(f"this torch is not one that was tested ({error})") from error
     return registry
-
-
-def _upstream() -> ModuleType:
-    """The room that knows ``toto``; its import imports toto and torch."""
-    try:
-        import toto_compile_patch.upstream as upstream
-    except ImportError as error:
-        advice = carriers.instead_of_toto() or (
-            "pip install toto-ts; on a torch other than the one that it pins, pip install "
-            "--no-deps toto-ts and what it imports"
-        )
-        raise TotoNotFoundError(f"toto cannot be imported ({error}): {advice}") from error
-    except AttributeError as error:
-        raise UnsupportedTotoError(
-            f"this toto is not one that was tested ({error}). {HOW_TO_COMPARE}."
-        ) from error
-    return upstream
 
 
 class _ShownLog(logging.StreamHandler):  # type: ignore[type-arg]

@@ -4,6 +4,10 @@ Toto is installed as ``toto``, carried by AutoGluon under a name of its own, and
 clones in layouts of their own. A patch on one of these does nothing for a forecast that another one
 makes, so that what forecasts here has to be looked for, and not taken for granted.
 
+``apply()`` patches each carrier that is loaded, and each of the others when it is imported. One
+that is known by its place is patched or raises; of anything else that looks like Toto, what is
+tested code is patched, and the rest is named and left alone.
+
 Imports nothing but Python's own modules, and looks at code without running it: it has to answer
 where ``toto`` or torch is missing or broken.
 """
@@ -17,7 +21,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,16 +32,20 @@ from toto_compile_patch.errors import UnreachedCarrierWarning
 from toto_compile_patch.fingerprint import fingerprint_definitions
 from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
 
+TOTO, NAMESPACE, CLONE = "toto", "toto.toto", "inference and model"
 AUTOGLUON = "autogluon.timeseries.models.toto._internal"
 FORECASTERS = {
-    "toto": "toto.inference.forecaster",
-    "toto.toto": "toto.toto.inference.forecaster",
-    "inference and model": "inference.forecaster",
+    TOTO: "toto.inference.forecaster",
+    NAMESPACE: "toto.toto.inference.forecaster",
+    CLONE: "inference.forecaster",
     AUTOGLUON: f"{AUTOGLUON}.forecaster",
 }
 """The module that forecasts, of each carrier that is known by its place."""
 
-_REACHED, _CLONE, _TOTO_2 = "toto", "inference and model", "toto2"
+SHORT_NAMES = {TOTO: TOTO, NAMESPACE: NAMESPACE, "autogluon": AUTOGLUON, "clone": CLONE}
+"""What users call the known carriers, beside the packages as which they are imported."""
+
+_TOTO_2 = "toto2"
 _CLASS_OF_TOTO_2 = "Toto2Model"
 _OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -61,9 +69,9 @@ _LAYOUTS = (
 # Of each carrier that may be importable: its top package, the way from that package's folder to
 # the carrier's, and a file that is there if it is.
 _PLACES = {
-    _REACHED: ("toto", ".", "inference/forecaster.py"),
-    "toto.toto": ("toto", "toto", "inference/forecaster.py"),
-    _CLONE: ("inference", "..", "inference/forecaster.py"),
+    TOTO: ("toto", ".", "inference/forecaster.py"),
+    NAMESPACE: ("toto", "toto", "inference/forecaster.py"),
+    CLONE: ("inference", "..", "inference/forecaster.py"),
     AUTOGLUON: ("autogluon", "timeseries/models/toto/_internal", "forecaster.py"),
     _TOTO_2: ("toto2", ".", "model.py"),
 }
@@ -111,16 +119,51 @@ class Carrier:
         return f"{found}, {'reached' if self.reached else 'not reached'}"
 
 
-def found() -> tuple[Carrier, ...]:
-    """Every carrier that is loaded now, and every known one that could be imported."""
-    loaded = tuple(_loaded())
+@dataclass(frozen=True)
+class Place:
+    """How the code of a carrier is imported.
+
+    Attributes:
+        imported: the modules whose import brings in all others.
+        prefixes: with what the names of its modules begin.
+    """
+
+    imported: tuple[str, ...]
+    prefixes: tuple[str, ...]
+
+    def holds(self, module: str) -> bool:
+        """Whether a module belongs to the carrier."""
+        return module.startswith(self.prefixes)
+
+
+def place_of(name: str) -> Place:
+    """How the code of a carrier of some name is imported."""
+    if name == AUTOGLUON or f"{name}.forecaster" in sys.modules:
+        return Place((f"{name}.forecaster",), (f"{name}.",))
+    root = "" if name == CLONE else f"{name}."
+    folders = tuple(f"{root}{folder}." for folder in ("inference", "model", "data"))
+    return Place((f"{root}inference.forecaster", f"{root}model.toto"), folders)
+
+
+def found(wanted: Collection[str] | None = None) -> tuple[Carrier, ...]:
+    """Every carrier that is loaded now, and every known one that could be imported.
+
+    Args:
+        wanted: names of those that ``apply()`` is to patch; None: whichever it knows.
+    """
+    loaded = tuple(_loaded(wanted))
     names = {carrier.name for carrier in loaded}
-    return (*loaded, *(carrier for carrier in _importable() if carrier.name not in names))
+    return (*loaded, *(one for one in _importable(wanted) if one.name not in names))
 
 
-def unreached() -> tuple[Carrier, ...]:
+def loaded_and_wanted(wanted: Collection[str] | None = None) -> tuple[str, ...]:
+    """Names of the carriers that are loaded now and that ``apply()`` patches."""
+    return tuple(name for name, kind in _by_name() if not _why_unreached(name, kind, wanted))
+
+
+def unreached(wanted: Collection[str] | None = None) -> tuple[Carrier, ...]:
     """The carriers that are loaded now and that ``apply()`` does not reach."""
-    return tuple(_loaded(unreached_only=True))
+    return tuple(_loaded(wanted, unreached_only=True))
 
 
 def makes_forecasts(kind: Any) -> bool:
@@ -128,19 +171,21 @@ def makes_forecasts(kind: Any) -> bool:
     return _is_totos(kind, "TotoForecaster")
 
 
-def warn_of_unreached() -> None:
+def warn_of_unreached(wanted: Collection[str] | None = None) -> None:
     """Warn of each carrier that is loaded and not reached, once in a process.
 
     Toto 2.0 is no copy of the code that is patched. Where Toto itself is here, a program that loads
     both means to, and ``status()`` and ``doctor`` name the other; where it is not, whoever patches
-    takes one for the other.
+    takes one for the other. A carrier that the user leaves out is nothing to warn of.
 
     Raises:
         UnreachedCarrierWarning: where the caller's filters turn warnings into errors.
     """
-    for carrier in unreached():
+    for carrier in unreached(wanted):
         said = (carrier.name, carrier.folder) in _warned_of
         if said or (carrier.name == _TOTO_2 and _toto_is_here()):
+            continue
+        if wanted is not None and carrier.name not in (*wanted, _TOTO_2):
             continue
         message = f"apply() does not reach {placed(carrier)}: {carrier.advice}"
         _logger.warning("%s", message)
@@ -156,11 +201,18 @@ def instead_of_toto() -> str:
     if _toto_is_here():
         return ""
     here = found()
-    return "; ".join(f"{placed(carrier)} is here: {carrier.advice}" for carrier in here)
+    return "; ".join(
+        f"{placed(carrier)} is here: {carrier.advice}" for carrier in here if carrier.advice
+    )
+
+
+def others_than_toto(wanted: Collection[str] | None = None) -> tuple[Carrier, ...]:
+    """The other carriers, loaded or importable, that ``apply()`` patches."""
+    return tuple(one for one in found(wanted) if one.reached and one.name != TOTO)
 
 
 def _toto_is_here() -> bool:
-    return any(carrier.reached for carrier in found())
+    return any(carrier.name == TOTO for carrier in found())
 
 
 def placed(carrier: Carrier) -> str:
@@ -179,15 +231,21 @@ def _levels_of_this_package() -> int:
 # What is loaded.
 
 
-def _loaded(unreached_only: bool = False) -> Iterator[Carrier]:
-    seen: dict[tuple[str, bool], type] = {}
+def _loaded(wanted: Collection[str] | None, unreached_only: bool = False) -> Iterator[Carrier]:
+    for name, kind in _by_name():
+        why = _why_unreached(name, kind, wanted)
+        if why or not unreached_only:
+            yield _carrier(name, _folder_of(kind), loaded=True, advice=why)
+
+
+def _by_name() -> list[tuple[str, type]]:
+    """A class of each carrier that is loaded: two of one that was imported anew."""
+    known = getattr(sys.modules.get("toto_compile_patch.upstream"), "is_of_loaded_code", None)
+    found: dict[tuple[str, bool], type] = {}
     for kind in _classes():
-        key = _name_of(kind), _reached(kind)
         # Of a forecaster and a backbone, either tells where the carrier is.
-        seen.setdefault(key, kind)
-    for (name, reached), kind in seen.items():
-        if not (unreached_only and reached):
-            yield _carrier(name, _folder_of(kind), loaded=True, reached=reached)
+        found.setdefault((_name_of(kind), known is not None and known(kind)), kind)
+    return [(name, kind) for (name, _), kind in found.items()]
 
 
 def _classes() -> Iterator[type]:
@@ -236,7 +294,7 @@ def _name_of(kind: type) -> str:
     if kind.__name__ == _CLASS_OF_TOTO_2:
         return _TOTO_2
     root, _ = _split(kind)
-    return _home_of(kind) if root is None else root or _CLONE
+    return _home_of(kind) if root is None else root or CLONE
 
 
 def _folder_of(kind: type) -> str:
@@ -250,23 +308,66 @@ def _folder_of(kind: type) -> str:
     return str(file.parents[depth - 1] if depth else file)
 
 
-def _reached(kind: type) -> bool:
-    """Whether a class is the one that apply() patches, or would patch."""
-    patched = getattr(sys.modules.get("toto_compile_patch.upstream"), kind.__name__, None)
-    if patched is not None:
-        return kind is patched
-    return _name_of(kind) == _REACHED
+def _why_unreached(name: str, kind: type, wanted: Collection[str] | None) -> str:
+    """What to do about a loaded carrier that apply() does not patch; empty where it does."""
+    if why := _why_unwanted(name, wanted):
+        return why
+    upstream: Any = sys.modules.get("toto_compile_patch.upstream")
+    if upstream and upstream.is_loaded(name):
+        if not upstream.is_of_loaded_code(kind):
+            return _IMPORTED_ANEW.format(name=name)
+        return str(upstream.why_left_alone(name))
+    if _split(kind)[0] is None:
+        return _ELSEWHERE.format(name=f"`{name}`")
+    return _why_no_match(name, _folder_of(kind), wanted)
+
+
+_IMPORTED_ANEW = (
+    "{name} was imported anew since apply() first ran, and the new classes are not patched: "
+    "import it once, in a new process"
+)
+
+
+def _why_unwanted(name: str, wanted: Collection[str] | None) -> str:
+    """Why a carrier is none of those that apply() would patch; empty where it is."""
+    if name == _TOTO_2:
+        return (
+            "Toto 2.0 (toto-2) is another model, which this package does not patch; the one that "
+            "it patches is installed by pip install toto-ts"
+        )
+    if wanted is not None and name not in wanted:
+        return "apply(carriers=...) or TOTO_COMPILE_PATCH_CARRIERS leaves it out"
+    return ""
+
+
+def _why_no_match(name: str, folder: str, wanted: Collection[str] | None) -> str:
+    """What to do about code that was not tested; empty where apply() insists on the place."""
+    if name in (TOTO, NAMESPACE, AUTOGLUON) or (wanted is not None and name in wanted):
+        return ""
+    tested, differs = _compared(folder)
+    if tested and not differs:
+        return ""
+    named = "`inference` and `model`" if name == CLONE else f"`{name}`"
+    return _ELSEWHERE.format(name=named)
+
+
+_ELSEWHERE = (
+    "its code is not code that was tested, and its forecasts are not patched; write `from "
+    "toto.inference.forecaster import TotoForecaster` and `from toto.model.toto import Toto` (pip "
+    "install toto-ts) instead of importing from {name}"
+)
 
 
 # What could be imported.
 
 
-def _importable() -> Iterator[Carrier]:
+def _importable(wanted: Collection[str] | None) -> Iterator[Carrier]:
     for name, (top, way, file) in _PLACES.items():
         for location in folders_of_package(top):
             folder = os.path.normpath(os.path.join(location, way))
             if os.path.isfile(os.path.join(folder, file)):
-                carrier = _carrier(name, folder, loaded=False, reached=name == _REACHED)
+                why = _why_unwanted(name, wanted) or _why_no_match(name, folder, wanted)
+                carrier = _carrier(name, folder, loaded=False, advice=why)
                 if _is_a_carrier(carrier, os.path.join(folder, file)):
                     yield carrier
                 break
@@ -298,41 +399,16 @@ def _strings(paths: Iterable[Any]) -> list[str]:
 # What is known of it.
 
 
-def _carrier(name: str, folder: str, *, loaded: bool, reached: bool) -> Carrier:
+def _carrier(name: str, folder: str, *, loaded: bool, advice: str) -> Carrier:
     tested, differs = (0, ()) if name == _TOTO_2 else _compared(folder)
-    advice = "" if reached else _advice(name)
-    return Carrier(name, loaded, reached, folder, tested, differs, advice)
-
-
-def _advice(name: str) -> str:
-    if name == _TOTO_2:
-        return (
-            "Toto 2.0 (toto-2) is another model, which this package does not patch; the one that "
-            "it patches is installed by pip install toto-ts"
-        )
-    if name == _REACHED:
-        return (
-            "toto was imported anew since apply() first ran, and the new classes are not patched: "
-            "import it once, in a new process"
-        )
-    if name == AUTOGLUON:
-        return (
-            "AutoGluon forecasts with a copy of Toto, which this version does not patch; for "
-            "patched forecasts, use toto.inference.forecaster.TotoForecaster (pip install toto-ts)"
-        )
-    named = "`inference` and `model`" if name == _CLONE else f"`{name}`"
-    return (
-        "its forecasts are not patched; write `from toto.inference.forecaster import "
-        "TotoForecaster` and `from toto.model.toto import Toto` (pip install toto-ts) instead of "
-        f"importing from {named}"
-    )
+    return Carrier(name, loaded, not advice, folder, tested, differs, advice)
 
 
 def _compared(folder: str) -> tuple[int, tuple[str, ...]]:
     """How many definitions are tested code, and which others are not, by what the files say."""
     found = fingerprints_in(folder)
-    tested = {name for name, digits in found.items() if digits & _TESTED[name]}
-    return len(tested), tuple(name for name in _TESTED if name in found and name not in tested)
+    tested = {name for name, digits in found.items() if digits & KNOWN[name]}
+    return len(tested), tuple(name for name in KNOWN if name in found and name not in tested)
 
 
 def fingerprints_in(folder: str) -> dict[str, set[str]]:
@@ -366,7 +442,7 @@ def _definitions_in(file: str) -> dict[str, str]:
 @lru_cache(maxsize=128)
 def _definitions(file: str, changed: int) -> dict[str, str]:
     try:
-        return fingerprint_definitions(_text(file), _TESTED)
+        return fingerprint_definitions(_text(file), KNOWN)
     except (SyntaxError, ValueError):
         return {}
 
@@ -384,5 +460,7 @@ def qualified(symbol: str) -> str:
     return f"{owner}.{name}" if owner[:1].isupper() else name
 
 
-_TESTED = {qualified(symbol): digits for symbol, digits in FINGERPRINTS.items()}
-_TESTED |= {qualified(symbol): set() for symbol in INHERITED}
+KNOWN = {qualified(symbol): digits for symbol, digits in FINGERPRINTS.items()}
+"""The fingerprints of tested code, by the names of definitions within their modules."""
+
+KNOWN |= {qualified(symbol): set() for symbol in INHERITED}

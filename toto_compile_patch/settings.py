@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from toto_compile_patch.carriers import SHORT_NAMES
 from toto_compile_patch.table import TABLE
 
 PATCH_NAMES = tuple(patch.name for patch in TABLE)
@@ -18,6 +19,9 @@ PRECISIONS = ("model", "tf32", "bf16")
 
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
 """The environment variable that leaves upstream untouched, or names patches."""
+
+ENV_CARRIERS = f"{ENV_TOGGLE}_CARRIERS"
+"""The environment variable that names the carriers to patch."""
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -43,10 +47,12 @@ class Settings:
     Attributes:
         enabled: False when ``TOTO_COMPILE_PATCH=0`` asks for upstream untouched.
         patches: names of the patches wanted, in the table's order.
+        carriers: the packages of the carriers wanted; None: every one that fits.
     """
 
     enabled: bool = True
     patches: tuple[str, ...] = PATCH_NAMES
+    carriers: tuple[str, ...] | None = None
     strict: bool = _setting(
         True,
         _TRUE + _FALSE,
@@ -74,6 +80,7 @@ class Settings:
         cls,
         patches: str | Iterable[str] | None = None,
         environ: Mapping[str, str] | None = None,
+        carriers: str | Iterable[str] | None = None,
         **given: Any,
     ) -> Settings:
         """Combine arguments, environment and defaults, in that order of precedence.
@@ -81,6 +88,7 @@ class Settings:
         Args:
             patches: names of the patches; None where the environment is to say.
             environ: the environment; default: that of the process.
+            carriers: names of the carriers; None where the environment is to say.
             **given: settings by their names; None where the environment is to say.
 
         Raises:
@@ -90,8 +98,13 @@ class Settings:
         environ = os.environ if environ is None else environ
         enabled, listed = _read_toggle(environ)
         wanted = listed if patches is None else _patch_names(patches, "patches")
+        named = _carrier_names(carriers, environ)
         read = {one.name: one.read(given.pop(one.name, None), environ) for one in SETTINGS}
-        return cls(enabled, wanted, **read, **given)
+        return cls(enabled, wanted, named, **read, **given)
+
+    def wants(self, carrier: str) -> bool:
+        """Whether a carrier is to be patched, if its code fits."""
+        return self.carriers is None or carrier in self.carriers
 
 
 @dataclass(frozen=True)
@@ -171,16 +184,38 @@ def _read_toggle(environ: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:
 
 def _patch_names(names: str | Iterable[str], source: str) -> tuple[str, ...]:
     """Check names against the table of patches and put them in its order."""
+    wanted = _listed(names, source, "patch names")
+    if unknown := [name for name in wanted if name not in PATCH_NAMES]:
+        known = PATCH_NAMES if source != ENV_TOGGLE else _TRUE + _FALSE + PATCH_NAMES
+        raise ValueError(f"{source}: unknown patch {unknown[0]!r}; choose from {', '.join(known)}")
+    return tuple(name for name in PATCH_NAMES if name in wanted)
+
+
+def _carrier_names(
+    names: str | Iterable[str] | None, environ: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    """The packages of the carriers that an argument names, else the environment; None: all."""
+    source = "carriers"
+    if names is None:
+        source, names = ENV_CARRIERS, environ.get(ENV_CARRIERS, "").strip()
+        if not names:
+            return None
+    known = {**SHORT_NAMES, **{package.lower(): package for package in SHORT_NAMES.values()}}
+    wanted = _listed(names, source, "names of carriers")
+    if unknown := [name for name in wanted if name not in known]:
+        choices = ", ".join(SHORT_NAMES)
+        raise ValueError(f"{source}: unknown carrier {unknown[0]!r}; choose from {choices}")
+    return tuple(dict.fromkeys(known[name] for name in wanted))
+
+
+def _listed(names: str | Iterable[str], source: str, what: str) -> list[str]:
+    """Names in small letters, of a comma-separated string or of several."""
     if isinstance(names, str):
         names = names.split(",")
     try:
         wanted = list(names)
     except TypeError:
-        raise TypeError(f"{source} must be patch names, not {names!r}") from None
+        raise TypeError(f"{source} must be {what}, not {names!r}") from None
     if bad := [name for name in wanted if not isinstance(name, str)]:
-        raise TypeError(f"{source} must be patch names, not {bad[0]!r}")
-    wanted = [name.strip().lower() for name in wanted]
-    if unknown := [name for name in wanted if name not in PATCH_NAMES]:
-        known = PATCH_NAMES if source != ENV_TOGGLE else _TRUE + _FALSE + PATCH_NAMES
-        raise ValueError(f"{source}: unknown patch {unknown[0]!r}; choose from {', '.join(known)}")
-    return tuple(name for name in PATCH_NAMES if name in wanted)
+        raise TypeError(f"{source} must be {what}, not {bad[0]!r}")
+    return [name.strip().lower() for name in wanted]

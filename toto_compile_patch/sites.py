@@ -30,6 +30,7 @@ from toto_compile_patch.upstream import (
 class State(str, Enum):
     """What is found where a patch would stand, from best to worst."""
 
+    NOTHING_TO_PATCH = "nothing to patch"
     APPLIED = "applied"
     NOT_APPLIED = "not applied"
     REPLACED = "replaced"

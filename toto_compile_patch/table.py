@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toto_compile_patch.sites import Site
+    from toto_compile_patch.upstream import TotoCode
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Patch:
     name: str
     why: str
 
-    def sites(self) -> tuple[Site, ...]:
-        """The places that it replaces, in order. Imports toto and torch."""
+    def sites(self, code: TotoCode) -> tuple[Site, ...]:
+        """The places that it replaces for a carrier's code, in order; none where there are none.
+
+        A place that belongs to torch is the same object for every carrier. Imports torch.
+        """
         module = importlib.import_module(f"toto_compile_patch.patches.{self.name}")
-        sites: tuple[Site, ...] = module.sites()
+        sites: tuple[Site, ...] = module.sites(code)
         return sites
 
 

@@ -1,91 +1,30 @@
-"""Everything that this package knows of the published ``toto`` module; the only room to import it.
+"""What this package knows of Toto's code: the modules and classes of each carrier that is loaded.
 
-Importing this module imports ``toto`` (and with it torch).
+Imports torch, and no Toto by its name: ``load`` is told where the code lives.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-from types import FunctionType
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-import toto.data.util.dataset as dataset
-import toto.inference.forecaster as forecaster
-import toto.model.attention as attention
-import toto.model.backbone as backbone
-import toto.model.distribution as distribution_module
-import toto.model.embedding as embedding
-import toto.model.feed_forward as feed_forward
-import toto.model.rope as rope
-import toto.model.scaler as scaler
-import toto.model.toto as toto
-import toto.model.transformer as transformer
-import toto.model.util as util
 
+from toto_compile_patch.carriers import AUTOGLUON, KNOWN, TOTO, place_of
+from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.fingerprint import fingerprint
-from toto_compile_patch.tested_code import FINGERPRINTS
+from toto_compile_patch.tested_code import HOW_TO_COMPARE
 
-Toto = toto.Toto
-TotoBackbone = backbone.TotoBackbone
-TotoForecaster = forecaster.TotoForecaster
-Transformer = transformer.Transformer
-TransformerLayer = transformer.TransformerLayer
-BaseMultiheadAttention = attention.BaseMultiheadAttention
-TimeWiseMultiheadAttention = attention.TimeWiseMultiheadAttention
-SpaceWiseMultiheadAttention = attention.SpaceWiseMultiheadAttention
-KVCache = util.KVCache
-RMSNorm = util.RMSNorm
-SwiGLU = feed_forward.SwiGLU
-PatchEmbedding = embedding.PatchEmbedding
-TimeAwareRotaryEmbedding = rope.TimeAwareRotaryEmbedding
-StdMeanScaler = scaler.StdMeanScaler
-CausalStdMeanScaler = scaler.CausalStdMeanScaler
-CausalPatchStdMeanScaler = scaler.CausalPatchStdMeanScaler
-StudentTOutput = distribution_module.StudentTOutput
-MixtureOfStudentTsOutput = distribution_module.MixtureOfStudentTsOutput
-is_extreme_value = dataset.is_extreme_value
+TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0, and AutoGluon 1.5 and 1.6"
 
-try:
-    from toto.model.fusion import Fusion
-except ImportError:
-    # Variate labels came with toto-ts 0.2.0.
-    ONLY_IN_SOME_VERSIONS: tuple[type, ...] = ()
-else:
-    ONLY_IN_SOME_VERSIONS = (Fusion,)
-
-BYPASSED = (
-    (TotoBackbone, "forward"),
-    (TotoBackbone, "backbone"),
-    (TotoBackbone, "allocate_kv_cache"),
-    (Transformer, "forward"),
-    (Transformer, "_get_mask"),
-    (TransformerLayer, "forward"),
-    (BaseMultiheadAttention, "forward"),
-    (BaseMultiheadAttention, "get_qkv"),
-    (BaseMultiheadAttention, "positional_embedding"),
-    (BaseMultiheadAttention, "run_attention"),
-    (BaseMultiheadAttention, "rearrange_inputs"),
-    (BaseMultiheadAttention, "rearrange_output"),
-    (TimeWiseMultiheadAttention, "forward"),
-    (SpaceWiseMultiheadAttention, "forward"),
-    (TimeAwareRotaryEmbedding, "rotate_queries_and_keys"),
-    (TimeAwareRotaryEmbedding, "get_scale"),
-    (RMSNorm, "forward"),
-    (SwiGLU, "forward"),
-    (PatchEmbedding, "forward"),
-    (PatchEmbedding, "_patchify"),
-    (MixtureOfStudentTsOutput, "forward"),
-    (StudentTOutput, "forward"),
-    (StdMeanScaler, "__call__"),
-    (CausalStdMeanScaler, "__call__"),
-    (CausalPatchStdMeanScaler, "__call__"),
-    (scaler, "compute_causal_statistics"),
-    (forecaster, "replace_extreme_values"),
-    (backbone, "KVCache"),
-    (TotoForecaster, "create_affine_transformed"),
-)
-"""What ``decode`` does in its own way; it stands aside where somebody has replaced any of it."""
+MISSING: Any = object()
+"""Stands for an attribute that its owner inherits or lacks."""
 
 BYPASSED_METHODS_OF_FORECASTER = (
     "create_affine_transformed",
@@ -94,19 +33,190 @@ BYPASSED_METHODS_OF_FORECASTER = (
 )
 """What a subclass of ``TotoForecaster`` may override. The last two came with toto-ts 0.2.0."""
 
-MISSING: Any = object()
-"""Stands for an attribute that its owner inherits or lacks."""
+_BYPASSED_METHODS = {
+    "TotoBackbone": ("forward", "backbone", "allocate_kv_cache"),
+    "Transformer": ("forward", "_get_mask"),
+    "TransformerLayer": ("forward",),
+    "BaseMultiheadAttention": (
+        "forward",
+        "get_qkv",
+        "positional_embedding",
+        "run_attention",
+        "rearrange_inputs",
+        "rearrange_output",
+    ),
+    "TimeWiseMultiheadAttention": ("forward",),
+    "SpaceWiseMultiheadAttention": ("forward",),
+    "TimeAwareRotaryEmbedding": ("rotate_queries_and_keys", "get_scale"),
+    "RMSNorm": ("forward",),
+    "SwiGLU": ("forward",),
+    "PatchEmbedding": ("forward", "_patchify"),
+    "MixtureOfStudentTsOutput": ("forward",),
+    "StudentTOutput": ("forward",),
+    "StdMeanScaler": ("__call__",),
+    "CausalStdMeanScaler": ("__call__",),
+    "CausalPatchStdMeanScaler": ("__call__",),
+}
 
-KV_CACHE_MODULES = (util, backbone, transformer)
-"""The modules that bind the name ``KVCache``: where it is defined, constructed and annotated."""
+
+@dataclass(frozen=True, eq=False)
+class TotoCode:
+    """The classes of one carrier: a copy of Toto's code that is loaded.
+
+    Attributes:
+        carrier: its name, as ``carriers`` has it.
+        modules: of its code, by their names.
+        Toto: None where the carrier has no such class; so with all that follow it here.
+    """
+
+    carrier: str
+    modules: dict[str, ModuleType]
+    TotoForecaster: Any
+    TotoBackbone: Any
+    Transformer: Any
+    TransformerLayer: Any
+    BaseMultiheadAttention: Any
+    TimeWiseMultiheadAttention: Any
+    SpaceWiseMultiheadAttention: Any
+    KVCache: Any
+    RMSNorm: Any
+    SwiGLU: Any
+    PatchEmbedding: Any
+    TimeAwareRotaryEmbedding: Any
+    CausalPatchStdMeanScaler: Any
+    StudentTOutput: Any
+    MixtureOfStudentTsOutput: Any
+    MaskedTimeseries: Any
+    is_extreme_value: Any
+    Toto: Any = None
+    StdMeanScaler: Any = None
+    CausalStdMeanScaler: Any = None
+    Fusion: Any = None
+
+    def classes(self) -> Iterator[tuple[str, type]]:
+        """Its classes, by their names in toto-ts."""
+        for one in fields(self):
+            found = getattr(self, one.name)
+            if isinstance(found, type):
+                yield one.name, found
+
+    def module_of(self, kind: type) -> ModuleType:
+        """The module that defines one of its classes."""
+        return sys.modules.get(kind.__module__) or self.modules[kind.__module__]
+
+    def modules_with_kv_cache(self) -> tuple[ModuleType, ...]:
+        """The modules that bind the name ``KVCache``: those that define, construct and annotate."""
+        return tuple(module for module in self.modules.values() if "KVCache" in vars(module))
+
+    @cached_property
+    def bypassed(self) -> tuple[tuple[Any, str], ...]:
+        """What ``decode`` does in its own way, as owner and attribute; it stands aside where
+        somebody has replaced any of it."""
+        of_classes = tuple(
+            (owner, method)
+            for name, methods in _BYPASSED_METHODS.items()
+            if (owner := getattr(self, name)) is not None
+            for method in methods
+        )
+        return (
+            *of_classes,
+            (self.module_of(self.CausalPatchStdMeanScaler), "compute_causal_statistics"),
+            (self.module_of(self.TotoForecaster), "replace_extreme_values"),
+            (self.module_of(self.TotoBackbone), "KVCache"),
+            (self.TotoForecaster, "create_affine_transformed"),
+        )
+
+
+_codes: dict[str, TotoCode] = {}
+_names: dict[type, str] = {}
+_owners: dict[type, TotoCode] = {}
+
+
+def load(carrier: str) -> TotoCode:
+    """Import a carrier, if need be, and find its classes; the same object each time.
+
+    Args:
+        carrier: its name, as ``carriers`` has it.
+
+    Raises:
+        ImportError: its modules cannot be imported.
+        UnsupportedTotoError: they lack a class that is relied on.
+    """
+    if carrier not in _codes:
+        place = place_of(carrier)
+        for name in place.imported:
+            importlib.import_module(name)
+        modules = {name: module for name, module in sys.modules.copy().items() if place.holds(name)}
+        code = TotoCode(carrier, modules, **_found_in(modules, carrier))
+        for name, kind in code.classes():
+            _names[kind], _owners[kind] = name, code
+        _codes.setdefault(carrier, code)
+    return _codes[carrier]
+
+
+def codes() -> tuple[TotoCode, ...]:
+    """The carriers that were loaded, in that order."""
+    return tuple(_codes.values())
+
+
+def is_loaded(carrier: str) -> bool:
+    """Whether a carrier of this name was loaded."""
+    return carrier in _codes
+
+
+def is_of_loaded_code(kind: type) -> bool:
+    """Whether a class is one of those that were found when its carrier was loaded."""
+    return kind in _owners
+
+
+def leave_alone(carrier: str, why: str) -> None:
+    """Note that a carrier stays unpatched, and what to do; an empty text: that it does not."""
+    _left_alone[carrier] = why
+
+
+def why_left_alone(carrier: str) -> str:
+    """Why a carrier stays unpatched; empty where it does not."""
+    return _left_alone.get(carrier, "")
+
+
+_left_alone: dict[str, str] = {}
+
+
+def kind_of(thing: Any) -> str:
+    """The name of an object's class in toto-ts, whichever carrier it is of; else empty."""
+    return _names.get(type(thing), "")
+
+
+def code_of(thing: Any) -> TotoCode | None:
+    """The carrier that an object's class belongs to or is derived from; None where to none."""
+    for base in type(thing).__mro__:
+        if base in _owners:
+            return _owners[base]
+    return None
+
+
+def _found_in(modules: dict[str, ModuleType], carrier: str) -> dict[str, Any]:
+    """The classes, by their names in toto-ts, and what stands there in place of one.
+
+    Raises:
+        UnsupportedTotoError: one is missing that each carrier needs.
+    """
+    found: dict[str, Any] = {}
+    for one in fields(TotoCode)[2:]:
+        bound = [vars(module)[one.name] for module in modules.values() if one.name in vars(module)]
+        own = [thing for thing in bound if getattr(thing, "__module__", None) in modules]
+        if bound:
+            found[one.name] = (own or bound)[0]
+        elif one.default is not None:
+            raise UnsupportedTotoError(
+                f"the modules of {carrier} have no {one.name}: this is no Toto that was tested. "
+                f"{HOW_TO_COMPARE}."
+            )
+    return found
+
 
 _NO_GRAD = torch.no_grad()(lambda: None)
 """One function that ``torch.no_grad()`` decorates; the code of its wrapper tells all of them."""
-
-CONSTRUCTOR_MODULE = backbone
-"""The module whose binding of ``KVCache`` is called."""
-
-TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0"
 
 
 def symbol(owner: Any, attribute: str) -> str:
@@ -124,11 +234,15 @@ def why_untested(owner: Any, attribute: str) -> str | None:
     current = vars(owner).get(attribute, MISSING)
     if current is MISSING:
         return None if hasattr(owner, attribute) else "it does not exist"
-    name = f"{current.__module__}.{current.__qualname__}" if isinstance(current, type) else None
-    known = FINGERPRINTS.get(name or symbol(owner, attribute), set())
-    if fingerprint(_undecorated(current)) in known:
+    name = current.__qualname__ if isinstance(current, type) else _qualified(owner, attribute)
+    if fingerprint(_undecorated(current)) in KNOWN.get(name, ()):
         return None
     return f"it is {describe(current)}, whose source is not that of {TESTED_VERSIONS}"
+
+
+def _qualified(owner: Any, attribute: str) -> str:
+    """The name of an attribute within its module: carriers' modules have other names."""
+    return f"{owner.__qualname__}.{attribute}" if isinstance(owner, type) else attribute
 
 
 _own: list[Any] = []
@@ -171,9 +285,13 @@ def describe(occupant: Any) -> str:
     return f"{name} of module {home}"
 
 
-def distribution() -> str:
-    """Name and version of the installed distribution that provides ``toto``."""
-    names = importlib.metadata.packages_distributions().get("toto", ["toto"])
+def distribution(carrier: str = TOTO) -> str:
+    """Name and version of the installed distribution that provides a carrier."""
+    if carrier == AUTOGLUON:
+        names = ["autogluon.timeseries"]
+    else:
+        top = carrier.partition(".")[0]
+        names = importlib.metadata.packages_distributions().get(top, [carrier])
     found = []
     for name in dict.fromkeys(names):
         try:

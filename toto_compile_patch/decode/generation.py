@@ -21,7 +21,6 @@ from toto_compile_patch.decode.scaling import scale_patch
 from toto_compile_patch.decode.transformer import decode_step
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 from toto_compile_patch.decode.weights import ModelSettings
-from toto_compile_patch.upstream import is_extreme_value
 
 _logger = logging.getLogger("toto_compile_patch")
 
@@ -183,7 +182,7 @@ def _decode(
         if next_patch.can_be_left:
             checks.forbid(NotFiniteError, patch.isnan().any())
         # What is too large counts in the type that the user sees.
-        patch = patch.masked_fill(is_extreme_value(patch.to(request.inputs.dtype)), 0.0)
+        patch = patch.masked_fill(model.is_extreme_value(patch.to(request.inputs.dtype)), 0.0)
         if request.future_exogenous is not None:
             patch = _with_known_future(patch, request, step * patch_size)
         patches.append(patch)

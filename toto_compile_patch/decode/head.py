@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from toto_compile_patch.decode.linear import Linear, PackedLinear
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
-from toto_compile_patch.upstream import MixtureOfStudentTsOutput
+from toto_compile_patch.upstream import kind_of
 
 
 class FoldedHead(NamedTuple):
@@ -64,7 +64,7 @@ def fold(backbone: Any, packed: bool) -> FoldedHead:
     """Fold the present weights of a backbone's unembedding and output distribution."""
     output = backbone.output_distribution
     projections = [output.df, output.loc_proj, output.scale_proj]
-    if isinstance(output, MixtureOfStudentTsOutput):
+    if kind_of(output) == "MixtureOfStudentTsOutput":
         projections.append(output.mixture_weights)
     unembed = backbone.unembed
     dtype = torch.float32 if unembed.weight.device.type == "mps" else torch.float64

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from toto_compile_patch.decode.precision import Precision
 from toto_compile_patch.decode.regions import Regions
 from toto_compile_patch.decode.weights import Weights
+from toto_compile_patch.upstream import code_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class PreparedModel:
         """Time steps of a patch."""
         size: int = self.backbone.patch_embed.patch_size
         return size
+
+    def is_extreme_value(self, values: torch.Tensor) -> torch.Tensor:
+        """Where values are none that upstream would go on with, as its own code has it."""
+        code = code_of(self.backbone)
+        if code is None:
+            raise TypeError(f"{type(self.backbone).__name__} is no carrier's TotoBackbone")
+        found: torch.Tensor = code.is_extreme_value(values)
+        return found
 
     @property
     def rotary(self) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from toto_compile_patch.upstream import CausalPatchStdMeanScaler, StdMeanScaler
+from toto_compile_patch.upstream import kind_of
 
 _BLOCK = 128
 
@@ -62,14 +62,14 @@ class ScalerSettings(NamedTuple):
     """What is read of a scaler.
 
     Attributes:
-        kind: its class.
+        kind: the name of its class.
         minimum_scale: added to variances.
         use_bessel_correction: divide by one less than the number of values.
         stabilize_with_global: keep a causal scale near the context's own.
         scale_factor_exponent: how near, as a power of ten.
     """
 
-    kind: type
+    kind: str
     minimum_scale: float
     use_bessel_correction: bool = False
     stabilize_with_global: bool = False
@@ -78,10 +78,11 @@ class ScalerSettings(NamedTuple):
     @classmethod
     def of(cls, scaler: Any) -> ScalerSettings:
         """Those of upstream's module, of which StdMeanScaler has only the first two."""
-        if type(scaler) is StdMeanScaler:
-            return cls(StdMeanScaler, scaler.minimum_scale)
+        kind = kind_of(scaler)
+        if kind == "StdMeanScaler":
+            return cls(kind, scaler.minimum_scale)
         return cls(
-            type(scaler),
+            kind,
             scaler.minimum_scale,
             scaler.use_bessel_correction,
             scaler.stabilize_with_global,
@@ -94,7 +95,7 @@ def scale_context(
 ) -> tuple[Scaled, ScaleState]:
     """Scale the context, ``batch variate time_steps``."""
     settings = ScalerSettings.of(scaler)
-    if type(scaler) is StdMeanScaler:
+    if settings.kind == "StdMeanScaler":
         values, loc, scale = scaler(
             series, padding_mask=padding_mask, weights=torch.ones_like(series)
         )
@@ -112,7 +113,7 @@ def scale_context(
     patches, means, cumulated, squares = (
         part.unflatten(-1, (-1, patch_size)) for part in (series, means, cumulated, squares)
     )
-    if settings.kind is CausalPatchStdMeanScaler:
+    if settings.kind == "CausalPatchStdMeanScaler":
         # All of a patch is scaled by the statistics at its end.
         means, cumulated, squares = (part[..., -1:] for part in (means, cumulated, squares))
     loc = means.to(series.dtype)
@@ -135,7 +136,7 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
     after = Statistics(
         weights[..., -1].expand_as(totals[..., -1]), totals[..., -1], squares[..., -1], state.bounds
     )
-    if settings.kind is CausalPatchStdMeanScaler:
+    if settings.kind == "CausalPatchStdMeanScaler":
         means, weights, squares = means[..., -1:], weights[..., -1:], squares[..., -1:]
     loc = means.to(patch.dtype)
     scale = _scale(settings, weights, squares, state.bounds).to(patch.dtype)

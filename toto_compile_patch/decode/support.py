@@ -10,29 +10,33 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from toto_compile_patch import upstream
 from toto_compile_patch.decode.modules import modules_of, name_of, parameters_within
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.private_names import private
-
-_SCALERS = (
-    upstream.StdMeanScaler,
-    upstream.CausalStdMeanScaler,
-    upstream.CausalPatchStdMeanScaler,
+from toto_compile_patch.upstream import (
+    BYPASSED_METHODS_OF_FORECASTER,
+    code_of,
+    kind_of,
+    symbol,
+    why_unknown,
 )
-_DISTRIBUTIONS = (upstream.StudentTOutput, upstream.MixtureOfStudentTsOutput)
-_ATTENTIONS = (upstream.TimeWiseMultiheadAttention, upstream.SpaceWiseMultiheadAttention)
+
+_SCALERS = ("StdMeanScaler", "CausalStdMeanScaler", "CausalPatchStdMeanScaler")
+_DISTRIBUTIONS = ("StudentTOutput", "MixtureOfStudentTsOutput")
+_ATTENTIONS = ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
 _MODULES = {
     *_ATTENTIONS,
     *_DISTRIBUTIONS,
-    upstream.TotoBackbone,
-    upstream.Transformer,
-    upstream.TransformerLayer,
-    upstream.TimeAwareRotaryEmbedding,
-    upstream.PatchEmbedding,
-    upstream.RMSNorm,
-    upstream.SwiGLU,
-    *upstream.ONLY_IN_SOME_VERSIONS,
+    "TotoBackbone",
+    "Transformer",
+    "TransformerLayer",
+    "TimeAwareRotaryEmbedding",
+    "PatchEmbedding",
+    "RMSNorm",
+    "SwiGLU",
+    "Fusion",
+}
+_MODULES_OF_TORCH = {
     torch.nn.Dropout,
     torch.nn.LayerNorm,
     torch.nn.Linear,
@@ -95,7 +99,7 @@ def not_finite(error: Exception) -> Refusal:
 def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
     """Why a forecast has to be upstream's, or None where the decode path knows all about it."""
     return (
-        _other_code(forecaster)
+        _other_code(forecaster, backbone)
         or _other_model(backbone)
         or _other_modules(backbone, modules := modules_of(backbone))
         or _other_weights(backbone, modules)
@@ -103,17 +107,19 @@ def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
     )
 
 
-def _other_code(forecaster: Any) -> Refusal | None:
+def _other_code(forecaster: Any, backbone: Any) -> Refusal | None:
     """Code that the decode path stands in for is not the one that it was written after."""
     cure = "take out what replaced it"
+    own, others = code_of(forecaster), code_of(backbone)
+    codes = {code for code in (own, others) if code}
     for kind, known in _FORWARDS.items():
         if kind.forward is not known:
             return Refusal(f"torch.nn.{kind.__name__}.forward has been replaced", cure)
-    for owner, attribute in upstream.BYPASSED:
-        if upstream.why_unknown(owner, attribute):
-            return Refusal(f"{upstream.symbol(owner, attribute)} has been replaced", cure)
-    for attribute in upstream.BYPASSED_METHODS_OF_FORECASTER:
-        theirs = getattr(upstream.TotoForecaster, attribute, None)
+    for owner, attribute in (place for code in codes for place in code.bypassed):
+        if why_unknown(owner, attribute):
+            return Refusal(f"{symbol(owner, attribute)} has been replaced", cure)
+    for attribute in BYPASSED_METHODS_OF_FORECASTER:
+        theirs = getattr(own and own.TotoForecaster, attribute, None)
         if (
             attribute in vars(forecaster)
             or getattr(type(forecaster), attribute, None) is not theirs
@@ -125,13 +131,13 @@ def _other_code(forecaster: Any) -> Refusal | None:
 
 
 def _other_model(backbone: Any) -> Refusal | None:
-    if type(backbone) is not upstream.TotoBackbone:
+    if kind_of(backbone) != "TotoBackbone":
         return Refusal(f"the model is a {type(backbone).__name__}, not a TotoBackbone")
-    if type(backbone.scaler) not in _SCALERS:
+    if kind_of(backbone.scaler) not in _SCALERS:
         return Refusal(f"the scaler is a {type(backbone.scaler).__name__}")
     if backbone.scaler.dim != -1 or not getattr(backbone.scaler, "keepdim", True):
         return Refusal("the scaler does not scale along the last axis")
-    if type(backbone.output_distribution) not in _DISTRIBUTIONS:
+    if kind_of(backbone.output_distribution) not in _DISTRIBUTIONS:
         kind = type(backbone.output_distribution).__name__
         return Refusal(f"the output distribution is a {kind}")
     embedding = backbone.patch_embed
@@ -150,7 +156,8 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
         return Refusal("there are global forward hooks", "remove them before forecasting")
     for module in modules:
         kind: type = type(module)
-        if kind not in _MODULES and not kind.__module__.startswith("xformers."):
+        known = kind in _MODULES_OF_TORCH or kind_of(module) in _MODULES
+        if not known and not kind.__module__.startswith("xformers."):
             reason = f"{_name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
             return Refusal(reason, _cure_of_a_module(kind))
         if module.training and _drops(module):
@@ -174,7 +181,7 @@ def _drops(module: Any) -> bool:
     """
     if isinstance(module, torch.nn.Dropout):
         return module.p != 0
-    return isinstance(module, _ATTENTIONS) and module.dropout != 0
+    return kind_of(module) in _ATTENTIONS and bool(module.dropout != 0)
 
 
 def _cure_of_a_module(kind: type) -> str:
@@ -191,7 +198,13 @@ def _name_of(module: torch.nn.Module, backbone: torch.nn.Module) -> str:
 
 @cache
 def _methods(kind: type) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
+    # To ask a class for its annotations, as for any other name, may leave some in it.
+    attributes = [item for base in kind.__mro__ for item in vars(base).items()]
+    return frozenset(
+        name
+        for name, value in attributes
+        if callable(value) or isinstance(value, (classmethod, staticmethod))
+    )
 
 
 def _other_weights(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | None:

@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from toto_compile_patch import upstream
 from toto_compile_patch.decode.head import fold
 from toto_compile_patch.decode.layer import (
     ChunkedFeedForward,
@@ -33,7 +32,8 @@ from toto_compile_patch.decode.modules import parameters_of
 from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL
 from toto_compile_patch.locks import Lock
-from toto_compile_patch.private_names import PACKED, why_without
+from toto_compile_patch.private_names import PACKED, private, why_without
+from toto_compile_patch.upstream import kind_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WeightFormat:
     def for_model(cls, backbone: Any, precision: str) -> WeightFormat:
         weight = backbone.unembed.weight
         bf16 = precision == BF16 and weight.dtype is torch.float32
-        return cls(_can_be_packed(weight), bf16)
+        return cls(_can_be_packed(weight, bf16), bf16)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
@@ -134,6 +134,10 @@ def _version(weight: torch.Tensor) -> int | None:
     return None if weight.is_inference() else weight._version
 
 
+_supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
+"""Asks whether this CPU has the instructions that oneDNN multiplies bfloat16 with."""
+
+
 class _OfAModel:
     """The prepared weights of one model, by format, and the lock under which they are prepared."""
 
@@ -198,13 +202,16 @@ def forget(backbone: Any = None) -> None:
         _prepared.pop(backbone, None)
 
 
-def _can_be_packed(weight: torch.Tensor) -> bool:
+def _can_be_packed(weight: torch.Tensor, bf16: bool) -> bool:
+    """Whether oneDNN packs a model's weights, or its copies of them in 16 bits, on this CPU."""
+    in_16_bits = bf16 or weight.dtype == torch.bfloat16
     return bool(
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not why_without(PACKED)
+        and (not in_16_bits or _supports_bf16())
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -215,9 +222,7 @@ def _layers(layers: Sequence[Any], weight_format: WeightFormat) -> tuple[Traceab
     Of the last layer over time most positions need keys and values alone, and of a layer over
     variates a single variate needs values alone (see ``transformer``).
     """
-    over_time = [
-        isinstance(layer.attention, upstream.TimeWiseMultiheadAttention) for layer in layers
-    ]
+    over_time = [_is_over_time(layer) for layer in layers]
     last = max((idx for idx, is_over_time in enumerate(over_time) if is_over_time), default=-1)
     return tuple(
         Traceable.of(_layer(layer, weight_format, alone=idx == last or not over_time[idx]))
@@ -238,7 +243,7 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
         on_a_cpu = attention.wO.weight.is_cpu
         feed_forward = ChunkedFeedForward(up, down) if on_a_cpu else FeedForward(up, down)
     return Layer(
-        over_time=isinstance(attention, upstream.TimeWiseMultiheadAttention),
+        over_time=_is_over_time(layer),
         norm1=_norm(layer.norm1, attention.wO.weight),
         project=project,
         out=weight_format.linear(attention.wO.weight, attention.wO.bias),
@@ -248,8 +253,12 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
     )
 
 
+def _is_over_time(layer: Any) -> bool:
+    return kind_of(layer.attention) == "TimeWiseMultiheadAttention"
+
+
 def _norm(norm: Any, like: torch.Tensor) -> Norm:
-    if type(norm) is not upstream.RMSNorm:
+    if kind_of(norm) != "RMSNorm":
         return UnchangedModule(norm)
     return RMSNorm.of(norm.scale, norm.eps, like)
 
@@ -270,7 +279,10 @@ def _alone(
 
 def _native_feed_forward(mlp: Any) -> tuple[Any, Any] | None:
     """The two linear layers of a feed-forward without xFormers."""
-    kinds = [type(part) for part in mlp] if type(mlp) is torch.nn.Sequential else []
-    if kinds != [torch.nn.Linear, upstream.SwiGLU, torch.nn.Linear, torch.nn.Dropout]:
+    if type(mlp) is not torch.nn.Sequential or len(mlp) != 4:
         return None
-    return mlp[0], mlp[2]
+    up, gate, down, dropout = mlp
+    kinds = [type(part) for part in (up, down, dropout)]
+    if kind_of(gate) != "SwiGLU" or kinds != [torch.nn.Linear, torch.nn.Linear, torch.nn.Dropout]:
+        return None
+    return up, down

@@ -1,1 +1,1 @@
-"""One file per patch; each gives its sites through ``sites()``, made once."""
+"""One file per patch; ``sites(code)`` gives its places in a carrier's code, made once for each."""

@@ -14,15 +14,17 @@ from toto_compile_patch.decode.compile_call import CompiledOffACpu
 from toto_compile_patch.decode.runtime import BOTH, COMPILE
 from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
-from toto_compile_patch.upstream import Toto, TotoBackbone, TotoForecaster
+from toto_compile_patch.upstream import TotoCode, kind_of
 
 _logger = logging.getLogger("toto_compile_patch")
 
 
 @cache
-def sites() -> tuple[AttributeSite, ...]:
-    needs = ((Toto, "__init__"), (TotoForecaster, "__init__"))
-    return (AttributeSite(Toto, "compile", lambda inherited: compile_backbone, needs=needs),)
+def sites(code: TotoCode) -> tuple[AttributeSite, ...]:
+    if code.Toto is None:
+        return ()
+    needs = ((code.Toto, "__init__"), (code.TotoForecaster, "__init__"))
+    return (AttributeSite(code.Toto, "compile", lambda inherited: compile_backbone, needs=needs),)
 
 
 def compile_backbone(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -35,7 +37,9 @@ def compile_backbone(self: Any, *args: Any, **kwargs: Any) -> None:
     backbone = self.model
     before = getattr(backbone, "_compiled_call_impl", None)
     backbone.compile(*args, **kwargs)
-    if type(backbone) is TotoBackbone and (before is None or isinstance(before, CompiledOffACpu)):
+    if kind_of(backbone) == "TotoBackbone" and (
+        before is None or isinstance(before, CompiledOffACpu)
+    ):
         compiled = backbone._compiled_call_impl
         backbone._compiled_call_impl = CompiledOffACpu(backbone, compiled, _insisted)
         _logger.info("toto.compile(): forecasts are compiled on a GPU; on a CPU they run as before")

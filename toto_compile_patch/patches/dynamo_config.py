@@ -32,18 +32,26 @@ from toto_compile_patch.tracing import (
     skip_own_frame,
     with_cache,
 )
-from toto_compile_patch.upstream import CONSTRUCTOR_MODULE, KVCache, TotoBackbone
+from toto_compile_patch.upstream import TotoCode, code_of
 
 RECOMPILE_LIMIT = 64
 """Room for twelve layers of two kinds in a handful of shape classes."""
 
 
 @cache
-def sites() -> tuple[Site, ...]:
+def sites(code: TotoCode) -> tuple[Site, ...]:
+    return (
+        *_settings(),
+        AttributeSite(code.TotoBackbone, "forward", with_cache(3, _with_dynamic_shapes)),
+    )
+
+
+@cache
+def _settings() -> tuple[Site, ...]:
+    """The settings, which are torch's, whichever carrier forecasts."""
     return (
         DynamoSettingSite("capture_scalar_outputs", lambda found: True),
         DynamoSettingSite("recompile_limit", lambda found: max(found, RECOMPILE_LIMIT)),
-        AttributeSite(TotoBackbone, "forward", with_cache(3, _with_dynamic_shapes)),
     )
 
 
@@ -58,7 +66,7 @@ def _with_dynamic_shapes(original: Any) -> Any:
             return uncompiled_frame(self, *args, **kwargs)
         first = _say_before(self)
         try:
-            with _cached_forecast():
+            with _cached_forecast(self):
                 return uncompiled_frame(self, *args, **kwargs)
         finally:
             if first is not None:
@@ -126,7 +134,7 @@ _scope_lock = Lock()
 
 
 @contextmanager
-def _cached_forecast() -> Iterator[None]:
+def _cached_forecast(backbone: Any) -> Iterator[None]:
     """Surrounds a forecast with a cache: the first one in puts dynamo's settings in force."""
     thread = threading.get_ident()
     try:
@@ -137,7 +145,7 @@ def _cached_forecast() -> Iterator[None]:
             if alone:
                 # A user who compiles with dynamic=False has asked for static shapes.
                 dynamic = config.automatic_dynamic_shapes
-                _scope.settings = _settings_inside[dynamic, CONSTRUCTOR_MODULE.KVCache is KVCache]
+                _scope.settings = _settings_inside[dynamic, _has_upstreams_cache(backbone)]
                 _scope.settings.__enter__()
         yield
     finally:
@@ -146,6 +154,12 @@ def _cached_forecast() -> Iterator[None]:
             if depth > 0:
                 _scope.depths[thread] = depth
             _leave_if_last()
+
+
+def _has_upstreams_cache(backbone: Any) -> bool:
+    """Whether a backbone makes caches of its carrier's own class."""
+    code = code_of(backbone)
+    return code is not None and code.module_of(code.TotoBackbone).KVCache is code.KVCache
 
 
 def _leave_if_last() -> None:

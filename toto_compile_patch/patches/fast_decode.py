@@ -29,14 +29,15 @@ from toto_compile_patch.path_taken import PathTaken, attempt, note
 from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import run_uncompiled
-from toto_compile_patch.upstream import BYPASSED, TotoForecaster
+from toto_compile_patch.upstream import TotoCode
 
 
 @cache
-def sites() -> tuple[AttributeSite, ...]:
+def sites(code: TotoCode) -> tuple[AttributeSite, ...]:
+    forecaster, needs = code.TotoForecaster, code.bypassed
     return (
-        AttributeSite(TotoForecaster, "generate_mean", _fast_or_upstream, needs=BYPASSED),
-        AttributeSite(TotoForecaster, "generate_samples", _fast_or_upstream),
+        AttributeSite(forecaster, "generate_mean", _fast_or_upstream, needs=needs),
+        AttributeSite(forecaster, "generate_samples", _fast_or_upstream),
     )
 
 

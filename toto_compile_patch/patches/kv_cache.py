@@ -6,6 +6,7 @@ and step: a wait for the device each time, and in compiled code a graph break or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy, deepcopy
 from functools import cache
 from typing import Any
@@ -13,27 +14,25 @@ from typing import Any
 from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import skip_frame
-from toto_compile_patch.upstream import (
-    KV_CACHE_MODULES,
-    KVCache,
-    TimeWiseMultiheadAttention,
-    TotoBackbone,
-)
+from toto_compile_patch.upstream import TotoCode, kind_of, load
 
 
-class HostIndexedKVCache(KVCache):  # type: ignore[misc]
-    """A KVCache whose positions are Python integers, and which is never traced.
+class HostIndexed:
+    """What makes a ``KVCache`` one whose positions are Python integers, and which is never traced.
 
     Keys and values are held as upstream holds them, ``time_layer batch_X_variate seq_len
     head head_dim`` (xFormers) or ``time_layer batch_X_variate head seq_len head_dim`` (SDPA).
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    carrier: str
+    """The carrier whose ``KVCache`` it is."""
+
+    def __post_init__(self: Any) -> None:
+        super().__post_init__()  # type: ignore[misc]
         time_layers = [
             layer_idx
             for layer_idx in range(self.num_layers)
-            if isinstance(self.transformer_layers[layer_idx].attention, TimeWiseMultiheadAttention)
+            if kind_of(self.transformer_layers[layer_idx].attention) == "TimeWiseMultiheadAttention"
         ]
         self._current_idx: list[int] = [0] * len(self._current_idx)
         self._layer_cache_map: list[int] = [0] * self.num_layers
@@ -42,22 +41,22 @@ class HostIndexedKVCache(KVCache):  # type: ignore[misc]
         self._seq_dim = 1 if self.use_memory_efficient_attention else 2
 
     @skip_frame
-    def __getitem__(self, layer_idx: int) -> tuple[Any, Any]:
+    def __getitem__(self: Any, layer_idx: int) -> tuple[Any, Any]:
         cache_idx = self._layer_cache_map[layer_idx]
         length = self._current_idx[cache_idx]
         keys, values = self._keys[cache_idx], self._values[cache_idx]
         return keys.narrow(self._seq_dim, 0, length), values.narrow(self._seq_dim, 0, length)
 
     @skip_frame
-    def current_len(self, cache_idx: int) -> int:
+    def current_len(self: Any, cache_idx: int) -> int:
         return self._current_idx[cache_idx]
 
     @skip_frame
-    def seq_len(self, layer_idx: int) -> int:
+    def seq_len(self: Any, layer_idx: int) -> int:
         return self._current_idx[self._layer_cache_map[layer_idx]]
 
     @skip_frame
-    def append(self, layer_idx: int, kv: tuple[Any, Any]) -> None:
+    def append(self: Any, layer_idx: int, kv: tuple[Any, Any]) -> None:
         cache_idx = self._layer_cache_map[layer_idx]
         keys, values = kv
         self._check(keys, values)
@@ -73,7 +72,7 @@ class HostIndexedKVCache(KVCache):  # type: ignore[misc]
         self._current_idx[cache_idx] = start + length
 
     @skip_frame
-    def reset(self) -> None:
+    def reset(self: Any) -> None:
         """Forget everything; what the buffers hold beyond a position is never read."""
         self._current_idx = [0] * len(self._current_idx)
 
@@ -82,14 +81,25 @@ class HostIndexedKVCache(KVCache):  # type: ignore[misc]
         not read again once their kinds are known."""
         return {**self.__dict__, "transformer_layers": []}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> HostIndexedKVCache:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be pickled by the carrier's name: its class is made in each process, and no module's."""
+        if type(self) is not host_indexed(load(self.carrier)):
+            return super().__reduce_ex__(protocol)
+        return _new, (self.carrier,), self.__getstate__()
+
+    def __copy__(self: Any) -> Any:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         twin = copy(self)
         twin.__dict__.update(deepcopy(self.__getstate__(), memo))
         twin.transformer_layers = self.transformer_layers
         return twin
 
     @skip_frame
-    def _check(self, keys: Any, values: Any) -> None:
+    def _check(self: Any, keys: Any, values: Any) -> None:
         """Raise what upstream's assertions raise, with or without ``python -O``."""
         if keys.shape != values.shape:
             raise AssertionError("keys and values must have the same shape")
@@ -104,19 +114,38 @@ class HostIndexedKVCache(KVCache):  # type: ignore[misc]
 
 
 @cache
-def sites() -> tuple[AttributeSite, ...]:
+def sites(code: TotoCode) -> tuple[AttributeSite, ...]:
+    needs = ((code.TotoBackbone, "allocate_kv_cache"),)
     return tuple(
-        AttributeSite(module, "KVCache", _replacement, needs=((TotoBackbone, "allocate_kv_cache"),))
-        for module in KV_CACHE_MODULES
+        AttributeSite(module, "KVCache", _replacement_in(code), needs=needs)
+        for module in code.modules_with_kv_cache()
     )
 
 
-def _replacement(original: type) -> type:
-    """The class that takes the place of ``KVCache``.
+@cache
+def host_indexed(code: TotoCode) -> type:
+    """The class that takes the place of a carrier's ``KVCache``."""
+    namespace = {"carrier": code.carrier, "__module__": __name__}
+    return type("HostIndexedKVCache", (HostIndexed, code.KVCache), namespace)
 
-    Raises:
-        UnsupportedTotoError: another class stands there.
+
+def _new(carrier: str) -> Any:
+    """An object of a carrier's class, with nothing in it yet."""
+    kind = host_indexed(load(carrier))
+    return object.__new__(kind)
+
+
+def _replacement_in(code: TotoCode) -> Callable[[type], type]:
+    """What makes the class that takes the place of a carrier's ``KVCache``.
+
+    It raises ``UnsupportedTotoError`` where another class stands there.
     """
-    if original is not KVCache:
-        raise UnsupportedTotoError(f"{original!r} is not the KVCache that toto was imported with")
-    return HostIndexedKVCache
+
+    def replacement(original: type) -> type:
+        if original is not code.KVCache:
+            raise UnsupportedTotoError(
+                f"{original!r} is not the KVCache that {code.carrier} was imported with"
+            )
+        return host_indexed(code)
+
+    return replacement

@@ -31,17 +31,12 @@ from toto_compile_patch.tracing import (
     traced_or_uncompiled,
     with_cache,
 )
-from toto_compile_patch.upstream import (
-    BaseMultiheadAttention,
-    TotoBackbone,
-    Transformer,
-    TransformerLayer,
-)
+from toto_compile_patch.upstream import TotoCode
 
 
 @cache
-def sites() -> tuple[AttributeSite, ...]:
-    attention = BaseMultiheadAttention
+def sites(code: TotoCode) -> tuple[AttributeSite, ...]:
+    attention, transformer = code.BaseMultiheadAttention, code.Transformer
     return (
         AttributeSite(
             attention,
@@ -54,10 +49,10 @@ def sites() -> tuple[AttributeSite, ...]:
             with_cache(3, run_uncompiled),
             needs=((attention, "run_attention"),),
         ),
-        AttributeSite(TransformerLayer, "forward", with_cache(3, _compile_around_attention)),
-        AttributeSite(TotoBackbone, "backbone", with_cache(3, skip_own_frame)),
-        AttributeSite(Transformer, "forward", with_cache(2, _skip_own_frame_of_stack)),
-        AttributeSite(Transformer, "_get_mask", traced_or_uncompiled),
+        AttributeSite(code.TransformerLayer, "forward", with_cache(3, _compile_around_attention)),
+        AttributeSite(code.TotoBackbone, "backbone", with_cache(3, skip_own_frame)),
+        AttributeSite(transformer, "forward", with_cache(2, _skip_own_frame_of_stack)),
+        AttributeSite(transformer, "_get_mask", traced_or_uncompiled),
     )
 
 

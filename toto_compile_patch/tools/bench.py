@@ -11,18 +11,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from toto.data.util.dataset import MaskedTimeseries
-from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models, screen
 from toto_compile_patch.tools.checks import UsageError, choose_device, is_stdout, write_json
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
+
+if TYPE_CHECKING:
+    from toto.data.util.dataset import MaskedTimeseries
+    from toto.inference.forecaster import TotoForecaster
 
 WEIGHTS_OF_LAYERS = 12 * (4 * 768 * 768 + 3 * 768 * 3072)
 """What a patch has to be multiplied by."""
@@ -199,13 +201,14 @@ def settings_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def sides_of(options: argparse.Namespace) -> dict[str, Side]:
     """The sides by name; made before anything is applied."""
     # Forecasters that keep upstream's own code, whatever is applied later.
-    own = {name: vars(TotoForecaster)[name] for name in ("generate_mean", "generate_samples")}
-    upstream = type("UpstreamForecaster", (TotoForecaster,), own)
+    forecaster = models.toto_ts().TotoForecaster
+    own = {name: vars(forecaster)[name] for name in ("generate_mean", "generate_samples")}
+    upstream = type("UpstreamForecaster", (forecaster,), own)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     model = base_model(device, dtype)
     sides = {UPSTREAM: Side(upstream(model))}
     for name, settings in settings_of(options).items():
-        sides[name] = Side(TotoForecaster(model), settings)
+        sides[name] = Side(forecaster(model), settings)
     if options.compile:
         compiled = base_model(device, dtype)
         compiled.compile(mode=options.compile)
@@ -345,13 +348,14 @@ def series(load: Workload, device: torch.device, dtype: torch.dtype) -> MaskedTi
     if load.own_groups:
         groups += torch.arange(load.batch).view(-1, 1, 1)
     ones = torch.ones(shape)
-    return MaskedTimeseries(
+    made: MaskedTimeseries = models.toto_ts().MaskedTimeseries(
         series=_walks(load)[..., : load.length].to(device, dtype),
         padding_mask=(ones if load.float_padding else ones.bool()).to(device),
         id_mask=groups.to(device),
         timestamp_seconds=torch.zeros(shape, dtype=torch.int, device=device),
         time_interval_seconds=torch.full(shape[:-1], 60, dtype=torch.int, device=device),
     )
+    return made
 
 
 def _walks(load: Workload) -> torch.Tensor:
@@ -377,7 +381,7 @@ def peak_bytes_of(options: argparse.Namespace, name: str, side: str) -> int:
     model = base_model(torch.device(options.device), getattr(torch, options.dtype))
     if side == COMPILED:
         model.compile(mode=options.compile)
-    how = Side(TotoForecaster(model), settings_of(options).get(side, {}))
+    how = Side(models.toto_ts().TotoForecaster(model), settings_of(options).get(side, {}))
     Trial.of(how, WORKLOADS[name], options).forecast()
     return machine.peak_bytes(torch.device(options.device))
 

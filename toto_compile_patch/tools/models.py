@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from toto.model.toto import Toto
+
+from toto_compile_patch import upstream
+from toto_compile_patch.carriers import TOTO
+
+if TYPE_CHECKING:
+    from toto.model.toto import Toto
 
 DEMO = Path(__file__).parent.parent / "demo"
 """Folder of the demo model's checkpoint and of the bundled series."""
@@ -28,6 +33,11 @@ KNOWN = ("demo", *RANDOM)
 """Names of models."""
 
 
+def toto_ts() -> upstream.TotoCode:
+    """The installed ``toto``, with which the commands forecast."""
+    return upstream.load(TOTO)
+
+
 def load(model: str) -> Toto:
     """A model to forecast with, by name (``KNOWN``), directory or Hugging Face id.
 
@@ -36,14 +46,18 @@ def load(model: str) -> Toto:
     Raises:
         RuntimeError: nothing of that name is to be had.
     """
+    kind = toto_ts().Toto
     if model in RANDOM:
         torch.manual_seed(0)
-        return Toto(**RANDOM[model]).eval()
+        made: Toto = kind(**RANDOM[model]).eval()
+        return made
     directory = DEMO if model == "demo" else Path(model)
     if directory.is_dir():
-        return Toto.load_from_checkpoint(str(directory)).eval()
+        made = kind.load_from_checkpoint(str(directory)).eval()
+        return made
     try:
-        return Toto.from_pretrained(model).eval()
+        made = kind.from_pretrained(model).eval()
+        return made
     except Exception as error:
         raise RuntimeError(
             f"cannot load {model!r}, which is no directory here, from the Hugging Face Hub: "

@@ -6,15 +6,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from toto.data.util.dataset import MaskedTimeseries
 
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.models import toto_ts
+
+if TYPE_CHECKING:
+    from toto.data.util.dataset import MaskedTimeseries
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -98,13 +101,14 @@ class Window:
     def inputs(self) -> MaskedTimeseries:
         """The context as upstream takes it, ``variate series_len``, on the CPU."""
         series = torch.from_numpy(self.values)
-        return MaskedTimeseries(
+        made: MaskedTimeseries = toto_ts().MaskedTimeseries(
             series=series,
             padding_mask=torch.from_numpy(self.observed),
             id_mask=torch.zeros_like(series, dtype=torch.int),
             timestamp_seconds=torch.from_numpy(self.seconds).expand(series.shape),
             time_interval_seconds=torch.full((len(series),), self.interval),
         )
+        return made
 
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
-from toto_compile_patch.tools import bench, machine
+from toto_compile_patch.tools import bench, machine, models
 from toto_compile_patch.tools.checks import report
 from toto_compile_patch.tools.screen import ProgressLine, table_of
 from toto_compile_patch.tools.workers import WorkerError, call_apart
@@ -73,7 +72,7 @@ def first_forecasts(side: str, mode: str) -> dict[str, float]:
     if side == bench.PATCHED:
         toto_compile_patch.apply(fallback="error")
     inputs = bench.series(JOB, device, torch.float32)
-    upstream_or_patched = bench.Side(TotoForecaster(backbone))
+    upstream_or_patched = bench.Side(models.toto_ts().TotoForecaster(backbone))
 
     def forecast() -> None:
         upstream_or_patched.forecast(JOB, inputs)

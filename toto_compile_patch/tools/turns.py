@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models
@@ -21,6 +20,9 @@ from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.series import Floats, Window
 from toto_compile_patch.tools.workers import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from toto.inference.forecaster import TotoForecaster
 
 QUANTILES = tuple(level / 10 for level in range(1, 10))
 
@@ -156,7 +158,8 @@ def forecasts(questions: Iterator[Question], way: Way, job: Job) -> Iterator[Any
 def _forecaster(way: Way, job: Job) -> TotoForecaster:
     # What Python does at its start may have applied them.
     toto_compile_patch.apply() if way.patched else toto_compile_patch.revert()
-    forecaster = TotoForecaster(models.load(job.model).to(job.device).model)
+    model = models.load(job.model).to(job.device).model
+    forecaster: TotoForecaster = models.toto_ts().TotoForecaster(model)
     # Without fast_decode, the patches are for a compiled model.
     if way.patched and (way.compiled or not toto_compile_patch.is_applied("fast_decode")):
         toto_compile_patch.compile(forecaster, mode=job.mode)

@@ -145,7 +145,8 @@ def _symbols() -> list[Symbol]:
         from toto_compile_patch.sites import AttributeSite
         from toto_compile_patch.table import TABLE
 
-        sites = [site for patch in TABLE for site in patch.sites()]
+        upstream.load(carriers.TOTO)
+        sites = [site for code in upstream.codes() for patch in TABLE for site in patch.sites(code)]
     except Exception:
         # apply() meets the same, and says it in better words.
         return []
@@ -167,7 +168,8 @@ def _applied_here(symbols: list[Symbol]) -> tuple[list[PatchStatus], list[Findin
         return _rows(), [_stopped(error, symbols)]
     if not settings.enabled:
         return rows, [finding("toggled off", variable=ENV_TOGGLE, text=os.environ[ENV_TOGGLE])]
-    left_out = [r for r in rows if r.name in settings.patches and r.state != "applied"]
+    stand = ("applied", "nothing to patch")
+    left_out = [r for r in rows if r.name in settings.patches and r.state not in stand]
     return rows, [
         finding("patch left out", **asdict(row), cure=_cure_of(row.detail)) for row in left_out
     ]

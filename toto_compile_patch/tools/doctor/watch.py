@@ -37,7 +37,6 @@ RUNNER = f"{__package__}.run_watched"
 
 _READ_ONCE = "TORCHDYNAMO_"
 _MODELS = ("Toto", "TotoBackbone", "TotoForecaster")
-_REACHED = "toto"
 _LIBRARIES = {*sys.stdlib_module_names, "toto_compile_patch", "toto", "torch"}
 _FORECASTERS = carriers.FORECASTERS.values()
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
@@ -187,14 +186,13 @@ class Watch:
         forecaster = vars(module).get("TotoForecaster")
         if not carriers.makes_forecasts(forecaster):
             # A module that happens to have this name is nothing to count.
-            self.countable = self.countable and carrier != _REACHED
+            self.countable = self.countable and carrier != carriers.TOTO
             return
-        unreached = "" if carrier == _REACHED else carrier
         for decorated in (forecaster.generate_mean, forecaster.generate_samples):
             original = getattr(decorated, "__wrapped__", None)
             for cell in getattr(decorated, "__closure__", None) or ():
                 if cell.cell_contents is original is not None:
-                    cell.cell_contents = self._watched_upstream(original, unreached)
+                    cell.cell_contents = self._watched_upstream(original, carrier)
                     break
             else:
                 self.countable = False
@@ -207,7 +205,8 @@ class Watch:
             if not torch.compiler.is_compiling():
                 self.now.upstream = True
                 if not self.now.within:
-                    self._note(forecaster, sys._getframe(1), PathTaken("upstream"), carrier)
+                    place = carrier if _is_unreached(carrier) else ""
+                    self._note(forecaster, sys._getframe(1), PathTaken("upstream"), place)
                     with self._timed():
                         return original(forecaster, *args, **kwargs)
             return original(forecaster, *args, **kwargs)
@@ -217,8 +216,9 @@ class Watch:
     def _watch_fast_path(self, module: Any) -> None:
         from toto_compile_patch.patches import fast_decode
 
-        for site in fast_decode.sites():
-            site.build = functools.cache(functools.partial(self._watched_fast_path, site.build))
+        # Each carrier's places are made with what has this name when they are made.
+        build = functools.partial(self._watched_fast_path, fast_decode._fast_or_upstream)
+        fast_decode._fast_or_upstream = functools.cache(build)
 
     def _watched_fast_path(self, build: Callable[[Any], Any], original: Any) -> Any:
         """The method that makes a forecast on the fast path, or leaves it to upstream's code."""
@@ -290,6 +290,11 @@ def _asked_from(frame: FrameType) -> str:
         if _is_users(caller):
             return f"{Path(caller.f_code.co_filename).name}:{line}"
     return ""
+
+
+def _is_unreached(carrier: str) -> bool:
+    """Whether a carrier is one that apply() does not patch."""
+    return carrier != carriers.TOTO and any(one.name == carrier for one in carriers.unreached())
 
 
 def _is_users(frame: FrameType) -> bool:
