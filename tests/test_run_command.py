@@ -238,6 +238,7 @@ def stand_ins(tmp_path: Path) -> Path:
     (package / "tools").mkdir(parents=True)
     (package / "__init__.py").write_text(PACKAGE)
     shutil.copytree(HOOK, package / "tools" / "hook")
+    shutil.copy(HOOK.parent.parent / "import_hook.py", package)
     toto = tmp_path / "site" / "toto"
     for folder in (toto / "inference", toto / "model"):
         folder.mkdir(parents=True)

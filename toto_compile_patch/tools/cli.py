@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES
+from toto_compile_patch import import_hook
+from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES, variable_of
 from toto_compile_patch.tools import checks
 from toto_compile_patch.tools.checks import UsageError, not_negative, positive
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
@@ -30,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(_commands, prog=name)
     options = parser.parse_args(arguments)
     try:
+        if options.tool not in ("run", "doctor"):
+            # Both sides of a comparison are patched or not by the command alone.
+            os.environ.pop(variable_of("auto"), None)
+        import_hook.unfollow()
         # Before anything long begins. What `run` runs has options of its own.
         checks.check_json(getattr(options, "json", None))
         with warnings.catch_warnings():
@@ -77,6 +83,8 @@ def _commands(parser: _Parser) -> None:
     for add, says in (
         (_ab, "compare upstream and patched on your series: speed, errors, equality"),
         (_run, "run your script, unchanged, patched"),
+        (_activate, "let an environment variable patch any Python of this environment"),
+        (_deactivate, "take that back"),
         (_doctor, "what is installed, what is applied, and what is in the way"),
         (_bench, "time the same forecasts upstream and patched"),
         (_start, "time the first forecast of a compiled model"),
@@ -189,6 +197,28 @@ def _run(run: _Parser) -> None:
     told, rest = "a script, and all that follows is its", argparse.REMAINDER
     run.add_argument("script", nargs=rest, metavar="SCRIPT", help=told)
     run.add_argument("-m", nargs=rest, dest="module", metavar="MODULE", help="a module, likewise")
+
+
+def _activate(activate: _Parser) -> None:
+    """Let TOTO_COMPILE_PATCH_AUTO=1 patch any Python of this environment, where the command line is
+    somebody else's: clusters, notebooks, containers.
+
+    examples:
+      toto-compile-patch activate
+      TOTO_COMPILE_PATCH_AUTO=1 python backtest.py                patched
+      python backtest.py                                          as if nothing had been activated
+      toto-compile-patch deactivate                               before the package is uninstalled
+
+    It writes one .pth file into the site-packages of the Python that runs it. Where the variable is
+    1, true, yes or on, apply() is called right after the first import of Toto's code or of
+    toto_compile_patch, in every Python of this environment but those started with the flag -S;
+    TOTO_COMPILE_PATCH_* variables hold for each. Where it fails, a line on stderr says why, and
+    upstream's code runs.
+    """
+
+
+def _deactivate(deactivate: _Parser) -> None:
+    """Remove the .pth file that `activate` has written into this environment's site-packages."""
 
 
 def _doctor(doctor: _Parser) -> None:

@@ -22,6 +22,7 @@ from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, variable_of
 from toto_compile_patch.tested_code import HOW_TO_COMPARE
+from toto_compile_patch.tools import activate
 from toto_compile_patch.tools.checks import pip_install
 from toto_compile_patch.tools.doctor.findings import (
     Examined,
@@ -83,6 +84,7 @@ def examine_environment() -> Environment:
         places = list(carriers.found())
         applied = {row.name for row in patches if row.state == "applied"}
         findings += _unreached(places)
+        findings += _activation()
         findings += _version_traps(versions)
         findings += _compiler_traps(versions, applied)
     return Environment(versions, symbols, variables, patches, places, findings=findings)
@@ -212,6 +214,15 @@ def _unreached(places: list[Carrier]) -> Iterator[Finding]:
         if not carrier.reached:
             place = carriers.placed(carrier)
             yield finding("carrier out of reach", level=level, place=place, advice=carrier.advice)
+
+
+def _activation() -> Iterator[Finding]:
+    """What an environment variable does here without anybody calling apply()."""
+    file = activate.place()
+    if file.exists():
+        yield finding("activated", file=file, variable=activate.VARIABLE)
+    elif activate.is_asked_for():
+        yield finding("not activated", variable=activate.VARIABLE)
 
 
 def _version_traps(versions: dict[str, str]) -> Iterator[Finding]:

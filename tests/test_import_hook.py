@@ -1,0 +1,188 @@
+"""The package's import hook: what it sees, whom it tells, and that there is one in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import toto_compile_patch
+
+HOOK = Path(toto_compile_patch.__file__).parent / "tools" / "hook"
+AUTOGLUON = "autogluon.timeseries.models.toto._internal.forecaster"
+
+LISTEN = """
+import sys, importlib
+from toto_compile_patch import api, import_hook
+told = []
+api.carrier_imported = told.append
+def finders():
+    return [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]
+"""
+
+
+def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own, with folders on its path."""
+    found = os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": found.rstrip(os.pathsep)},
+    )
+
+
+def said(code: str, *path: Path) -> str:
+    """What code prints that ends well and complains of nothing."""
+    done = python(code, *path)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """Modules of the names that Toto's have: of carriers, and of others."""
+    for name, text in {
+        "toto.inference.forecaster": "class TotoForecaster: ...",
+        "toto.model.toto": "class Toto: ...",
+        "inference.forecaster": "class TotoForecaster: ...",
+        AUTOGLUON: "class TotoForecaster: ...",
+        "toto2.model": "class Toto2Model: ...",
+        "prophet.forecaster": "class Prophet: ...",
+        "forecaster": "raise OSError('theirs')",
+        "toto.model.other": "class TotoForecaster: ...",
+    }.items():
+        file = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for package in file.relative_to(tmp_path).parents[:-1]:
+            (tmp_path / package / "__init__.py").touch()
+        file.write_text(text)
+    return tmp_path
+
+
+def test_the_package_is_told_of_every_module_that_holds_totos_code(places: Path) -> None:
+    code = f"""
+    import_hook.follow()
+    import_hook.follow()
+    assert len(finders()) == 1
+    import prophet.forecaster, toto.model.other
+    from inference import forecaster
+    import toto2.model, toto.model.toto, toto.inference.forecaster, {AUTOGLUON}
+    importlib.reload(forecaster)
+    assert type(forecaster.__loader__).__name__ == "SourceFileLoader"
+    print(told)
+    import_hook.unfollow()
+    import_hook.unfollow()
+    assert not finders()
+    importlib.reload(forecaster)
+    print(len(told))
+    """
+    expected = ["inference.forecaster", "toto2.model", "toto.model.toto"]
+    expected += ["toto.inference.forecaster", AUTOGLUON, "inference.forecaster"]
+    assert said(LISTEN + textwrap.dedent(code), places) == f"{expected}\n{len(expected)}\n"
+
+
+def test_nobody_is_told_before_that_is_asked_for(places: Path) -> None:
+    code = "import inference.forecaster\nprint(told, finders())"
+    assert said(LISTEN + code, places) == "[] []\n"
+
+
+def test_a_failure_is_one_line_and_the_import_goes_on(places: Path) -> None:
+    code = """
+    def fail(name): raise ValueError("a\\nb")
+    api.carrier_imported = fail
+    import_hook.follow()
+    import inference.forecaster
+    print(inference.forecaster.TotoForecaster.__name__)
+    """
+    done = python(LISTEN + textwrap.dedent(code), places)
+    assert (done.returncode, done.stdout) == (0, "TotoForecaster\n")
+    assert done.stderr == "toto_compile_patch: a b\n"
+
+
+def test_a_modules_own_error_is_its_own(places: Path) -> None:
+    code = """
+    import_hook.follow()
+    try:
+        import forecaster
+    except OSError as error:
+        print(error, told)
+    """
+    assert said(LISTEN + textwrap.dedent(code), places) == "theirs []\n"
+
+
+def test_other_finders_find_first_and_ours_asks_the_rest(places: Path) -> None:
+    # Two finders that each ask all that come after them would ask one another without end.
+    code = """
+    import_hook.follow()
+    class Wrapper:
+        def find_spec(self, name, path=None, target=None):
+            others = sys.meta_path[sys.meta_path.index(self) + 1:]
+            return next(filter(None, (f.find_spec(name, path, target) for f in others)), None)
+    sys.meta_path.insert(0, Wrapper())
+    sys.meta_path.insert(2, Wrapper())
+    import inference.forecaster
+    print(told)
+    """
+    assert said(LISTEN + textwrap.dedent(code), places) == "['inference.forecaster']\n"
+
+
+def test_it_is_one_module_and_one_finder_in_a_process_that_run_began(places: Path) -> None:
+    code = """
+    import sys
+    [before] = [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]
+    assert not [name for name in sys.modules if name.startswith("toto_compile_patch")]
+    import toto_compile_patch.import_hook
+    import importlib
+    from toto_compile_patch import import_hook
+    assert sys.modules["toto_compile_patch.import_hook"] is import_hook
+    assert toto_compile_patch.import_hook is import_hook
+    assert importlib.reload(import_hook) is import_hook
+    import_hook.follow()
+    import_hook.arm()
+    import_hook.unfollow()
+    [after] = [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]
+    assert after is before and after.armed
+    print(import_hook.__spec__.origin == import_hook.__file__, import_hook.__loader__.path)
+    """
+    (places / "toto" / "inference" / "forecaster.py").unlink()
+    file = Path(toto_compile_patch.__file__).with_name("import_hook.py")
+    assert said(code, HOOK, places) == f"True {file}\n"
+
+
+@pytest.mark.parametrize("asked_first", ["", "follow", "unfollow"])
+def test_what_a_script_asks_for_first_holds(asked_first: str, places: Path) -> None:
+    # The package's import applies nothing, because the toto that is found then is a namesake.
+    (places / "namesake" / "toto").mkdir(parents=True)
+    (places / "namesake" / "toto" / "__init__.py").touch()
+    code = f"""
+    import sys
+    import toto_compile_patch
+    from toto_compile_patch import import_hook
+    asked = []
+    toto_compile_patch.apply = lambda: asked.append("apply")
+    toto_compile_patch.api.carrier_imported = asked.append
+    {f"import_hook.{asked_first}()" if asked_first else ""}
+    sys.path.insert(0, {str(places)!r})
+    import inference.forecaster, toto.inference.forecaster
+    print(asked)
+    """
+    told = ["inference.forecaster", "toto.inference.forecaster"]
+    expected = told if asked_first else ["apply", told[1]]
+    assert said(code, HOOK, places / "namesake") == f"{expected}\n"
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    code = """
+    import sys
+    import toto_compile_patch
+    heavy = {"torch", "toto", "numpy", "wrapt", "pandas", "gluonts", "einops", "rich", "argparse",
+             "importlib.metadata", "importlib.resources", "multiprocessing", "asyncio", "email",
+             "subprocess", "json", "autogluon", "joblib", "ray"}
+    print(sorted(heavy & set(sys.modules)))
+    """
+    assert said(code) == "[]\n"
