@@ -138,9 +138,9 @@ def test_site_packages_that_are_not_ones_own(environment: Environment) -> None:
 
 @pytest.mark.parametrize(
     ("text", "acts"),
-    [("1", True), ("true", True), (" Yes ", True), ("ON", True), ("", False), ("0", False)]
-    + [("2", False), ("off", False)],
-)
+    [("1", True), ("true", True), (" Yes ", True), ("ON", True), ("", False), ("0", False),
+     ("2", False), ("off", False)],
+)  # fmt: skip
 def test_what_the_variable_may_be(text: str, acts: bool, activated: Environment) -> None:
     code = "import sys; print(any('toto_compile' in type(x).__module__ for x in sys.meta_path))"
     done = activated.run("-c", code, TOTO_COMPILE_PATCH_AUTO=text)

@@ -26,10 +26,10 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import forecast, series, tiny_model
 
 LENGTHS = (24, 40)
+MODEL = tiny_model().model
 
 def work(length):
-    mean = forecast(tiny_model().model, series(length), 16).mean
-    return made(mean)
+    return made(forecast(MODEL, series(length), 16).mean)
 
 def use(forecaster):
     return made(forecaster.forecast(series(40), prediction_length=16).mean)
@@ -44,8 +44,8 @@ def made(mean):
 def compare(found, expected):
     for (worker, taken, mean), (parent, _, own) in zip(found, expected, strict=True):
         where = "same process" if worker == parent else "another process"
-        print(where, taken, "equal" if mean == own else "close" if torch.allclose(
-            torch.tensor(mean), torch.tensor(own), rtol=1e-5) else "different")
+        equal = torch.allclose(torch.tensor(mean), torch.tensor(own), rtol=1e-6)
+        print(where, taken, "equal" if equal else "different")
 """
 
 RECIPES = {
@@ -83,8 +83,6 @@ RECIPES = {
         """,
 }
 NEEDS = {"loky": "joblib", "ray": "ray"}
-BY_THEMSELVES = ("fork", "threads")
-STARTS_AFRESH = [name for name in RECIPES if name not in BY_THEMSELVES]
 
 
 def run(folder: Path, main: str, *, arguments: tuple[str, ...] = (), **environ: str) -> list[str]:
@@ -122,25 +120,28 @@ def test_workers_forecast_by_the_fast_path(name: str, tmp_path: Path) -> None:
     assert run(tmp_path, recipe(name) + COMPARE) == [f"{where} fast equal"] * 2
 
 
+def unpatched(name: str) -> str:
+    """A recipe without what patches its workers."""
+    lines = recipe(name)
+    for written in (", initializer=toto_compile_patch.apply", ", runtime_env=hook"):
+        lines = lines.replace(written, "")
+    return lines
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STARTS_AFRESH)
+@pytest.mark.parametrize("name", ["spawn", *NEEDS])
 def test_without_its_line_a_worker_that_starts_afresh_is_unpatched(
     name: str, tmp_path: Path
 ) -> None:
-    lines = recipe(name)
-    for written in (", initializer=toto_compile_patch.apply", ", runtime_env=hook"):
-        lines = lines.replace(written, "")
-    assert run(tmp_path, lines + COMPARE) == ["another process None close"] * 2
+    assert run(tmp_path, unpatched(name) + COMPARE) == ["another process None equal"] * 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STARTS_AFRESH)
+@pytest.mark.parametrize("name", ["spawn", *NEEDS])
 def test_run_patches_every_worker(name: str, tmp_path: Path) -> None:
-    lines = recipe(name)
-    for written in (", initializer=toto_compile_patch.apply", ", runtime_env=hook"):
-        lines = lines.replace(written, "")
     command = ("-m", "toto_compile_patch", "run")
-    assert run(tmp_path, lines + COMPARE, arguments=command) == ["another process fast equal"] * 2
+    found = run(tmp_path, unpatched(name) + COMPARE, arguments=command)
+    assert found == ["another process fast equal"] * 2
 
 
 @pytest.mark.slow
@@ -159,63 +160,48 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert run(tmp_path, main, OMP_NUM_THREADS="2") == [f"another process {taken} equal"] * 2
 
 
+# Python's own pickle refuses upstream's model, which holds a static method.
+
 SEND = """
-forecaster = TotoForecaster(tiny_model().model)
-{before}
-expected = use(forecaster)
-context = multiprocessing.get_context("spawn")
-with context.Pool(1, {initializer}) as pool:
-    compare([pool.apply(use, (forecaster,))], [expected])
-compare([use(forecaster)], [expected])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sender", [True, False])
-@pytest.mark.parametrize("receiver", [True, False])
-def test_a_forecaster_that_is_sent_to_a_worker(
-    sender: bool, receiver: bool, tmp_path: Path
-) -> None:
-    before = "toto_compile_patch.apply()" if sender else ""
-    initializer = "initializer=toto_compile_patch.apply" if receiver else ""
-    there, here = ("fast" if patched else "None" for patched in (receiver, sender))
-    equal = "equal" if sender == receiver else "close"
-    found = run(tmp_path, SEND.format(before=before, initializer=initializer))
-    assert found == [f"another process {there} {equal}", f"same process {here} equal"]
-
-
-PICKLED = """
-forecaster = TotoForecaster(tiny_model().model)
-plain = pickle.dumps(forecaster)
+import cloudpickle
+forecaster = TotoForecaster(MODEL)
 upstream = use(forecaster)
-toto_compile_patch.apply({settings})
-{compiled}
-expected = use(forecaster)
-forecaster.forecast(series(24), prediction_length=16, num_samples=4, samples_per_batch=4)
-assert toto_compile_patch.last_path().taken == "fast"
-assert len(pickle.dumps(forecaster)) < 1.01 * len(plain) + 1000
-sent = {pickler}.dumps(forecaster)
-print(b"toto_compile_patch" in sent, len(sent) < 1.1 * len(plain))
-compare([use_sent(sent)], [expected])
-toto_compile_patch.revert()
-with multiprocessing.get_context("spawn").Pool(1) as pool:
-    compare([pool.apply(use_sent, (sent,))], [upstream])
+spawn = multiprocessing.get_context("spawn")
+with spawn.Pool(1) as plain, spawn.Pool(1, initializer=toto_compile_patch.apply) as patched:
+    for pool in (plain, patched):
+        compare([pool.apply(use_sent, (cloudpickle.dumps(forecaster),))], [upstream])
+    toto_compile_patch.apply()
+    compare([use(forecaster)], [upstream])
+    for pool in (plain, patched):
+        compare([pool.apply(use_sent, (cloudpickle.dumps(forecaster),))], [upstream])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("settings", "compiled"),
-    [("", ""), ("precision='bf16'", ""), ("", "forecaster.model.compile(backend='eager')")],
-)
-@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
-def test_what_is_prepared_for_a_forecaster_does_not_travel(
-    settings: str, compiled: str, pickler: str, tmp_path: Path
-) -> None:
-    pytest.importorskip(pickler)
-    lines = PICKLED.format(settings=settings, compiled=compiled, pickler=pickler)
-    assert run(tmp_path, f"import {pickler}\n{lines}") == [
-        "False True",
-        "same process fast equal",
-        "another process None equal",
-    ]
+def test_a_forecaster_that_is_sent_to_a_worker(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    there = ["another process None equal", "another process fast equal"]
+    assert run(tmp_path, SEND) == [*there, "same process fast equal", *there]
+
+
+PREPARED = """
+import cloudpickle
+forecaster = TotoForecaster(MODEL)
+before = cloudpickle.dumps(forecaster)
+toto_compile_patch.apply()
+for compiled in (False, True):
+    if compiled:
+        forecaster.model.compile(backend="eager")
+    expected = use(forecaster)
+    forecaster.forecast(series(24), prediction_length=16, num_samples=4, samples_per_batch=4)
+    assert toto_compile_patch.last_path().taken == "fast"
+    sent = cloudpickle.dumps(forecaster)
+    print(b"toto_compile_patch" in sent, len(sent) < len(before) + 1000)
+    compare([use_sent(sent)], [expected])
+"""
+
+
+@pytest.mark.slow
+def test_what_is_prepared_for_a_forecaster_does_not_travel(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    assert run(tmp_path, PREPARED) == ["False True", "same process fast equal"] * 2
