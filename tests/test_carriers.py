@@ -1,4 +1,4 @@
-"""Copies of Toto's code: those that apply() patches, whenever they come, and those it leaves alone."""
+"""Copies of Toto's code: which apply() patches, whenever they come, and which it leaves alone."""
 
 from __future__ import annotations
 
@@ -191,7 +191,8 @@ for carrier in (theirs, toto, theirs):
     p.apply(fallback="error")
     carrier.forecasts()
 # What one carrier's place replaced is not another's.
-kinds = {type(c.forecaster.model.allocate_kv_cache(1, 3, 64, "cpu", torch.float32)) for c in (theirs, toto)}
+models = [carrier.forecaster.model for carrier in (theirs, toto)]
+kinds = {type(model.allocate_kv_cache(1, 3, 64, "cpu", torch.float32)) for model in models}
 assert len(kinds) == 2, kinds
 p.apply(carriers="autogluon", fallback="error")
 assert p.is_applied()

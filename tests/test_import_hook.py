@@ -17,9 +17,8 @@ AUTOGLUON = "autogluon.timeseries.models.toto._internal.forecaster"
 
 LISTEN = """
 import sys, importlib
-from toto_compile_patch import api, import_hook
+from toto_compile_patch import import_hook
 told = []
-api.carrier_imported = told.append
 def finders():
     return [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]
 """
@@ -66,8 +65,8 @@ def places(tmp_path: Path) -> Path:
 
 def test_the_package_is_told_of_every_module_that_holds_totos_code(places: Path) -> None:
     code = f"""
-    import_hook.follow()
-    import_hook.follow()
+    import_hook.follow(told.append)
+    import_hook.follow(told.append)
     assert len(finders()) == 1
     import prophet.forecaster, toto.model.other
     from inference import forecaster
@@ -94,8 +93,7 @@ def test_nobody_is_told_before_that_is_asked_for(places: Path) -> None:
 def test_a_failure_is_one_line_and_the_import_goes_on(places: Path) -> None:
     code = """
     def fail(name): raise ValueError("a\\nb")
-    api.carrier_imported = fail
-    import_hook.follow()
+    import_hook.follow(fail)
     import inference.forecaster
     print(inference.forecaster.TotoForecaster.__name__)
     """
@@ -106,7 +104,7 @@ def test_a_failure_is_one_line_and_the_import_goes_on(places: Path) -> None:
 
 def test_a_modules_own_error_is_its_own(places: Path) -> None:
     code = """
-    import_hook.follow()
+    import_hook.follow(told.append)
     try:
         import forecaster
     except OSError as error:
@@ -118,7 +116,7 @@ def test_a_modules_own_error_is_its_own(places: Path) -> None:
 def test_other_finders_find_first_and_ours_asks_the_rest(places: Path) -> None:
     # Two finders that each ask all that come after them would ask one another without end.
     code = """
-    import_hook.follow()
+    import_hook.follow(told.append)
     class Wrapper:
         def find_spec(self, name, path=None, target=None):
             others = sys.meta_path[sys.meta_path.index(self) + 1:]
@@ -142,7 +140,7 @@ def test_it_is_one_module_and_one_finder_in_a_process_that_run_began(places: Pat
     assert sys.modules["toto_compile_patch.import_hook"] is import_hook
     assert toto_compile_patch.import_hook is import_hook
     assert importlib.reload(import_hook) is import_hook
-    import_hook.follow()
+    import_hook.follow(told.append)
     import_hook.arm()
     import_hook.unfollow()
     [after] = [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]

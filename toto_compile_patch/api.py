@@ -218,7 +218,7 @@ def _bring_about(
     enabled = settings is not None and settings.enabled
     registry = _registry() if enabled or _registry_loaded() else None
     if enabled:
-        import_hook.follow()
+        import_hook.follow(carrier_imported)
     with _lock.held:
         try:
             if settings:

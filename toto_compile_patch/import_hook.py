@@ -37,12 +37,16 @@ _CLASSES = {"toto.model.toto": "Toto", _TOTO_2: "Toto2Model"}
 """By which class a module is known as Toto's; all others by that which forecasts."""
 
 
-def follow() -> None:
-    """Have the package told of Toto's code that is imported from now on.
+def follow(told: Callable[[str], None]) -> None:
+    """Have a function told of each module of Toto's code that is imported from now on.
 
     Whoever calls this says what is to be patched: nothing is applied automatically any more.
+
+    Args:
+        told: takes the module's name, inside of its import, whose errors it does not become.
     """
     _finder.taken.acquire(False)
+    _finder.told = told
     _finder.put_in()
 
 
@@ -82,10 +86,12 @@ class _Finder:
     Attributes:
         armed: whether apply() is to be called once, without anybody calling it.
         taken: held from then on.
+        told: what is told of each module; None: nothing, as long as nobody has asked for patches.
     """
 
     def __init__(self) -> None:
         self.armed = False
+        self.told: Callable[[str], None] | None = None
         self.taken = _thread.allocate_lock()
 
     def put_in(self) -> None:
@@ -122,7 +128,7 @@ class _Finder:
     def _after(self, name: str) -> None:
         try:
             if not self._has_applied(name) and name != _PACKAGE and _is_totos(name):
-                _tell(name)
+                (self.told or _warn_of)(name)
         except Exception as error:
             _say(error)
 
@@ -222,14 +228,6 @@ def _found_by(
         if spec:
             return spec
     return None
-
-
-def _tell(name: str) -> None:
-    """Tell the package that code of Toto's was imported."""
-    from toto_compile_patch import api
-
-    told: Callable[[str], None] = getattr(api, "carrier_imported", _warn_of)
-    told(name)
 
 
 def _warn_of(name: str) -> None:
