@@ -140,7 +140,7 @@ def test_it_is_one_module_and_one_finder_in_a_process_that_run_began(places: Pat
     assert sys.modules["toto_compile_patch.import_hook"] is import_hook
     assert toto_compile_patch.import_hook is import_hook
     assert importlib.reload(import_hook) is import_hook
-    import_hook.follow(told.append)
+    import_hook.follow(print)
     import_hook.arm()
     import_hook.unfollow()
     [after] = [f for f in sys.meta_path if type(f).__module__ == "toto_compile_patch.import_hook"]
@@ -152,8 +152,17 @@ def test_it_is_one_module_and_one_finder_in_a_process_that_run_began(places: Pat
     assert said(code, HOOK, places) == f"True {file}\n"
 
 
-@pytest.mark.parametrize("asked_first", ["", "follow", "unfollow"])
-def test_what_a_script_asks_for_first_holds(asked_first: str, places: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked_first", "expected"),
+    [
+        ("", ["apply"]),
+        ("follow(asked.append)", ["inference.forecaster", "toto.inference.forecaster"]),
+        ("unfollow()", []),
+    ],
+)
+def test_what_a_script_asks_for_first_holds(
+    asked_first: str, expected: list[str], places: Path
+) -> None:
     # The package's import applies nothing, because the toto that is found then is a namesake.
     (places / "namesake" / "toto").mkdir(parents=True)
     (places / "namesake" / "toto" / "__init__.py").touch()
@@ -163,14 +172,11 @@ def test_what_a_script_asks_for_first_holds(asked_first: str, places: Path) -> N
     from toto_compile_patch import import_hook
     asked = []
     toto_compile_patch.apply = lambda: asked.append("apply")
-    toto_compile_patch.api.carrier_imported = asked.append
-    {f"import_hook.{asked_first}()" if asked_first else ""}
+    {asked_first and f"import_hook.{asked_first}"}
     sys.path.insert(0, {str(places)!r})
     import inference.forecaster, toto.inference.forecaster
     print(asked)
     """
-    told = ["inference.forecaster", "toto.inference.forecaster"]
-    expected = told if asked_first else ["apply", told[1]]
     assert said(code, HOOK, places / "namesake") == f"{expected}\n"
 
 

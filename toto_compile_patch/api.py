@@ -120,8 +120,14 @@ def apply(
     # Nothing but the arguments is local yet.
     settings = Settings.resolve(**locals())
     if _wants_patches(settings):
-        _load_carriers(settings)
-        _warn_of_unreached(settings)
+        import_hook.follow(carrier_imported)
+        try:
+            _load_carriers(settings)
+            _warn_of_unreached(settings)
+        except BaseException:
+            if not _wants_patches(wanted()):
+                import_hook.unfollow()
+            raise
     _bring_about(settings)
 
 
@@ -218,6 +224,7 @@ def _bring_about(
     enabled = settings is not None and settings.enabled
     registry = _registry() if enabled or _registry_loaded() else None
     if enabled:
+        # Again: what a patched() block found may be what is brought about.
         import_hook.follow(carrier_imported)
     with _lock.held:
         try:
@@ -228,8 +235,6 @@ def _bring_about(
                 applied = registry.change(settings, force=force, late=late)
             else:
                 put_in_force(settings)
-            if not enabled:
-                import_hook.unfollow()
             if "fast_decode" not in applied:
                 _free_prepared()
             if settings is None:
@@ -239,6 +244,8 @@ def _bring_about(
             else:
                 _logger.info("%s=0: upstream runs unpatched", ENV_TOGGLE)
         finally:
+            if not _wants_patches(wanted()):
+                import_hook.unfollow()
             _show_log_as_wanted()
 
 

@@ -136,8 +136,8 @@ class _Finder:
         """Call apply(), if this is the import after which it is due."""
         if not self.armed or not _is_due(name):
             return False
-        if f"{_PACKAGE}.upstream" in sys.modules or not self.taken.acquire(False):
-            # The script's own apply() is importing toto, or another thread is in here.
+        if not self.taken.acquire(False):
+            # The script has asked for patches, or for none, or another thread is in here.
             return False
         try:
             import toto_compile_patch
