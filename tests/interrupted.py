@@ -92,7 +92,9 @@ def differences(before: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
 def process() -> tuple[Any, ...]:
     """What else the package changes in a process."""
     logger = logging.getLogger("toto_compile_patch")
-    return tuple(logger.handlers), logger.level, sys.getswitchinterval()
+    homes = [type(finder).__module__ for finder in sys.meta_path]
+    finders = homes.count("toto_compile_patch.import_hook")
+    return tuple(logger.handlers), logger.level, sys.getswitchinterval(), finders
 
 
 OWNERS = owners()
