@@ -354,15 +354,6 @@ def test_an_interrupt_is_the_scripts_and_leaves_another_turn(stand_ins: Path) ->
     assert out.split("\n") == ["toto", "turn 1", "stopped", "toto", "turn 2", ""]
 
 
-def test_a_call_of_the_scripts_that_is_under_way_is_not_disturbed(stand_ins: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules['toto_compile_patch.upstream'] = None\n"
-        "import toto.inference.forecaster\n"
-    )
-    assert hooked(script, stand_ins) == (0, "forecaster\n", "")
-
-
 def test_threads_that_import_at_once_do_not_wait_for_one_another(stand_ins: Path) -> None:
     script = (
         "import threading, importlib\n"
