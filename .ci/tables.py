@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "examples" / "results"
+CLIENTS = ROOT / ".ci" / "clients" / "results.json"
 COMPILED = "patched, compile"
 
 
@@ -114,6 +115,36 @@ def ab_table(file: Path) -> str:
     return markdown(headings, rows, legend)
 
 
+def clients_table(file: Path) -> str:
+    """What forecasts by Toto, upstream and patched, and what one has to know of each."""
+    runs = json.loads(file.read_text())
+    rows, notes = [], []
+    for run in runs.values():
+        client = f"{run['client']} {run['version']}"
+        for name, case in run["cases"].items():
+            chance = [case[key] for key in ("distance", "between_seeds") if key in case]
+            cells = [
+                f"{client}: {name}",
+                f"{case['upstream']:.3g} s",
+                f"{case['patched']:.3g} s",
+                f"**{times(case['ratio'])}**",
+                f"{case['rounding']:.0e}",
+                " / ".join(f"{distance:.1%}" for distance in chance),
+            ]
+            rows.append(cells)
+        if run["pitfalls"]:
+            notes.append(f"- {run['client']}: {run['recipe']}. {run['pitfalls']}")
+    machines = dict.fromkeys(
+        f"{run['machine']}, torch {run['torch']}, {run['date']}" for run in runs.values()
+    )
+    legend = f"{'; '.join(machines)}.\n\n" + "\n".join(notes)
+    headings = (
+        "| client | upstream | patched | times faster | differs by, in standard deviations | "
+        "quantiles differ by / two seeds of upstream |"
+    )
+    return markdown(headings, rows, legend)
+
+
 def times(ratio: float) -> str:
     """A ratio, to three digits."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
@@ -130,6 +161,7 @@ def tables() -> dict[str, str]:
         "bench-cpu": bench_table(sorted(RESULTS.glob("bench_cpu*.json"))),
         "start-cpu": start_table(RESULTS / "start_cpu.json"),
         "ab-cpu": ab_table(RESULTS / "ab_cpu.json"),
+        "clients": clients_table(CLIENTS),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
     gpus = sorted(set(RESULTS.glob("bench_*.json")) - set(RESULTS.glob("bench_cpu*.json")))
