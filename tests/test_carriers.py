@@ -226,7 +226,8 @@ p.apply(carriers=["toto"])
 assert {row.state for row in p.status() if row.carrier == AUTOGLUON} == {
     "not applied", "nothing to patch"
 }
-for wrong, kind in (("tutu", ValueError), (3, TypeError), ([None], TypeError)):
+wrong_ones = {"tutu": ValueError, 3: TypeError, (None,): TypeError, "clone": p.TotoNotFoundError}
+for wrong, kind in wrong_ones.items():
     try:
         p.apply(carriers=wrong)
     except kind as error:

@@ -161,6 +161,12 @@ def _load_carriers(settings: Settings) -> tuple[str, ...]:
     upstream = importlib.import_module("toto_compile_patch.upstream")
     if settings.wants(carriers_here.TOTO):
         _load_toto(upstream, settings)
+    elif settings.carriers and not carriers_here.others_than_toto(settings.carriers):
+        names = ", ".join(f"`{name}`" for name in settings.carriers)
+        raise TotoNotFoundError(
+            f"none of the carriers that are wanted is installed or on the path: {names}. Install "
+            "it, or leave out carriers (TOTO_COMPILE_PATCH_CARRIERS) to patch whatever is here"
+        )
     found = carriers_here.loaded_and_wanted(settings.carriers)
     new = tuple(name for name in found if not upstream.is_loaded(name))
     for name in new:
@@ -456,7 +462,9 @@ def _carriers_wanted() -> tuple[str, ...] | None:
 
 
 def _codes() -> tuple[TotoCode, ...]:
-    """The code of the carriers that are loaded."""
+    """The code of the carriers that are loaded; none where torch is missing."""
+    if not _registry_loaded():
+        return ()
     from toto_compile_patch import upstream
 
     return upstream.codes()

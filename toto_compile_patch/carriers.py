@@ -8,12 +8,13 @@ makes, so that what forecasts here has to be looked for, and not taken for grant
 that is known by its place is patched or raises; of anything else that looks like Toto, what is
 tested code is patched, and the rest is named and left alone.
 
-Imports nothing but Python's own modules, and looks at code without running it: it has to answer
-where ``toto`` or torch is missing or broken.
+Imports nothing but Python's own modules, of which pathlib would cost more than all the rest, and
+looks at code without running it: it has to answer where ``toto`` or torch is missing or broken.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import inspect
 import logging
@@ -24,7 +25,6 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -301,11 +301,11 @@ def _folder_of(kind: type) -> str:
     start = inspect.unwrap(vars(kind).get("__init__") or kind)
     if type(start) is not FunctionType or not os.path.isfile(start.__code__.co_filename):
         return ""
-    file = Path(os.path.abspath(start.__code__.co_filename))
-    if kind.__name__ == _CLASS_OF_TOTO_2:
-        return str(file.parent)
-    _, depth = _split(kind)
-    return str(file.parents[depth - 1] if depth else file)
+    place = os.path.abspath(start.__code__.co_filename)
+    depth = 1 if kind.__name__ == _CLASS_OF_TOTO_2 else _split(kind)[1]
+    for _ in range(depth):
+        place = os.path.dirname(place)
+    return place
 
 
 def _why_unreached(name: str, kind: type, wanted: Collection[str] | None) -> str:
@@ -428,7 +428,8 @@ def _files(folder: str) -> list[str]:
     if not folder or not os.path.isdir(folder):
         return [folder] if folder else []
     layout = _LAYOUTS[0 if os.path.isdir(os.path.join(folder, "inference")) else 1]
-    return sorted(str(file) for pattern in layout for file in Path(folder).glob(pattern))
+    root = glob.escape(folder)
+    return sorted(file for pattern in layout for file in glob.glob(os.path.join(root, pattern)))
 
 
 def _definitions_in(file: str) -> dict[str, str]:
@@ -449,7 +450,8 @@ def _definitions(file: str, changed: int) -> dict[str, str]:
 
 def _text(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8")
+        with open(file, encoding="utf-8") as opened:
+            return opened.read()
     except (OSError, ValueError):
         return ""
 
