@@ -22,9 +22,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress, repeat
+from operator import contains
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -250,17 +252,21 @@ def _by_name() -> list[tuple[str, type]]:
 
 def _classes() -> Iterator[type]:
     """The classes of any Toto that some module holds, each once."""
+    # A process has thousands of modules: no line of Python is run for each. What stands there may
+    # be anything, and may import things when it is asked for a name.
+    anything = tuple(sys.modules.copy().values())
+    modules = compress(anything, map(ModuleType.__subclasscheck__, map(type, anything)))
+    namespaces = tuple(map(_namespace_of, modules))
     seen: set[int] = set()
-    for module in sys.modules.copy().values():
-        # What stands there may be anything, and may import things when it is asked for a name.
-        if not issubclass(type(module), ModuleType):
-            continue
-        names = object.__getattribute__(module, "__dict__")
-        for name in (*_METHODS, _CLASS_OF_TOTO_2):
+    for name in (*_METHODS, _CLASS_OF_TOTO_2):
+        for names in compress(namespaces, map(contains, namespaces, repeat(name))):
             kind = names.get(name)
             if kind is not None and id(kind) not in seen and _is_totos(kind, name):
                 seen.add(id(kind))
                 yield kind
+
+
+_namespace_of: Callable[[Any], dict[str, Any]] = vars(ModuleType)["__dict__"].__get__
 
 
 def _is_totos(kind: Any, name: str) -> bool:
