@@ -220,7 +220,9 @@ def test_its_commands_wait_for_nothing_that_is_applied(activated: Environment) -
 @pytest.mark.slow
 def test_the_doctor_names_an_activation(activated: Environment) -> None:
     def doctor(**environ: str) -> str:
-        return " ".join(activated.run(*COMMAND, "doctor", **environ).stdout.split())
+        # Wide enough for any path: a line that is wrapped may cut it.
+        said = activated.run(*COMMAND, "doctor", COLUMNS="400", **environ).stdout
+        return " ".join(said.split())
 
     said = doctor(TOTO_COMPILE_PATCH_AUTO="1")
     assert f"This environment is activated ({activated.packages / NAME})" in said
