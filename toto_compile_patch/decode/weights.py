@@ -52,7 +52,7 @@ class WeightFormat:
     def for_model(cls, backbone: Any, precision: str) -> WeightFormat:
         weight = backbone.unembed.weight
         bf16 = precision == BF16 and weight.dtype is torch.float32
-        return cls(_can_be_packed(weight, bf16), bf16)
+        return cls(can_be_packed(weight, bf16), bf16)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
@@ -202,7 +202,7 @@ def forget(backbone: Any = None) -> None:
         _prepared.pop(backbone, None)
 
 
-def _can_be_packed(weight: torch.Tensor, bf16: bool) -> bool:
+def can_be_packed(weight: torch.Tensor, bf16: bool = False) -> bool:
     """Whether oneDNN packs a model's weights, or its copies of them in 16 bits, on this CPU."""
     in_16_bits = bf16 or weight.dtype == torch.bfloat16
     return bool(
