@@ -20,10 +20,9 @@ PRECISIONS = ("model", "tf32", "bf16")
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
 """The environment variable that leaves upstream untouched, or names patches."""
 
-ENV_CARRIERS = f"{ENV_TOGGLE}_CARRIERS"
-"""The environment variable that names the carriers to patch."""
+TRUE = ("1", "true", "yes", "on")
+"""How an environment variable says yes."""
 
-_TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
 
@@ -55,7 +54,7 @@ class Settings:
     carriers: tuple[str, ...] | None = None
     strict: bool = _setting(
         True,
-        _TRUE + _FALSE,
+        TRUE + _FALSE,
         "whether to raise where a patch does not fit the installed code, or to leave it out",
     )
     mode: str = _setting("reduce-overhead", COMPILE_MODES, "mode of `compile()`")
@@ -146,7 +145,7 @@ class Setting:
             return self.default
         if value not in self.choices:
             raise ValueError(f"{source}={value!r}: choose one of {', '.join(self.choices)}")
-        return value in _TRUE if is_flag else value
+        return value in TRUE if is_flag else value
 
 
 SETTINGS = tuple(
@@ -177,7 +176,7 @@ def _read_toggle(environ: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:
     text = environ.get(ENV_TOGGLE, "").strip().lower()
     if text in _FALSE:
         return False, PATCH_NAMES
-    if text in _TRUE or not text:
+    if text in TRUE or not text:
         return True, PATCH_NAMES
     return True, _patch_names(text, ENV_TOGGLE)
 
@@ -186,7 +185,7 @@ def _patch_names(names: str | Iterable[str], source: str) -> tuple[str, ...]:
     """Check names against the table of patches and put them in its order."""
     wanted = _listed(names, source, "patch names")
     if unknown := [name for name in wanted if name not in PATCH_NAMES]:
-        known = PATCH_NAMES if source != ENV_TOGGLE else _TRUE + _FALSE + PATCH_NAMES
+        known = PATCH_NAMES if source != ENV_TOGGLE else TRUE + _FALSE + PATCH_NAMES
         raise ValueError(f"{source}: unknown patch {unknown[0]!r}; choose from {', '.join(known)}")
     return tuple(name for name in PATCH_NAMES if name in wanted)
 
@@ -197,7 +196,8 @@ def _carrier_names(
     """The packages of the carriers that an argument names, else the environment; None: all."""
     source = "carriers"
     if names is None:
-        source, names = ENV_CARRIERS, environ.get(ENV_CARRIERS, "").strip()
+        source = variable_of("carriers")
+        names = environ.get(source, "").strip()
         if not names:
             return None
     known = {**SHORT_NAMES, **{package.lower(): package for package in SHORT_NAMES.values()}}

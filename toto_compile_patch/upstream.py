@@ -19,6 +19,7 @@ import torch
 from toto_compile_patch.carriers import AUTOGLUON, KNOWN, TOTO, place_of
 from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.fingerprint import fingerprint
+from toto_compile_patch.locks import Lock
 from toto_compile_patch.tested_code import HOW_TO_COMPARE
 
 TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0, and AutoGluon 1.5 and 1.6"
@@ -102,7 +103,8 @@ class TotoCode:
 
     def module_of(self, kind: type) -> ModuleType:
         """The module that defines one of its classes."""
-        return sys.modules.get(kind.__module__) or self.modules[kind.__module__]
+        # Where somebody put a class of his own there, that is no module of the carrier's.
+        return self.modules.get(kind.__module__) or sys.modules[kind.__module__]
 
     def modules_with_kv_cache(self) -> tuple[ModuleType, ...]:
         """The modules that bind the name ``KVCache``: those that define, construct and annotate."""
@@ -127,6 +129,7 @@ class TotoCode:
         )
 
 
+_lock = Lock()
 _codes: dict[str, TotoCode] = {}
 _names: dict[type, str] = {}
 _owners: dict[type, TotoCode] = {}
@@ -142,16 +145,22 @@ def load(carrier: str) -> TotoCode:
         ImportError: its modules cannot be imported.
         UnsupportedTotoError: they lack a class that is relied on.
     """
-    if carrier not in _codes:
-        place = place_of(carrier)
-        for name in place.imported:
-            importlib.import_module(name)
-        modules = {name: module for name, module in sys.modules.copy().items() if place.holds(name)}
-        code = TotoCode(carrier, modules, **_found_in(modules, carrier))
-        for name, kind in code.classes():
-            _names[kind], _owners[kind] = name, code
-        _codes.setdefault(carrier, code)
-    return _codes[carrier]
+    if carrier in _codes:
+        return _codes[carrier]
+    place = place_of(carrier)
+    for name in place.imported:
+        importlib.import_module(name)
+    # Not held while anything is imported. Two threads that find the same classes would otherwise
+    # make two objects of one carrier.
+    with _lock.held:
+        if carrier not in _codes:
+            every = sys.modules.copy().items()
+            modules = {name: module for name, module in every if place.holds(name)}
+            code = TotoCode(carrier, modules, **_found_in(modules, carrier))
+            for name, kind in code.classes():
+                _names[kind], _owners[kind] = name, code
+            _codes[carrier] = code
+        return _codes[carrier]
 
 
 def codes() -> tuple[TotoCode, ...]:

@@ -12,15 +12,13 @@ import sysconfig
 from pathlib import Path
 
 from toto_compile_patch import import_hook
-from toto_compile_patch.settings import variable_of
+from toto_compile_patch.settings import TRUE, variable_of
 from toto_compile_patch.tools.checks import UsageError, write_whole
 
 VARIABLE = variable_of("auto")
 """The environment variable that lets an activated environment patch."""
 
 _NAME = "toto_compile_patch_auto.pth"
-
-_ON = ("1", "true", "yes", "on")
 
 # Executes the package's import hook by its path, without importing the package. Scripts see nothing
 # of it before they import the package, so that it does not stay in sys.modules.
@@ -78,11 +76,11 @@ def place() -> Path:
 
 def is_asked_for() -> bool:
     """Whether the environment variable lets an activated environment patch."""
-    return os.environ.get(VARIABLE, "").strip().lower() in _ON
+    return os.environ.get(VARIABLE, "").strip().lower() in TRUE
 
 
 def _line() -> str:
     folder = os.path.dirname(os.path.abspath(import_hook.__file__))
     code = _ARM.format(name=import_hook.__name__, folder=folder)
-    asked = f"os.environ.get({VARIABLE!r}, '').strip().lower() in {_ON!r}"
+    asked = f"os.environ.get({VARIABLE!r}, '').strip().lower() in {TRUE!r}"
     return f"import os; {asked} and exec({code!a}, {{}})\n"
