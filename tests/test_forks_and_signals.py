@@ -85,13 +85,13 @@ from toto_compile_patch.patches import dynamo_config
 lock, taken, leave = Lock(), threading.Event(), threading.Event()
 
 def hold():
-    with lock.held, dynamo_config._cached_forecast():
+    with lock.held, dynamo_config._cached_forecast(model):
         taken.set()
         leave.wait()
 
-thread = threading.Thread(target=hold)
+thread = threading.Thread(target=hold, daemon=True)
 thread.start()
-taken.wait()
+assert taken.wait(60)
 lock_of_mine = Lock()
 with lock_of_mine.held:
     child = os.fork()
@@ -140,5 +140,4 @@ def test_forecasts_in_a_signal_handler(count: int) -> None:
 
 
 def test_what_another_thread_held_is_free_in_a_child() -> None:
-
     assert run(HELD) == "child 0\n"
