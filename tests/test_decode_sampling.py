@@ -33,8 +33,8 @@ def raw_mixture(components: int = 3) -> torch.Tensor:
 
 def draw(raw: torch.Tensor, count: int) -> torch.Tensor:
     """Draws from each mixture, ``... count``."""
-    uniform = torch.rand(*raw.shape[:-2], count, dtype=raw.dtype)
-    return sampling.draw(sampling.chosen_components(raw, uniform))
+    component, radius, angle = torch.rand(3, *raw.shape[:-2], count, dtype=raw.dtype)
+    return sampling.draw(sampling.chosen_components(raw, component), radius, angle)
 
 
 def exact_cdf(raw: torch.Tensor, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode.random_numbers import OwnRandomNumbers
+from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, RandomNumbersOfWindows
 
 pytestmark = pytest.mark.usefixtures("checked_distributions")
 
@@ -141,10 +141,26 @@ def test_upstreams_draws_are_drawn_once_though_they_are_no_numbers() -> None:
 
 def test_a_forecast_that_begins_again_draws_the_same_numbers() -> None:
     numbers = OwnRandomNumbers(torch.device("cpu"))
-    first, again = (torch.rand(4, generator=numbers.from_the_start()) for _ in range(2))
+    first, again = (four(numbers) for _ in range(2))
     assert torch.equal(first, again)
     others = OwnRandomNumbers(torch.device("cpu"))
-    assert not torch.equal(torch.rand(4, generator=others.from_the_start()), first)
+    assert not torch.equal(four(others), first)
+
+
+def test_a_window_has_the_same_numbers_whatever_stands_beside_it() -> None:
+    device = torch.device("cpu")
+    together = RandomNumbersOfWindows(device, (3, 1, 2)).from_the_start()
+    alone = [RandomNumbersOfWindows(device, (seed,)).from_the_start() for seed in (3, 1, 2)]
+    for shape in ((2, 3, 5), (2, 7)):
+        batch = (3 * shape[0], *shape[1:])
+        every = [one.uniform(shape, torch.float32, device) for one in alone]
+        assert torch.equal(together.uniform(batch, torch.float32, device), torch.cat(every))
+        assert len({float(part.flatten()[0]) for part in every}) == 3
+
+
+def four(numbers: OwnRandomNumbers) -> torch.Tensor:
+    """The first four numbers."""
+    return numbers.from_the_start().uniform((4,), torch.float32, torch.device("cpu"))
 
 
 def test_a_seed_gives_the_same_forecast_though_weights_had_to_be_prepared_again() -> None:

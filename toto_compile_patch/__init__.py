@@ -10,6 +10,7 @@ Importing this package imports neither ``toto`` nor ``torch``; ``apply()`` does.
 from toto_compile_patch.api import (
     apply,
     compile,
+    forecast_many,
     is_applied,
     last_path,
     patched,
@@ -28,10 +29,12 @@ from toto_compile_patch.errors import (
     UnreachedCarrierWarning,
     UnsupportedTotoError,
 )
+from toto_compile_patch.failed_forecast import FailedForecast
 from toto_compile_patch.version import __version__
 
 __all__ = [
     "CompiledCodeBusyError",
+    "FailedForecast",
     "FallbackError",
     "FallbackWarning",
     "PatchConflictError",
@@ -42,6 +45,7 @@ __all__ = [
     "__version__",
     "apply",
     "compile",
+    "forecast_many",
     "is_applied",
     "last_path",
     "patched",

@@ -8,9 +8,10 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Integral
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeGuard, TypeVar
 
@@ -18,6 +19,7 @@ from toto_compile_patch import carriers as carriers_here
 from toto_compile_patch import import_hook
 from toto_compile_patch.carriers import Carrier
 from toto_compile_patch.errors import TotoNotFoundError, UnsupportedTotoError
+from toto_compile_patch.failed_forecast import FailedForecast
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.path_taken import PathTaken, last_noted
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, put_in_force, wanted
@@ -25,8 +27,9 @@ from toto_compile_patch.table import TABLE
 from toto_compile_patch.tested_code import HOW_TO_COMPARE
 
 if TYPE_CHECKING:
+    import torch
     from toto.data.util.dataset import MaskedTimeseries
-    from toto.inference.forecaster import TotoForecaster
+    from toto.inference.forecaster import Forecast, TotoForecaster
 
     from toto_compile_patch.upstream import TotoCode
 
@@ -657,6 +660,112 @@ def warmup(
         "warm-up: %s s (%s)", ", ".join(f"{seconds:.3g}" for seconds in taken), last_path()
     )
     return sum(taken)
+
+
+def forecast_many(
+    forecaster: TotoForecaster,
+    windows: Iterable[MaskedTimeseries],
+    prediction_length: int,
+    num_samples: int | None = None,
+    samples_per_batch: int = 10,
+    use_kv_cache: bool = True,
+    *,
+    future_exogenous_variables: Iterable[torch.Tensor | None] | None = None,
+    seed: int | Iterable[int] | None = None,
+    memory: int = 2**30,
+) -> Iterator[Forecast | FailedForecast]:
+    """Forecast many windows, of any lengths and numbers of variates, those of one shape together.
+
+    Each forecast is what ``forecaster.forecast`` gives for that window alone: the same mean, up to
+    rounding, and samples of the same distribution. Windows are read as they are needed, and a
+    forecast comes as soon as its group, and those before it, are made. Where ``fast_decode`` is not
+    applied, or with ``rng="upstream"``, or where the fast path does not know the model, windows are
+    forecast one by one: the same code serves both sides of a comparison.
+
+    A window that cannot be forecast costs itself alone: a ``FailedForecast`` stands in its place,
+    which holds its error, and raises it when it is asked for a mean or samples.
+
+    Args:
+        forecaster: makes the forecasts.
+        windows: the series to forecast, ``[batch] variate time_steps``, in any number.
+        prediction_length: horizon in time steps.
+        num_samples: number of samples of each; None for mean forecasts.
+        samples_per_batch: how many of them upstream's code draws at once; it must divide them.
+        use_kv_cache: whether to forecast as upstream does with a key/value cache.
+        future_exogenous_variables: for each window, known future values of its last variates,
+            ``[batch] exogenous_variables future_time_steps``, or None.
+        seed: of the samples: one number, from which each window's own follows by its place in the
+            order, or one for each window; None: one number, drawn from torch's generator. Whatever
+            stands beside a window, its random numbers are the same. Upstream's code, where it
+            forecasts, draws from torch's generator, which is begun anew for each window if a seed
+            is given.
+        memory: bytes that a group's arithmetic may take, beside the model; windows that wait for
+            their group, and forecasts that wait for those before them, may take as many again.
+
+    Returns:
+        An iterator of forecasts, in the order of the windows; each has a batch of 1 where its
+        window has none.
+
+    Raises:
+        TypeError: no ``TotoForecaster``, or a single window instead of several, was given.
+        ValueError: a number is too small, or ``num_samples`` is no multiple of
+            ``samples_per_batch``; later, that there are not as many seeds, or futures, as windows.
+
+    >>> for forecast in forecast_many(forecaster, windows, 96, 256, 256, seed=0):  # doctest: +SKIP
+    ...     print(forecast.median)
+    """
+    _check_many(forecaster, windows, prediction_length, num_samples, samples_per_batch, memory)
+    _registry()
+    from toto_compile_patch import many
+
+    asked = many.Asked(
+        forecaster,
+        prediction_length,
+        num_samples,
+        samples_per_batch,
+        use_kv_cache,
+        memory,
+        reseeds=num_samples is not None and seed is not None,
+    )
+    return many.forecasts(asked, many.in_order(windows, future_exogenous_variables, seed, asked))
+
+
+def _check_many(
+    forecaster: Any,
+    windows: Any,
+    prediction_length: Any,
+    num_samples: Any,
+    samples_per_batch: Any,
+    memory: Any,
+) -> None:
+    """Check the arguments that are the same for all windows: else each window would complain.
+
+    Raises:
+        TypeError: of another type than is needed.
+        ValueError: too small, or samples that do not divide.
+    """
+    if not callable(getattr(forecaster, "forecast", None)):
+        raise TypeError(f"give a TotoForecaster, not {type(forecaster).__name__}")
+    if hasattr(windows, "series") or not isinstance(windows, Iterable):
+        raise TypeError(
+            f"give an iterable of MaskedTimeseries, not one {type(windows).__name__}: [window]"
+        )
+    numbers = {
+        "prediction_length": prediction_length,
+        "num_samples": 1 if num_samples is None else num_samples,
+        "samples_per_batch": samples_per_batch,
+        "memory": memory,
+    }
+    for name, value in numbers.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if num_samples is not None and num_samples % samples_per_batch:
+        raise ValueError(
+            f"num_samples must be a multiple of samples_per_batch: {num_samples} is none of "
+            f"{samples_per_batch}"
+        )
 
 
 def _nothing_drawn() -> AbstractContextManager[None]:

@@ -25,6 +25,7 @@ from toto_compile_patch.decode.random_numbers import (
     GivenRandomNumbers,
     OwnRandomNumbers,
     RandomNumbers,
+    numbers_of_a_forecast,
 )
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.decode.request import Request
@@ -80,7 +81,7 @@ def forecast(
     numbers: RandomNumbers | None = None
     if options.rng != "upstream":
         # A user's own capture takes no other generator than the process's.
-        numbers = GivenRandomNumbers(None) if capturing() else OwnRandomNumbers(device)
+        numbers = GivenRandomNumbers(None) if capturing() else numbers_of_a_forecast(device)
     try:
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
             result, ran = _until_weights_stay(backbone, request, options, runtime, numbers)

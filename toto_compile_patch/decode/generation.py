@@ -14,7 +14,7 @@ from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.next_patch import Drawn, DrawnAsUpstream, Mean, NextPatch
 from toto_compile_patch.decode.precision import at_least_float32
 from toto_compile_patch.decode.prepared_model import PreparedModel
-from toto_compile_patch.decode.random_numbers import RandomNumbers
+from toto_compile_patch.decode.random_numbers import RandomNumbers, RandomStream
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.scaling import scale_patch
@@ -38,6 +38,9 @@ FEED_FORWARDS_AT_ONCE = 4
 
 PARAMETERS_OF_A_COMPONENT = 4
 """Degrees of freedom, location, scale and logit, of each time step."""
+
+COPIES_OF_A_CONTEXT = 24
+"""Of each time step: the series and its statistics, twelve of them, in double precision."""
 
 COPIES_OF_A_FORECAST = 8
 """Of each time step: patches, their joint and transposed copies, and what draws them."""
@@ -70,8 +73,7 @@ def generate(
     if numbers is None:
         paths = _drawn_as_upstream(model, request, context, checks)
     else:
-        generator = numbers.from_the_start()
-        paths = _drawn(model, request, context, generator, checks)
+        paths = _drawn(model, request, context, numbers.from_the_start(), checks)
     samples = torch.cat(paths, dim=2).to(request.inputs.dtype)
     return samples.transpose(2, 3).contiguous()
 
@@ -80,21 +82,26 @@ def _drawn(
     model: PreparedModel,
     request: Request,
     context: Context,
-    generator: torch.Generator | None,
+    numbers: RandomStream,
     checks: DeviceChecks,
 ) -> list[torch.Tensor]:
-    """All samples, ``batch variate samples horizon``, in chunks of as many as there is room for."""
-    at_once = samples_at_once(model.backbone, request)
+    """All samples, ``batch variate samples horizon``, in chunks of as many as there is room for.
+
+    Where windows are forecast together, there is to be as much room for each as if it were alone:
+    the chunks decide in which order numbers are drawn.
+    """
+    at_once = samples_at_once(model.backbone, request, parts=numbers.windows)
     paths: list[torch.Tensor] = []
     left = request.num_samples or 0
     while left:
         count = min(at_once, left)
         try:
             paths.append(
-                _decode(model, request, context, count, Drawn(model, count, generator), checks)
+                _decode(model, request, context, count, Drawn(model, count, numbers), checks)
             )
         except (RuntimeError, MemoryError) as error:
-            if count == 1 or not out_of_memory(error) or capturing():
+            shared = count == 1 or numbers.windows > 1
+            if shared or not out_of_memory(error) or capturing():
                 raise
             at_once = count // 2
             _logger.info("memory ran out: samples are decoded %d at a time", at_once)
@@ -118,14 +125,20 @@ def _drawn_as_upstream(
     return paths
 
 
-def samples_at_once(backbone: Any, request: Request) -> int:
+def samples_at_once(backbone: Any, request: Request, *, parts: int = 1) -> int:
     """How many samples to decode at once, in chunks of equal size; from shapes alone.
 
     As many as fit in the memory that upstream's largest tensor, the unembedded context, takes
     at the user's ``samples_per_batch``, and no fewer than those; on a CPU no more than it takes to
     keep it busy.
+
+    Args:
+        backbone: the model.
+        request: series and horizon.
+        parts: of the batch, each of which is looked at as if it were alone.
     """
     batch, variates, length = request.inputs.shape
+    batch //= parts
     settings = ModelSettings.of(backbone)
     steps = request.steps(settings.patch_size)
     itemsize = request.inputs.element_size()
@@ -140,6 +153,40 @@ def samples_at_once(backbone: Any, request: Request) -> int:
         most = min(most, max(1, ROWS_ON_A_CPU // (batch * variates)))
     chunks = -(-wanted // most)
     return -(-wanted // chunks)
+
+
+def batch_within(backbone: Any, request: Request, memory: int) -> int:
+    """How many series like a request's to forecast at once, at least one.
+
+    As many as a bound of memory allows; on a CPU no more than it takes to keep it busy.
+
+    Args:
+        backbone: the model.
+        request: one of them.
+        memory: bytes in use at once.
+    """
+    settings = ModelSettings.of(backbone)
+    batch, variates, length = request.inputs.shape
+    series, steps = batch * variates, request.steps(settings.patch_size)
+    samples = 1 if request.num_samples is None else samples_at_once(backbone, request)
+    kept = series * (request.num_samples or 1) * request.horizon
+    numbers = series * _numbers_of_a_context(settings, length) + COPIES_OF_A_FORECAST * kept
+    numbers += series * samples * _numbers_of_a_sample(settings, steps, request.horizon)
+    most = memory // (numbers * at_least_float32(request.inputs.dtype).itemsize)
+    if request.inputs.is_cpu:
+        rows = series * max(length // settings.patch_size, samples if steps > 1 else 1)
+        most = min(most, ROWS_ON_A_CPU // rows)
+    return max(1, most)
+
+
+def _numbers_of_a_context(settings: ModelSettings, length: int) -> int:
+    """How many numbers are kept at once, at most, for the context of one variate."""
+    cached = KEYS_AND_VALUES * len(settings.heads) * settings.embed_dim
+    states = HIDDEN_STATES_AT_ONCE * settings.embed_dim
+    within = FEED_FORWARDS_AT_ONCE * settings.mlp_hidden_dim
+    parameters = PARAMETERS_OF_A_COMPONENT * settings.components * settings.patch_size
+    of_patches = length // settings.patch_size * (cached + states + within)
+    return of_patches + parameters + COPIES_OF_A_CONTEXT * length
 
 
 def _numbers_of_a_sample(settings: ModelSettings, steps: int, horizon: int) -> int:

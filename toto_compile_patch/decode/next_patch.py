@@ -9,6 +9,7 @@ import torch
 
 from toto_compile_patch.decode import sampling
 from toto_compile_patch.decode.prepared_model import PreparedModel
+from toto_compile_patch.decode.random_numbers import RandomStream
 from toto_compile_patch.decode.row_layout import RowLayout
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 
@@ -64,12 +65,12 @@ class Drawn:
     Attributes:
         model: the model.
         samples: how many.
-        generator: of the random numbers; None: the process's.
+        numbers: the random numbers.
     """
 
     model: PreparedModel
     samples: int
-    generator: torch.Generator | None
+    numbers: RandomStream
     can_be_left = True
 
     def after_context(
@@ -79,8 +80,9 @@ class Drawn:
         ``batch variate samples time_steps``."""
         raw = self.model.weights.head.real.for_time_steps(time_steps).apply(hidden)
         raw = layout.unflatten(raw).squeeze(2)
-        uniform = self._uniform((*raw.shape[:-2], self.samples), raw)
-        drawn = sampling.draw(sampling.chosen_components(raw, uniform), self.generator)
+        shape = (layout.batch, layout.variates, time_steps, self.samples)
+        component, radius, angle = self._uniform(shape, raw)
+        drawn = sampling.draw(sampling.chosen_components(raw, component), radius, angle)
         return drawn.transpose(2, 3)
 
     def after_decode_step(
@@ -89,19 +91,22 @@ class Drawn:
         """Draw each sample from its own distribution, ``row embed_dim`` to ``batch variate samples
         time_steps``."""
         head = self.model.weights.head
-        uniform = self._uniform((layout.batch, layout.variates, layout.count, time_steps), hidden)
-        uniform = layout.flatten(uniform).unsqueeze(-1)
+        shape = (layout.batch, layout.variates, layout.count, time_steps)
+        component, radius, angle = self._uniform(shape, hidden)
+        uniform = layout.flatten(component).unsqueeze(-1)
         if (part := head.real.for_time_steps(time_steps)) is not head.real:
             chosen = sampling.choose(part, hidden, uniform)
         else:
             chosen = self.model.regions.choose(head, hidden, uniform)
         half_df, loc, scale = (layout.unflatten(part.squeeze(-1)) for part in chosen)
-        return sampling.draw((half_df, loc, scale), self.generator)
+        return sampling.draw((half_df, loc, scale), radius, angle)
 
-    def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Uniform random numbers that choose components, in [0, 1), of the head's type."""
+    def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Three uniform random numbers for each draw, in [0, 1), of the head's type: what chooses
+        its component, its radius and its angle, each ``batch ...``."""
+        batch, *rest = shape
         dtype = self.model.weights.head.real.weight.dtype
-        return torch.rand(shape, dtype=dtype, device=like.device, generator=self.generator)
+        return self.numbers.uniform((batch, 3, *rest), dtype, like.device).unbind(1)
 
 
 @dataclass(frozen=True)

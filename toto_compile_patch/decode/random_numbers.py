@@ -2,6 +2,9 @@
 
 A forecast that has to begin again begins its own numbers anew. To set back the process's generator
 instead would repeat what another thread, or the user's own code, has drawn meanwhile.
+
+Where windows are forecast together, each has numbers of its own, begun by a seed of its own: they
+are the same whatever stands beside it.
 """
 
 from __future__ import annotations
@@ -16,11 +19,64 @@ from typing import Protocol
 import torch
 
 
+class RandomStream(Protocol):
+    """Random numbers, in the order in which a forecast asks for them.
+
+    Attributes:
+        windows: how many of a batch's parts have numbers of their own.
+    """
+
+    @property
+    def windows(self) -> int:
+        """How many of a batch's parts have numbers of their own."""
+
+    def uniform(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """The next uniform numbers, ``batch ...``, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class OneStream:
+    """Numbers for a batch as a whole, from a generator; None: the process's own."""
+
+    generator: torch.Generator | None
+    windows = 1
+
+    def uniform(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """The next uniform numbers, ``batch ...``, in [0, 1)."""
+        return torch.rand(shape, dtype=dtype, device=device, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class StreamOfEachWindow:
+    """Numbers for each of the equal parts that a batch consists of, from its own generator."""
+
+    generators: tuple[torch.Generator, ...]
+
+    @property
+    def windows(self) -> int:
+        """How many of a batch's parts have numbers of their own."""
+        return len(self.generators)
+
+    def uniform(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """The next uniform numbers, ``batch ...``, in [0, 1)."""
+        numbers = torch.empty(shape, dtype=dtype, device=device)
+        parts = numbers.chunk(self.windows)
+        for part, generator in zip(parts, self.generators, strict=True):
+            part.uniform_(generator=generator)
+        return numbers
+
+
 class RandomNumbers(Protocol):
     """Where the random numbers of a forecast come from."""
 
-    def from_the_start(self) -> torch.Generator | None:
-        """A generator of them, from the first one on; None: the process's own."""
+    def from_the_start(self) -> RandomStream:
+        """All of them, from the first one on."""
 
 
 class OwnRandomNumbers:
@@ -44,9 +100,9 @@ class OwnRandomNumbers:
             self._seed = _drawn_seed(self._device)
         return self._seed
 
-    def from_the_start(self) -> torch.Generator:
-        """A generator of them, from the first one on."""
-        return torch.Generator(self._device).manual_seed(self.seed)
+    def from_the_start(self) -> OneStream:
+        """All of them, from the first one on."""
+        return OneStream(torch.Generator(self._device).manual_seed(self.seed))
 
 
 @dataclass(frozen=True)
@@ -55,13 +111,40 @@ class GivenRandomNumbers:
 
     generator: torch.Generator | None
 
-    def from_the_start(self) -> torch.Generator | None:
-        """That generator, where it stands."""
-        return self.generator
+    def from_the_start(self) -> OneStream:
+        """Those of that generator, where it stands."""
+        return OneStream(self.generator)
+
+
+@dataclass(frozen=True)
+class RandomNumbersOfWindows:
+    """Those of several windows that are forecast together.
+
+    Attributes:
+        device: of the forecast.
+        seeds: of each window.
+    """
+
+    device: torch.device
+    seeds: tuple[int, ...]
+
+    def from_the_start(self) -> StreamOfEachWindow:
+        """All of them, from the first one on."""
+        return StreamOfEachWindow(
+            tuple(torch.Generator(self.device).manual_seed(seed) for seed in self.seeds)
+        )
 
 
 class _DrawsOfThread(threading.local):
+    """How this thread's forecasts draw.
+
+    Attributes:
+        draws_nothing: they begin with any number, and draw none from the process's.
+        seeds: of the windows of a batch; None: it is one, with a seed from the process's generator.
+    """
+
     draws_nothing = False
+    seeds: tuple[int, ...] | None = None
 
 
 _here = _DrawsOfThread()
@@ -75,6 +158,27 @@ def nothing_drawn() -> Iterator[None]:
         yield
     finally:
         _here.draws_nothing = before
+
+
+@contextmanager
+def drawn_for_each(seeds: tuple[int, ...]) -> Iterator[None]:
+    """Let this thread's forecasts be of several windows, as equal parts of a batch.
+
+    Args:
+        seeds: of each window.
+    """
+    before, _here.seeds = _here.seeds, seeds
+    try:
+        yield
+    finally:
+        _here.seeds = before
+
+
+def numbers_of_a_forecast(device: torch.device) -> RandomNumbers:
+    """The random numbers of this thread's next forecast."""
+    if _here.seeds is not None:
+        return RandomNumbersOfWindows(device, _here.seeds)
+    return OwnRandomNumbers(device)
 
 
 def _drawn_seed(device: torch.device) -> int:

@@ -6,7 +6,9 @@ What it does not know goes to upstream's code, and the reason is said once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
@@ -30,6 +32,31 @@ from toto_compile_patch.settings import in_force
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import run_uncompiled
 from toto_compile_patch.upstream import TotoCode
+
+
+class NotFastError(Exception):
+    """A forecast would have been upstream's, where none but the fast path's is wanted."""
+
+
+class _WantedHere(threading.local):
+    """Attributes:
+    fast_alone: whether this thread wants no forecast but the fast path's.
+    """
+
+    fast_alone = False
+
+
+_here = _WantedHere()
+
+
+@contextmanager
+def fast_or_error() -> Iterator[None]:
+    """Have this thread's forecasts raise NotFastError in place of upstream's code, unsaid."""
+    before, _here.fast_alone = _here.fast_alone, True
+    try:
+        yield
+    finally:
+        _here.fast_alone = before
 
 
 @cache
@@ -75,6 +102,8 @@ def _generate(
     with attempt(PathTaken("fast")):
         made = _fast(forecaster, read)
     if isinstance(made, Refusal):
+        if _here.fast_alone:
+            raise NotFastError(made.reason)
         # Outside of any ``except``: upstream's errors are to look as they always did.
         return _left_to_upstream(made, upstream)
     result, path = made

@@ -1,0 +1,408 @@
+"""``forecast_many``: each window's forecast as if it were alone, whatever stands beside it."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from toto.data.util.dataset import MaskedTimeseries
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import PATCH, series, small_model, tiny_model, values
+
+import toto_compile_patch
+from toto_compile_patch import FailedForecast, FallbackError, forecast_many
+from toto_compile_patch.decode import random_numbers
+from toto_compile_patch.patches import fast_decode
+
+HORIZON = 2 * PATCH + 3
+HAS_EXOGENOUS = "num_exogenous_variables" in MaskedTimeseries._fields
+
+
+def forecaster(**changes: Any) -> TotoForecaster:
+    return TotoForecaster(small_model(**changes).model.double())
+
+
+def windows(count: int, longest: int = 200, variates: int = 4) -> list[MaskedTimeseries]:
+    """Seeded series of many lengths and numbers of variates, some with gaps or a batch."""
+    choose = random.Random(count)
+    made = []
+    for index in range(count):
+        batch = choose.choice([None, None, None, 1, 2])
+        length, width = choose.randint(1, longest), choose.randint(1, variates)
+        window = series(length, width, batch, dtype=torch.float64)
+        if index % 5 == 0:
+            window.padding_mask[..., ::7] = False
+        if index % 6 == 0:
+            window.id_mask[..., :1, :] = 1
+        made.append(window)
+    return made
+
+
+def alone(one: TotoForecaster, every: list[MaskedTimeseries]) -> list[torch.Tensor]:
+    """What upstream's code forecasts for each."""
+    return [values(one.forecast(window, HORIZON)) for window in every]
+
+
+def assert_equal(found: list[Any], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(values(one), other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", [2**30, 2**18], ids=["much", "little"])
+def test_means_are_upstreams_of_each_window_alone(memory: int) -> None:
+    every, one = windows(60), forecaster()
+    expected = alone(one, every)
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON, memory=memory)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_kv_cache", [True, False])
+def test_300_windows_of_many_shapes(use_kv_cache: bool) -> None:
+    every, one = windows(300, longest=500, variates=8), forecaster()
+    expected = [values(one.forecast(w, HORIZON, use_kv_cache=use_kv_cache)) for w in every]
+    toto_compile_patch.apply(fallback="error")
+    found = list(forecast_many(one, every, HORIZON, use_kv_cache=use_kv_cache))
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("scaler", ["StdMeanScaler", "CausalStdMeanScaler"])
+def test_other_scalers(scaler: str) -> None:
+    one = forecaster(scaler_cls=f"<class 'model.scaler.{scaler}'>")
+    every = windows(20)
+    expected = alone(one, every)
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+
+
+def test_samples_are_the_same_whatever_the_grouping() -> None:
+    toto_compile_patch.apply(fallback="error")
+    every, one = windows(40), forecaster()
+
+    def samples(**arguments: Any) -> list[torch.Tensor]:
+        return [values(f) for f in forecast_many(one, every, HORIZON, 24, 8, **arguments)]
+
+    expected = samples(seed=7)
+    seeds = [int(seed) for seed in np.random.default_rng(0).integers(2**62, size=len(every))]
+    for other in (samples(seed=7), samples(seed=7, memory=2**18), samples(seed=7, memory=1)):
+        for found, wanted in zip(other, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    own = samples(seed=seeds)
+    every, seeds = every[::-1], seeds[::-1]
+    for found, wanted in zip(samples(seed=seeds)[::-1], own, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert not any(torch.equal(*pair) for pair in zip(own[::-1], expected, strict=True))
+
+
+def test_a_seed_of_the_process_gives_the_same_samples_again() -> None:
+    toto_compile_patch.apply(fallback="error")
+    every, one = windows(6), forecaster()
+
+    def samples() -> list[torch.Tensor]:
+        return [values(f) for f in forecast_many(one, every, HORIZON, 4, 4)]
+
+    torch.manual_seed(1)
+    first, second = samples(), samples()
+    torch.manual_seed(1)
+    for again, before, other in zip(samples(), first, second, strict=True):
+        assert torch.equal(again, before)
+        assert not torch.equal(other, before)
+    state = torch.get_rng_state()
+    list(forecast_many(one, every, HORIZON))
+    list(forecast_many(one, every, HORIZON, 4, 4, seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_equal_windows_have_samples_of_upstreams_distribution_and_of_their_own() -> None:
+    one, window, count = forecaster(), series(24, 2, dtype=torch.float64), 3000
+    torch.manual_seed(0)
+    upstream = values(one.forecast(window, HORIZON, count, 500))[0].numpy()
+    toto_compile_patch.apply(fallback="error")
+    found = [values(f)[0].numpy() for f in forecast_many(one, [window] * 3, HORIZON, count, 500)]
+    assert not np.array_equal(found[0], found[1])
+    worst = min(
+        stats.ks_2samp(samples[variate, step], upstream[variate, step]).pvalue
+        for samples in found
+        for variate in range(2)
+        for step in range(HORIZON)
+    )
+    assert worst > 1e-5
+    # Neither do two windows go up and down together.
+    correlation = np.corrcoef(found[0][0, -1], found[1][0, -1])[0, 1]
+    assert abs(correlation) < 0.1
+
+
+def test_a_broken_window_costs_itself_alone() -> None:
+    every, one = windows(40), forecaster()
+    toto_compile_patch.apply(fallback="upstream")
+    expected = list(forecast_many(one, every, HORIZON, 8, 8, seed=0))
+    every[7] = every[7]._replace(series=every[7].series * torch.nan)
+    ids = torch.arange(every[9].series.shape[-1]).expand_as(every[9].series)
+    every[9] = every[9]._replace(id_mask=ids.float())
+    every[11] = "no series"  # type: ignore[call-overload]
+    every[13] = every[13]._replace(timestamp_seconds=torch.zeros(1, 1, 1, 1))
+    found = list(forecast_many(one, every, HORIZON, 8, 8, seed=0))
+    failed = {f.index: f for f in found if isinstance(f, FailedForecast)}
+    assert failed.keys() == {7, 9, 11, 13}
+    for index, failure in failed.items():
+        with pytest.raises(type(failure.error)) as raised:
+            one.forecast(every[index], HORIZON, num_samples=8, samples_per_batch=8)
+        assert str(raised.value) == str(failure.error)
+        with pytest.raises(type(failure.error)):
+            _ = failure.mean
+        with pytest.raises(type(failure.error)):
+            failure.quantile(0.5)
+    for index, (one_found, wanted) in enumerate(zip(found, expected, strict=True)):
+        if index not in failed:
+            torch.testing.assert_close(values(one_found), values(wanted), rtol=1e-9, atol=1e-9)
+
+
+def test_a_window_without_a_value_is_forecast_as_upstream_forecasts_it() -> None:
+    every, one = windows(5), forecaster()
+    every[2] = every[2]._replace(padding_mask=torch.zeros_like(every[2].padding_mask))
+    expected = alone(one, every)
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+
+
+@pytest.mark.skipif(not HAS_EXOGENOUS, reason="this toto knows no exogenous variables")
+def test_each_window_has_its_own_known_future() -> None:
+    one, generator = forecaster(), torch.Generator().manual_seed(0)
+    window = series(30, 3, dtype=torch.float64)
+    every = [window._replace(num_exogenous_variables=n % 3) for n in range(9)]
+    futures = [
+        torch.rand(n % 3, HORIZON, generator=generator, dtype=torch.float64) if n % 3 else None
+        for n in range(9)
+    ]
+    pairs = zip(every, futures, strict=True)
+    expected = [values(one.forecast(w, HORIZON, future_exogenous_variables=f)) for w, f in pairs]
+    toto_compile_patch.apply(fallback="error")
+    found = list(forecast_many(one, every, HORIZON, future_exogenous_variables=futures))
+    assert_equal(found, expected)
+
+
+def test_windows_are_read_as_they_are_needed_and_forecasts_come_as_they_are_made() -> None:
+    toto_compile_patch.apply(fallback="error")
+    read: list[int] = []
+
+    def endless() -> Iterator[MaskedTimeseries]:
+        while True:
+            read.append(len(read))
+            yield series(40, dtype=torch.float64)
+
+    given = forecast_many(forecaster(), endless(), HORIZON)
+    assert not read
+    for _ in range(3):
+        next(given)
+    assert len(read) <= 1024
+
+
+def test_what_waits_is_bounded_by_memory_too() -> None:
+    """One window of a rare shape comes first, and all others wait for it."""
+    toto_compile_patch.apply(fallback="error")
+    common = series(40, dtype=torch.float64)
+    size = sum(part.nbytes for part in common[:5]) + HORIZON * 8
+    read: list[int] = []
+
+    def many() -> Iterator[MaskedTimeseries]:
+        yield series(400, 3, dtype=torch.float64)
+        for index in range(10_000):
+            read.append(index)
+            yield common
+
+    next(forecast_many(forecaster(), many(), HORIZON, memory=2**18))
+    assert len(read) < 2 * 2**18 / size
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_whoever_stops_leaves_nothing_behind(error: type[BaseException]) -> None:
+    toto_compile_patch.apply(fallback="error")
+    one, every = forecaster(), windows(30)
+    kept = weakref.ref(every[3].series)
+
+    def consume() -> None:
+        for _ in forecast_many(one, every, HORIZON, 4, 4):
+            raise error
+
+    with pytest.raises(error):
+        consume()
+    every.clear()
+    gc.collect()
+    assert kept() is None
+    assert random_numbers._here.seeds is None
+    assert not fast_decode._here.fast_alone
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+def test_an_interrupt_at_any_time_leaves_nothing_behind() -> None:
+    toto_compile_patch.apply(fallback="error")
+    one, every = forecaster(), windows(12)
+    list(forecast_many(one, every, HORIZON, 4, 4))
+    interrupted = 0
+    for milliseconds in range(1, 120, 3):
+        signal.setitimer(signal.ITIMER_VIRTUAL, milliseconds / 1000)
+        try:
+            list(forecast_many(one, every, HORIZON, 4, 4))
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        assert random_numbers._here.seeds is None
+        assert not fast_decode._here.fast_alone
+    assert interrupted > 5
+
+
+@pytest.fixture(autouse=True)
+def alarms_interrupt() -> Iterator[None]:
+    """A timer that runs out is an interrupt: one of computing time, since pytest has the other."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGVTALRM, interrupt) if hasattr(signal, "SIGVTALRM") else None
+    yield
+    if before is not None:
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def test_where_the_windows_end_in_an_error_those_before_it_are_not_lost() -> None:
+    toto_compile_patch.apply(fallback="error")
+
+    def broken() -> Iterator[MaskedTimeseries]:
+        yield from windows(5)
+        raise OSError("the disk is gone")
+
+    given = forecast_many(forecaster(), broken(), HORIZON)
+    assert [next(given).mean.shape[-1] for _ in range(5)] == [HORIZON] * 5
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(given)
+
+
+def test_unpatched_it_is_a_loop() -> None:
+    every, one = windows(8), forecaster()
+    assert_equal(list(forecast_many(one, every, HORIZON)), alone(one, every))
+    torch.manual_seed(5)
+    expected = [values(one.forecast(window, HORIZON, 4, 2)) for window in every]
+    torch.manual_seed(5)
+    assert_equal(list(forecast_many(one, every, HORIZON, 4, 2)), expected)
+    seeds = list(range(8))
+    found = [values(f) for f in forecast_many(one, every, HORIZON, 4, 2, seed=seeds)]
+    torch.manual_seed(3)
+    torch.testing.assert_close(found[3], values(one.forecast(every[3], HORIZON, 4, 2)))
+    again = [values(f) for f in forecast_many(one, every, HORIZON, 4, 2, seed=seeds)]
+    assert all(map(torch.equal, found, again))
+
+
+def test_with_upstreams_random_numbers_it_is_a_loop() -> None:
+    every, one = windows(8), forecaster()
+    expected = [values(f) for f in forecast_many(one, every, HORIZON, 4, 2, seed=1)]
+    toto_compile_patch.apply(rng="upstream", fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON, 4, 2, seed=1)), expected)
+
+
+def test_what_the_fast_path_does_not_know_is_forecast_one_by_one() -> None:
+    class Own(TotoForecaster):  # type: ignore[misc]
+        def forecast(self, *args: Any, **kwargs: Any) -> Any:
+            made = super().forecast(*args, **kwargs)
+            return type(made)(mean=made.mean + 1, samples=made.samples)
+
+    one, every = forecaster(), windows(6)
+    expected = alone(one, every)
+    toto_compile_patch.apply(fallback="error")
+    found = list(forecast_many(Own(one.model), every, HORIZON))
+    assert_equal(found, [mean + 1 for mean in expected])
+    hook = one.model.register_forward_hook(lambda *_: None)
+    given = list(forecast_many(one, every, HORIZON))
+    assert all(isinstance(f, FailedForecast) for f in given)
+    assert all(isinstance(f.error, FallbackError) for f in given)
+    toto_compile_patch.apply(fallback="upstream")
+    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+    hook.remove()
+
+
+@pytest.mark.slow
+def test_compiled_it_forecasts_the_same() -> None:
+    one = TotoForecaster(tiny_model().model)
+    every = [window._replace(series=window.series.float()) for window in windows(12, 60, 2)]
+    expected = [values(one.forecast(window, HORIZON)) for window in every]
+    toto_compile_patch.apply(runtime="compile", fallback="error")
+    found = [values(f) for f in forecast_many(one, every, HORIZON)]
+    assert toto_compile_patch.last_path().runtime == "compile"  # type: ignore[union-attr]
+    for one_found, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one_found, wanted, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"prediction_length": 0}, ValueError, "prediction_length must be at least 1"),
+        ({"prediction_length": 2.5}, TypeError, "whole number"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1"),
+        ({"num_samples": 5, "samples_per_batch": 2}, ValueError, "multiple of samples_per_batch"),
+        ({"memory": 0}, ValueError, "memory must be at least 1"),
+        ({"windows": series(40)}, TypeError, r"\[window\]"),
+        ({"windows": 3}, TypeError, "iterable"),
+        ({"forecaster": torch.nn.Linear(1, 1)}, TypeError, "TotoForecaster"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(
+    changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    given = {"forecaster": forecaster(), "windows": [series(40)], "prediction_length": 4}
+    with pytest.raises(error, match=words):
+        forecast_many(**{**given, **changes})
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "fewer"), (3, "more")])
+def test_as_many_seeds_as_windows(count: int, words: str) -> None:
+    given = forecast_many(forecaster(), windows(2), HORIZON, 4, 4, seed=range(count))
+    with pytest.raises(ValueError, match=f"seed has {words} items"):
+        list(given)
+
+
+PEAK = """
+import resource, sys
+import torch
+torch.set_num_threads(1)
+import toto_compile_patch
+from toto.inference.forecaster import TotoForecaster
+from toto_cases import series, small_model
+
+toto_compile_patch.apply(fallback="error")
+one = TotoForecaster(small_model().model)
+for memory in (2**20, int(sys.argv[1])):
+    every = (series(40) for _ in range(300))
+    for forecast in toto_compile_patch.forecast_many(one, every, 8, 2048, 2048, memory=memory):
+        pass
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_setting() -> None:
+    """How much more a larger setting takes than a small one, in MiB."""
+    grown = []
+    for memory in (2**25, 2**28):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PEAK, str(memory)],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        assert done.returncode == 0, done.stderr
+        least, most = map(int, done.stdout.split())
+        grown.append(most - least)
+    assert grown[0] < 2 * 32
+    assert grown[0] + 32 < grown[1] < 2 * 256
