@@ -133,15 +133,14 @@ def in_order(
     Raises:
         ValueError: there are fewer futures or seeds than windows, or more.
     """
-    every_seed: Iterator[int] | None = None
     if isinstance(seeds, Iterable):
-        every_seed = iter(seeds)
-    elif seeds is None:
+        every_seed, seed_of_all = iter(seeds), 0
+    else:
         draws = asked.num_samples is not None and _grouped(asked.forecaster)
-        seeds = _drawn_seed() if draws else 0
+        every_seed, seed_of_all = None, _drawn_seed() if seeds is None and draws else seeds or 0
     every_future = None if futures is None else iter(futures)
     for index, one in enumerate(inputs):
-        seed = seed_of(int(seeds), index) if every_seed is None else _of("seed", every_seed)
+        seed = seed_of(seed_of_all, index) if every_seed is None else _of("seed", every_seed)
         future = None if every_future is None else _of("future_exogenous_variables", every_future)
         yield Window(index, one, future, seed)
     for name, rest in (("seed", every_seed), ("future_exogenous_variables", every_future)):
@@ -310,8 +309,9 @@ def _grouped(forecaster: Any) -> bool:
 def _shape(window: Window, backbone: Any) -> _Shape | None:
     """The shape of a window; None where it is unusual, and is forecast alone."""
     inputs = window.inputs
-    parts = [getattr(inputs, name, None) for name in _TENSORS]
-    if not all(isinstance(part, torch.Tensor) for part in parts):
+    found = [getattr(inputs, name, None) for name in _TENSORS]
+    parts = [part for part in found if isinstance(part, torch.Tensor)]
+    if len(parts) < len(found):
         return None
     series, *masks, intervals = parts
     if series.ndim not in (2, 3) or 0 in series.shape:

@@ -5,6 +5,8 @@ All arrays end in ``horizon``; a truth that nobody knows is NaN and counts nowhe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -14,18 +16,19 @@ from toto_compile_patch.tools.turns import QUANTILES
 _DAY = 86_400
 
 
-def pinball(quantiles: Floats, truth: Floats) -> Floats:
+def pinball(quantiles: Floats, truth: Floats, levels: Sequence[float] = QUANTILES) -> Floats:
     """Twice the pinball loss, averaged over the quantiles: an estimate of the CRPS.
 
     Gneiting & Ranjan (2011): the CRPS is the integral over all levels of twice the pinball loss.
 
     Args:
-        quantiles: forecasts at ``QUANTILES`` (``... quantile variate horizon``).
+        quantiles: forecasts at the levels (``... quantile variate horizon``).
         truth: what came true (``... variate horizon``).
+        levels: of the quantiles.
     """
-    levels = np.array(QUANTILES)[:, None, None]
+    at = np.array(levels)[:, None, None]
     miss = truth[..., None, :, :] - quantiles
-    return np.asarray(2 * np.maximum(levels * miss, (levels - 1) * miss).mean(axis=-3))
+    return np.asarray(2 * np.maximum(at * miss, (at - 1) * miss).mean(axis=-3))
 
 
 def covered(quantiles: Floats, truth: Floats) -> Floats:
