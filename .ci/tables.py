@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +146,26 @@ def clients_table(file: Path) -> str:
     return markdown(headings, rows, legend)
 
 
+def many_table(file: Path) -> str:
+    """Windows one by one, and those of one shape together."""
+    if not file.exists():
+        return "**Not measured yet.**"
+    run = json.loads(file.read_text())
+    rows = [
+        [
+            f"{name}, {row['what'].replace(' samples', '')}",
+            f"{row['alone_ms']:.3g} ms",
+            f"{row['many_ms']:.3g} ms",
+            f"**{times(median(row['ratios']))}**",
+        ]
+        for name, row in run["many"].items()
+    ]
+    headings = "| windows of | a window, by `forecast` | by `forecast_many` | times faster |"
+    count = next(iter(run["many"].values()))["windows"]
+    legend = f"{count} windows, both patched, in turns; {run['model']}; {run['device']}, "
+    return markdown(headings, rows, f"{legend}torch {run['torch']}, {run['date']}.")
+
+
 def times(ratio: float) -> str:
     """A ratio, to three digits."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
@@ -161,6 +182,7 @@ def tables() -> dict[str, str]:
         "bench-cpu": bench_table(sorted(RESULTS.glob("bench_cpu*.json"))),
         "start-cpu": start_table(RESULTS / "start_cpu.json"),
         "ab-cpu": ab_table(RESULTS / "ab_cpu.json"),
+        "many-cpu": many_table(RESULTS / "many_cpu.json"),
         "clients": clients_table(CLIENTS),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
