@@ -214,7 +214,7 @@ sys.exit(main(["doctor"]))
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["toto"], "pip install toto-ts"),
+        (["toto", "autogluon"], "pip install toto-ts"),
         (["rich", "torch"], "pip install torch==2.7.0"),
     ],
 )

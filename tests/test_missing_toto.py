@@ -7,7 +7,8 @@ import sys
 
 SCRIPT = """
 import sys
-sys.modules["toto"] = None  # what an import of it then raises is ModuleNotFoundError
+# Their imports raise ModuleNotFoundError then; of AutoGluon, whose copy would serve, as well.
+sys.modules["toto"] = sys.modules["autogluon"] = None
 import toto_compile_patch as p
 try:
     p.apply()

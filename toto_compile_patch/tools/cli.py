@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -72,6 +74,8 @@ def _commands(parser: _Parser) -> None:
     examples:
       toto-compile-patch ab                                  upstream and patched on bundled data
       toto-compile-patch ab load.csv --column MW             ... on yours, with a report to look at
+      toto-compile-patch backtest sales.parquet --horizon 28 --output sales_backtest
+                                                             every series of a file, scored
       toto-compile-patch run backtest.py --windows 8         your script, unchanged, patched
       toto-compile-patch doctor                              what is installed, applied, in the way
       toto-compile-patch doctor --script backtest.py         what torch.compile makes of your script
@@ -82,6 +86,7 @@ def _commands(parser: _Parser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add, says in (
         (_ab, "compare upstream and patched on your series: speed, errors, equality"),
+        (_backtest, "forecast and score every series of a file, on one machine or by Ray"),
         (_run, "run your script, unchanged, patched"),
         (_activate, "let an environment variable patch any Python of this environment"),
         (_deactivate, "take that back"),
@@ -173,6 +178,107 @@ def _report(ab: _Parser) -> None:
     report.add_argument(
         "--no-report", dest="report", action="store_const", const=None, help="write neither"
     )
+
+
+def _backtest(backtest: _Parser) -> None:
+    """Forecast rolling windows of every series of a file, patched, and score the forecasts. A run
+    that was killed goes on with --resume, to the same result, bit for bit.
+
+    examples:
+      toto-compile-patch backtest sales.parquet --horizon 28 --output out
+      toto-compile-patch backtest sales.csv --horizon 28 --windows 8 --output out \\
+          --model Datadog/Toto-Open-Base-1.0
+      toto-compile-patch backtest load.csv --wide --known temperature --horizon 24 --output out
+      toto-compile-patch backtest s3://bucket/sales.parquet --horizon 28 --output s3://bucket/out
+      toto-compile-patch backtest sales.parquet --horizon 28 --output out --engine ray --workers 8
+      toto-compile-patch backtest sales.parquet --horizon 28 --output out --resume
+
+    The rows of a series stand together, and its times increase; rows that are missing are gaps. The
+    whole file is checked before anything is forecast; a series that cannot be forecast is a line of
+    errors.csv, and costs no other one. The output holds part-*.parquet, one row for each window:
+    item_id, cutoff (the last time of the context), window, mean, a column for each quantile, truth,
+    mase, wql, coverage (of the outermost quantiles), mase_naive (the seasonal naive forecast's);
+    scores.json, the means of these; errors.csv; and run.json, by which a run goes on.
+
+    What is forecast together depends on the file and the options alone. So do the rows, bit for
+    bit, however many workers there are, if the machines and --threads are alike.
+    """
+    backtest.add_argument(
+        "file",
+        metavar="FILE",
+        help="CSV with a header line, or Parquet; a path or any address that fsspec knows",
+    )
+    backtest.add_argument(
+        "--output", required=True, metavar="DIR", help="a new folder; likewise, any address"
+    )
+    told = "go on with the run that was begun in that folder; begin it, if there is none"
+    backtest.add_argument("--resume", action="store_true", help=told)
+    _columns(backtest)
+    _windows(backtest)
+    _model(backtest)
+    _forecasts(backtest)
+    _engine(backtest)
+    _json(backtest)
+
+
+def _columns(backtest: _Parser) -> None:
+    for name, says in (
+        ("id", "names the series (default: item_id, unique_id, series_id or id; none: one series)"),
+        ("time", "gives the times (default: timestamp, ds, time, datetime or date)"),
+        ("target", "is to be forecast (default: target, y or value)"),
+    ):
+        backtest.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that {says}")
+    told = "each column is a series, but for the times and what is --known"
+    backtest.add_argument("--wide", action="store_true", help=told)
+    told = "a column whose future is known when a forecast is made; may be given several times"
+    backtest.add_argument("--known", action="append", metavar="COLUMN", help=told)
+    told = "step of the times, as pandas writes it: h, 15min, D, B, MS (default: as they lie)"
+    backtest.add_argument("--freq", metavar="STEP", help=told)
+
+
+def _windows(backtest: _Parser) -> None:
+    _number(backtest, "--horizon", "time steps to forecast", required=True)
+    told = "windows of each series, the last of which ends with it; 0: as many as fit"
+    _number(backtest, "--windows", f"{told} (default: 1)", default=1, type=not_negative)
+    _number(backtest, "--step", "time steps between two windows (default: the horizon)")
+    told = "time steps that a forecast starts from, at most"
+    _number(backtest, "--context", f"{told} (default: %(default)s)", default=512)
+    told = "the same, at least: in short series, and in the first windows of longer ones"
+    _number(backtest, "--min-context", f"{told} (default: %(default)s)", default=16)
+    told = "time steps after which a series repeats itself, for the scores"
+    _number(backtest, "--season", f"{told} (default: a day, week or year, by its times)")
+
+
+def _forecasts(backtest: _Parser) -> None:
+    told = "of a forecast, whose median is scored; 0: means"
+    told = f"{told} (default: %(default)s)"
+    _number(backtest, "--samples", told, default=256, type=not_negative)
+    _number(backtest, "--samples-per-batch", "that upstream decodes at once (default: all)")
+    levels = [level / 10 for level in range(1, 10)]
+    told = "levels, separated by commas (default: 0.1,0.2,...,0.9)"
+    backtest.add_argument("--quantiles", type=_levels, default=levels, metavar="LEVELS", help=told)
+    backtest.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    told, types = "of model and series (default: %(default)s)", ("float32", "float64")
+    backtest.add_argument("--dtype", choices=types, default=types[0], help=told)
+    told = "from which each window has its own, by its series and time"
+    _number(backtest, "--seed", f"{told} (default: 0)", default=0, type=not_negative)
+    told = "for forecasts that are made together, as 500MB or 2GB (default: 1GB)"
+    _number(backtest, "--memory", told, type=_bytes, default=2**30, metavar="BYTES")
+    _number(backtest, "--shard", "windows of a part (default: %(default)s)", default=512)
+
+
+def _engine(backtest: _Parser) -> None:
+    told = "one process, or workers of Ray (extra ray) (default: %(default)s)"
+    engines = ("local", "ray")
+    backtest.add_argument("--engine", choices=engines, default=engines[0], help=told)
+    told = "of a Ray cluster (default: RAY_ADDRESS, else one is started on this machine)"
+    backtest.add_argument("--address", help=told)
+    _number(backtest, "--workers", "of Ray (default: as many as there is room for)")
+    for name, default in (("cpus", 1.0), ("gpus", 0.0)):
+        told = f"that Ray gives each of them (default: {default:g})"
+        _number(backtest, f"--{name}-per-worker", told, type=_share, default=default)
+    told = "that torch computes with in a process (default: all; by Ray, the worker's CPUs)"
+    _number(backtest, "--threads", told)
 
 
 def _run(run: _Parser) -> None:
@@ -347,3 +453,34 @@ def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
         return names
 
     return choose
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        levels = [float(level) for level in text.split(",")]
+    except ValueError:
+        levels = []
+    increase = all(low < high for low, high in itertools.pairwise([0.0, *levels, 1.0]))
+    if not levels or not increase:
+        raise argparse.ArgumentTypeError(
+            f"give increasing numbers between 0 and 1, separated by commas, not {text!r}"
+        )
+    return levels
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?)i?b?", text.strip().lower())
+    size = int(float(found[1]) * 2 ** (10 * " kmgt".index(found[2] or " "))) if found else 0
+    if not size:
+        raise argparse.ArgumentTypeError(f"give a size as 500MB or 2GB, not {text!r}")
+    return size
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise argparse.ArgumentTypeError(f"give a number of at least 0, not {text!r}")
+    return share
