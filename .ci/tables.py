@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Put the figures of examples/results into the README's tables.
+"""Put the figures of examples/results into the tables of the README and of its pages in docs.
 
     python .ci/tables.py            write them
-    python .ci/tables.py --check    exit code 1 where the README differs
+    python .ci/tables.py --check    exit code 1 where a page differs
 
-A figure comes from a file that a command in the README wrote; a file that is not there (no GPU has
+A figure comes from a file that a command of theirs wrote; a file that is not there (no GPU has
 been at hand, say) makes no table.
 """
 
@@ -177,7 +177,7 @@ def seconds(side: dict[str, Any]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """The tables by their names in the README."""
+    """The tables by the names that pages have for them."""
     found = {
         "bench-cpu": bench_table(sorted(RESULTS.glob("bench_cpu*.json"))),
         "start-cpu": start_table(RESULTS / "start_cpu.json"),
@@ -194,17 +194,18 @@ def tables() -> dict[str, str]:
 
 
 def main() -> int:
-    """Write or check the README."""
-    readme = ROOT / "README.md"
-    before = after = readme.read_text()
-    for name, table in tables().items():
-        head, start, rest = after.partition(f"<!-- table: {name} -->\n")
-        if start:
-            after = f"{head}{start}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    if "--check" in sys.argv:
-        return int(before != after)
-    readme.write_text(after)
-    return 0
+    """Write or check the pages."""
+    made, differs = tables(), False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = after = page.read_text()
+        for name, table in made.items():
+            head, start, rest = after.partition(f"<!-- table: {name} -->\n")
+            if start:
+                after = f"{head}{start}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+        differs |= before != after
+        if "--check" not in sys.argv:
+            page.write_text(after)
+    return int(differs and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from toto_compile_patch.table import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", ROOT / "MAINTAINING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 @pytest.mark.parametrize("patch", TABLE, ids=lambda patch: patch.name)
@@ -47,6 +49,25 @@ def test_every_public_name_is_listed() -> None:
         assert f"`{name}" in README, name
 
 
-def test_its_figures_are_those_of_the_results() -> None:
+def test_it_is_a_page() -> None:
+    assert README.count("\n") <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert heading in {
+                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
+            }
+
+
+def test_figures_are_those_of_the_results() -> None:
     tables = ROOT / ".ci" / "tables.py"
     assert subprocess.run([sys.executable, str(tables), "--check"]).returncode == 0
