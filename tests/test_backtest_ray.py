@@ -1,0 +1,184 @@
+"""``backtest`` by Ray: the same parts as of one process, byte by byte, whoever dies meanwhile.
+
+Each run is in processes of its own: the driver, and Ray's, which end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from backtest_cases import QUICK, contents, long_table, parts, start
+
+pytest.importorskip("pyarrow", exc_type=ImportError)
+pytest.importorskip("ray")
+
+pytestmark = pytest.mark.slow
+
+ON_RAY = ("--engine", "ray", "--workers", 2)
+QUIET = {"RAY_TMPDIR": "/tmp", "RAY_DISABLE_MEMORY_MONITOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file, and in the folder ``out`` beside it what one process makes of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    table = long_table(folder / "a.parquet", series=60, rows=100)
+    table.loc[table.item_id == "series 7", "target"] = float("nan")
+    table.to_parquet(folder / "a.parquet", index=False)
+    process = start(*arguments(folder), "--output", folder / "out")
+    assert process.wait() == 0
+    return folder
+
+
+def arguments(folder: Path) -> tuple[object, ...]:
+    return (folder / "a.parquet", *QUICK, "--windows", 5, "--shard", 5)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    processes = []
+
+    def begin(*given: object) -> subprocess.Popen[str]:
+        processes.append(start(*given, *ON_RAY, environ=QUIET))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        # Ray's own processes look after themselves once their driver is gone.
+        process.kill()
+        process.communicate()
+
+
+def wait_for_parts(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list(out.glob("part-*.parquet"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes in which Ray's workers are, by the name that Ray gives them, of one driver."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_text().partition("\0")[0]
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            grandparent = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if name.startswith("ray::Worker") and driver in (int(parent), int(grandparent)):
+            found.append(int(folder.name))
+    return found
+
+
+def test_two_workers_make_what_one_process_makes(
+    whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = started(*arguments(whole), "--output", tmp_path / "out")
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "by 2 workers of Ray" in said
+    assert error == ""
+    assert contents(tmp_path / "out") == contents(whole / "out")
+
+
+def test_a_worker_that_is_killed_costs_nothing(
+    whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    process = started(*arguments(whole), "--output", out)
+    wait_for_parts(out, 5, process)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    assert len(parts(out)) < 60
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert contents(out) == contents(whole / "out")
+
+
+def test_a_driver_that_is_killed_is_started_again(
+    whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    process = started(*arguments(whole), "--output", out)
+    wait_for_parts(out, 5, process)
+    process.kill()
+    process.wait()
+    there = parts(out)
+    assert 5 <= len(there) < 60
+    again = started(*arguments(whole), "--output", out, "--resume")
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    assert contents(out) == contents(whole / "out")
+    assert there.items() <= parts(out).items()
+
+
+def test_an_interrupt_says_how_to_go_on(
+    whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    process = started(*arguments(whole), "--output", out)
+    wait_for_parts(out, 5, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in error
+    assert not list(out.glob(".*"))
+
+
+def test_a_model_that_is_none_is_one_line(
+    whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (broken / name).write_text("{}")
+    process = started(*arguments(whole), "--output", tmp_path / "out", "--model", broken)
+    _, error = process.communicate()
+    assert process.returncode == 2
+    (line,) = error.strip().splitlines()
+    assert f"--model {broken} cannot be loaded" in line
+    assert not (tmp_path / "out").exists()
+
+
+DEADLY = """
+import os, sys
+from toto_compile_patch.tools import cli
+from toto_compile_patch.tools.backtest import engine_ray
+
+class Deadly(engine_ray.Worker):
+    def begin(self):
+        super().begin()
+        part = self._forecasting.part
+        self._forecasting.part = lambda shard: os._exit(1) if shard.index == 3 else part(shard)
+
+engine_ray.Worker = Deadly
+sys.exit(cli.main(["backtest", *sys.argv[1:]]))
+"""
+
+
+def test_a_part_that_kills_worker_after_worker_ends_the_run(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    given = map(str, (*arguments(whole), "--output", tmp_path / "out", *ON_RAY))
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "deadly.py"), *given]
+    done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "workers died over part 3" in done.stderr.splitlines()[-1]
+    assert {f"part-{i:06d}.parquet" for i in range(3)} <= set(parts(tmp_path / "out"))
+
+
+def test_an_address_where_nothing_is_gets_one_clear_line(whole: Path, tmp_path: Path) -> None:
+    out = ("--output", tmp_path / "out")
+    process = start(*arguments(whole), *out, *ON_RAY, "--address", "127.0.0.1:1")
+    _, error = process.communicate()
+    assert process.returncode == 2
+    (line,) = error.strip().splitlines()
+    assert "no Ray cluster at --address 127.0.0.1:1" in line
+    assert not (tmp_path / "out").exists()

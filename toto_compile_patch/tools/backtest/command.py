@@ -1,0 +1,139 @@
+"""The command: what it refuses, and the order of the work."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toto_compile_patch.tools import checks
+from toto_compile_patch.tools.backtest import report
+from toto_compile_patch.tools.backtest.engine import Engine
+from toto_compile_patch.tools.backtest.engine_local import Local
+from toto_compile_patch.tools.backtest.engine_ray import Cluster, OnRay, import_ray
+from toto_compile_patch.tools.backtest.job import Job, job_of
+from toto_compile_patch.tools.backtest.layout import columns_of
+from toto_compile_patch.tools.backtest.output import Folder, check_same, manifest_of
+from toto_compile_patch.tools.backtest.reading import Reader
+from toto_compile_patch.tools.backtest.report import Speed
+from toto_compile_patch.tools.backtest.shards import Shard
+from toto_compile_patch.tools.backtest.survey import Plan, shards_in, survey
+from toto_compile_patch.tools.backtest.tables import identity, open_table
+from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.screen import ProgressLine
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return its exit code: 1 where nothing could be forecast.
+
+    Raises:
+        UsageError: it cannot be run as it was asked for, or not to its end.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    job, folder = _job(options), Folder(options.output)
+    file = identity(options.file)
+    table = open_table(options.file)
+    reader = Reader(table, columns_of(options.file, table.columns, job))
+    manifest = folder.manifest() if options.resume else None
+    if manifest is not None:
+        plan = check_same(manifest, job, file, options.output)
+    else:
+        folder.check_new(may_exist=options.resume)
+        plan = survey(reader, options.file, job)
+        manifest = manifest_of(job, file, plan)
+    work = Work(options.file, job, plan, reader, folder)
+    speed = _forecast(work, _engine(options, job, plan), manifest)
+    figures = report.figures_of(folder, plan)
+    folder.finish(report.scores_json(figures, job, plan))
+    told = (figures, job, plan, speed, folder)
+    checks.report(options.json, report.as_json(*told), lambda: report.show(*told))
+    return 0 if figures.windows else 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, and where it is kept.
+
+    Attributes:
+        path: of the file.
+        job: what was asked for.
+        plan: how much it is.
+        reader: of the file.
+        folder: of the output.
+    """
+
+    path: str
+    job: Job
+    plan: Plan
+    reader: Reader
+    folder: Folder
+
+    def left(self, done: set[int]) -> Iterator[Shard]:
+        """The shards whose parts are not there."""
+        shards = shards_in(self.reader, self.path, self.job)
+        return (shard for shard in shards if shard.index not in done)
+
+
+def _forecast(work: Work, engine: Engine, manifest: dict[str, Any]) -> Speed:
+    """Make the parts that are not there.
+
+    Raises:
+        UsageError: the model is not to be had, or a part cannot be written.
+    """
+    done = work.folder.done()
+    if len(done) == work.plan.shards:
+        return Speed(0, 0.0, engine.name)
+    try:
+        with ProgressLine(work.plan.windows) as progress:
+            progress.say("loading the model")
+            with engine:
+                work.folder.begin(manifest)
+                return _write_parts(work, engine, done, progress)
+    except KeyboardInterrupt:
+        there = len(work.folder.done())
+        print(
+            f"backtest: {there} of {work.plan.shards} parts are in {work.folder.path}: the same "
+            "command with --resume goes on",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _write_parts(work: Work, engine: Engine, done: set[int], progress: ProgressLine) -> Speed:
+    windows, start = 0, time.perf_counter()
+    progress.say("forecasting")
+    for part in engine.parts(work.left(done)):
+        work.folder.write(part)
+        done.add(part.index)
+        windows += part.table.num_rows
+        progress.say("forecasting", steps=part.windows)
+    if done != set(range(work.plan.shards)):
+        raise UsageError(f"{work.path} changed while it was read: begin anew in another folder")
+    return Speed(windows, time.perf_counter() - start, engine.name)
+
+
+def _job(options: argparse.Namespace) -> Job:
+    on_ray = options.engine == "ray"
+    given = [name for name in ("address", "workers") if getattr(options, name) is not None]
+    if given and not on_ray:
+        raise UsageError(f"--{given[0]} is for --engine ray: add that, or leave it out")
+    if on_ray:
+        import_ray()
+        device = options.device or ("cuda" if options.gpus_per_worker else "cpu")
+        return job_of(options, device, options.threads or max(1, int(options.cpus_per_worker)))
+    device = checks.choose_device(options.device)
+    return job_of(options, device, options.threads or torch.get_num_threads())
+
+
+def _engine(options: argparse.Namespace, job: Job, plan: Plan) -> Engine:
+    if options.engine == "local":
+        return Local(job, plan.timezone)
+    cpus, gpus = options.cpus_per_worker, options.gpus_per_worker
+    cluster = Cluster(options.address, options.workers, cpus, gpus)
+    return OnRay(job, plan.timezone, cluster, plan.shards)

@@ -1,0 +1,155 @@
+"""What was asked for, as far as it decides the forecasts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from toto_compile_patch.settings import ENV_TOGGLE, variable_of
+from toto_compile_patch.tools import checks, models
+from toto_compile_patch.tools.checks import UsageError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides the rows of a backtest, down to their last bit.
+
+    An option that is not here says where the work is done and how fast, and may be another one
+    when a run goes on. The names are those of the options.
+
+    Attributes:
+        id: column that names the series; None: a known one, if there is any.
+        time: column of times; None: a known one.
+        target: column to forecast; None: a known one.
+        wide: whether each column is a series.
+        known: columns whose values are known ahead.
+        freq: step of the times, as pandas writes it; None: as they lie.
+        horizon: steps to forecast.
+        windows: of a series, at most; 0: as many as fit.
+        step: steps between two windows.
+        context: steps that a forecast starts from, at most.
+        min_context: steps that it starts from, at least.
+        samples: paths to draw; 0 asks for means.
+        samples_per_batch: paths that upstream's code draws at once.
+        quantiles: levels, in their order.
+        model: what ``models.load`` knows.
+        device: a torch device.
+        dtype: of the model and the series.
+        seed: from which each window's own seed is made.
+        season: steps after which a series repeats itself; None: by the distance of its times.
+        memory: bytes that may be in use for forecasts that are made together.
+        shard: windows of a part.
+        threads: that torch computes with: sums are split among them, and round accordingly.
+        settings: environment variables of this package, with their values.
+    """
+
+    id: str | None
+    time: str | None
+    target: str | None
+    wide: bool
+    known: tuple[str, ...]
+    freq: str | None
+    horizon: int
+    windows: int
+    step: int
+    context: int
+    min_context: int
+    samples: int
+    samples_per_batch: int
+    quantiles: tuple[float, ...]
+    model: str
+    device: str
+    dtype: str
+    seed: int
+    season: int | None
+    memory: int
+    shard: int
+    threads: int
+    settings: tuple[tuple[str, str], ...]
+
+    @property
+    def shortest(self) -> int:
+        """Steps of the shortest series that a window fits into."""
+        return self.min_context + self.horizon
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The levels of the quantiles that there are: none of a mean forecast."""
+        return self.quantiles if self.samples else ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Its values by name, as they are kept."""
+        return {
+            name: list(map(list, value)) if name == "settings" else value
+            for name, value in asdict(self).items()
+        } | {"known": list(self.known), "quantiles": list(self.quantiles)}
+
+
+def job_of(options: argparse.Namespace, device: str, threads: int) -> Job:
+    """The job that the options describe.
+
+    Args:
+        options: the command's.
+        device: where it is computed.
+        threads: with how many.
+
+    Raises:
+        UsageError: they contradict each other, or are not to be had.
+    """
+    if options.wide and (options.id or options.target):
+        raise UsageError("--wide takes each column as a series: leave out --id and --target")
+    if options.min_context > options.context:
+        raise UsageError(
+            f"--min-context {options.min_context} is more than --context {options.context}: "
+            "ask for less"
+        )
+    if options.model not in models.KNOWN:
+        checks.check_model(options.model)
+    if options.freq is not None:
+        _check_freq(options.freq)
+    _check_known(options.known or [])
+    return Job(
+        **{name: getattr(options, name) for name in _AS_GIVEN},
+        known=tuple(options.known or ()),
+        step=options.step or options.horizon,
+        samples_per_batch=checks.check_batch(options.samples, options.samples_per_batch),
+        quantiles=tuple(options.quantiles),
+        device=device,
+        threads=threads,
+        settings=settings_of_environment(),
+    )
+
+
+_AS_GIVEN = (
+    *("id", "time", "target", "wide", "freq", "horizon", "windows", "context", "min_context"),
+    *("samples", "model", "dtype", "seed", "season", "memory", "shard"),
+)
+
+
+def settings_of_environment() -> tuple[tuple[str, str], ...]:
+    """This package's environment variables, but for those that no forecast depends on."""
+    beside = (variable_of("log"), variable_of("auto"))
+    found = ((name, value) for name, value in os.environ.items() if name not in beside)
+    return tuple(sorted(pair for pair in found if pair[0].startswith(ENV_TOGGLE)))
+
+
+def _check_freq(freq: str) -> None:
+    try:
+        pd.tseries.frequencies.to_offset(freq)
+    except ValueError:
+        raise UsageError(
+            f"--freq {freq}: give a frequency as pandas writes it: h, 15min, D, B, W, MS"
+        ) from None
+
+
+def _check_known(columns: list[str]) -> None:
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"--known {', '.join(columns)}: name each column once")
+    if columns and "num_exogenous_variables" not in models.toto_ts().MaskedTimeseries._fields:
+        raise UsageError(
+            "--known needs a toto that takes exogenous variables: pip install 'toto-ts>=0.2'"
+        )

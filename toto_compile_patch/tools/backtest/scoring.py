@@ -1,0 +1,81 @@
+"""How good the forecasts are: of a shard's windows, and of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toto_compile_patch.tools import scores
+from toto_compile_patch.tools.backtest.reading import Doubles
+from toto_compile_patch.tools.backtest.windows import Cut
+from toto_compile_patch.tools.series import Floats
+
+
+@dataclass(frozen=True)
+class Made:
+    """The forecast of a window.
+
+    Attributes:
+        cut: the window.
+        mean: of the forecast (``horizon``).
+        quantiles: of its samples (``level horizon``).
+        median: of its samples; of a mean forecast, the mean (``horizon``).
+    """
+
+    cut: Cut
+    mean: Doubles
+    quantiles: Doubles
+    median: Doubles
+
+
+SCORES = ("mase", "wql", "coverage", "mase_naive")
+"""Columns of the output."""
+
+
+def scored(made: Sequence[Made], levels: Sequence[float]) -> dict[str, Doubles]:
+    """The scores of each window, by column; NaN where nothing is known to score by.
+
+    MASE is the mean absolute error of the median (or mean) forecast over that of the season before,
+    within the context; ``mase_naive`` is the seasonal naive forecast's. WQL is twice the pinball
+    loss, averaged over the quantiles, over the mean absolute value. Coverage is the share of the
+    truth between the outermost quantiles.
+
+    Args:
+        made: the forecasts.
+        levels: of their quantiles.
+    """
+    found = {name: np.full(len(made), np.nan) for name in SCORES}
+    if not made:
+        return found
+    truth = np.stack([one.cut.window.truth for one in made])
+    scales = np.array([_scale(one.cut) for one in made])
+    found["mase"] = _over(_mean(np.abs(truth[:, 0] - [one.median for one in made])), scales)
+    naive = np.stack([scores.seasonal_naive(one.cut.window, one.cut.season)[:1] for one in made])
+    found["mase_naive"] = _over(_mean(np.abs(truth - naive)[:, 0]), scales)
+    if levels:
+        quantiles = np.stack([one.quantiles for one in made])[:, :, None]
+        loss = scores.pinball(quantiles, truth, levels)[:, 0]
+        found["wql"] = _over(_mean(loss), _mean(np.abs(truth[:, 0])))
+    if len(levels) > 1:
+        found["coverage"] = _mean(scores.covered(quantiles, truth)[:, 0])
+    return found
+
+
+def _scale(cut: Cut) -> float:
+    return float(scores.naive_scale(cut.window, cut.season)[0])
+
+
+def _mean(values: Floats) -> Doubles:
+    """Over the horizon, of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1)
+    return _over(sums, counts)
+
+
+def _over(values: Floats, by: Floats) -> Doubles:
+    """NaN where it would be divided by 0."""
+    made = np.full(len(values), np.nan)
+    np.divide(values, by, out=made, where=by > 0)
+    return made

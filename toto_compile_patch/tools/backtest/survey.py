@@ -1,0 +1,100 @@
+"""The first pass over the file: everything is checked, and nothing is forecast yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from toto_compile_patch.tools.backtest.job import Job
+from toto_compile_patch.tools.backtest.reading import Reader
+from toto_compile_patch.tools.backtest.regular import TOO_SHORT, Problem, Regular, regular
+from toto_compile_patch.tools.backtest.shards import Shard, shards_of
+from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.screen import ProgressLine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much work there is.
+
+    Attributes:
+        series: in the file.
+        broken: of these, how many cannot be forecast.
+        fewer: of these, how many are too short for as many windows as were asked for.
+        windows: to forecast.
+        shards: that they are cut into.
+        timezone: of the times.
+    """
+
+    series: int
+    broken: int
+    fewer: int
+    windows: int
+    shards: int
+    timezone: str | None
+
+
+def shards_in(reader: Reader, path: str, job: Job) -> Iterator[Shard]:
+    """The work that a file holds, in its order.
+
+    Raises:
+        UsageError: the file, or the times of a series, cannot be used.
+    """
+    return shards_of((regular(raw, path, job) for raw in reader.series()), job)
+
+
+def survey(reader: Reader, path: str, job: Job) -> Plan:
+    """Go through the whole file, and say how much work there is.
+
+    Raises:
+        UsageError: the file, or the times of a series, cannot be used, or none of its series.
+    """
+    counts = _Counts(job)
+
+    def counted(progress: ProgressLine) -> Iterator[Regular | Problem]:
+        for raw in reader.series():
+            one = regular(raw, path, job)
+            counts.add(one, len(raw.times))
+            if counts.series % 100 == 0:
+                progress.say(f"checking: {counts.series} series")
+            yield one
+
+    windows = shards = 0
+    with ProgressLine(1) as progress:
+        progress.say("checking the file")
+        for shard in shards_of(counted(progress), job):
+            windows, shards = windows + shard.windows, shards + 1
+    if not windows:
+        raise UsageError(f"{path} {counts.why_none()}")
+    return Plan(counts.series, counts.broken, counts.fewer, windows, shards, reader.timezone)
+
+
+class _Counts:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.series = self.broken = self.fewer = 0
+        self._longest = 0
+        self._first: Problem | None = None
+
+    def add(self, one: Regular | Problem, rows: int) -> None:
+        self.series += 1
+        self._longest = max(self._longest, rows)
+        if isinstance(one, Regular):
+            self.fewer += len(one.origins) < self._job.windows
+            return
+        self.broken += 1
+        if self._first is None or self._first.kind == TOO_SHORT:
+            self._first = one
+
+    def why_none(self) -> str:
+        """Why no window can be forecast."""
+        job, first = self._job, self._first
+        if first is None:
+            return "holds no rows: give a longer file"
+        if first.kind == TOO_SHORT:
+            return (
+                f"is too short for --horizon {job.horizon}: its longest series has "
+                f"{self._longest} rows, and with --min-context {job.min_context} a window needs "
+                f"{job.shortest}: ask for less"
+            )
+        return f"holds no series that can be forecast; {first.item!r}: {first.message}"
