@@ -27,6 +27,9 @@ _logger = logging.getLogger("toto_compile_patch")
 ROWS_ON_A_CPU = 1024
 """Series times variates times samples that a CPU decodes at once: more are no faster."""
 
+CONTEXT_ROWS_ON_A_CPU = 2048
+"""Series times variates times patches of the contexts that a CPU computes at once, likewise."""
+
 KEYS_AND_VALUES = 2
 """Numbers cached for each feature of each layer and generated patch."""
 
@@ -174,8 +177,9 @@ def batch_within(backbone: Any, request: Request, memory: int) -> int:
     numbers += series * samples * _numbers_of_a_sample(settings, steps, request.horizon)
     most = memory // (numbers * at_least_float32(request.inputs.dtype).itemsize)
     if request.inputs.is_cpu:
-        rows = series * max(length // settings.patch_size, samples if steps > 1 else 1)
-        most = min(most, ROWS_ON_A_CPU // rows)
+        most = min(most, CONTEXT_ROWS_ON_A_CPU // (series * (length // settings.patch_size)))
+        if steps > 1:
+            most = min(most, ROWS_ON_A_CPU // (series * samples))
     return max(1, most)
 
 
