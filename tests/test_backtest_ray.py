@@ -168,7 +168,9 @@ def test_a_part_that_kills_worker_after_worker_ends_the_run(whole: Path, tmp_pat
     (tmp_path / "deadly.py").write_text(DEADLY)
     given = map(str, (*arguments(whole), "--output", tmp_path / "out", *ON_RAY))
     command = [sys.executable, "-W", "ignore", str(tmp_path / "deadly.py"), *given]
-    done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.returncode == 2
     assert "workers died over part 3" in done.stderr.splitlines()[-1]
     assert {f"part-{i:06d}.parquet" for i in range(3)} <= set(parts(tmp_path / "out"))

@@ -390,7 +390,7 @@ class TestSamplesAtOnce:
 
     def test_chunks_of_samples_make_up_the_forecast(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = small_model().model
-        monkeypatch.setattr(generation, "samples_at_once", lambda *_: 4)
+        monkeypatch.setattr(generation, "samples_at_once", lambda *_, **__: 4)
         with toto_compile_patch.patched("fast_decode", fallback="error"):
             samples = values(forecast(model, series(40), HORIZON, 10, 5))
         assert samples.shape == (1, 1, HORIZON, 10)
