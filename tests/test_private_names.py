@@ -74,7 +74,7 @@ def without(path: str, compiled: bool = False) -> Any:
 @pytest.mark.parametrize(
     ("path", "gone"),
     [
-        ("torch._C._is_tracing", {"fast_decode"}),
+        ("torch.autograd.forward_ad._current_level", {"fast_decode"}),
         ("torch._dynamo.eval_frame.skip_code", {"positional_embedding", "dynamo_config"}),
         ("torch._dynamo.decorators.skip", {"kv_cache", "positional_embedding", "dynamo_config"}),
     ],
