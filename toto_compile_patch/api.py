@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from numbers import Integral
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeGuard, TypeVar
 
@@ -714,7 +713,6 @@ def forecast_many(
     >>> for forecast in forecast_many(forecaster, windows, 96, 256, 256, seed=0):  # doctest: +SKIP
     ...     print(forecast.median)
     """
-    _check_many(forecaster, windows, prediction_length, num_samples, samples_per_batch, memory)
     _registry()
     from toto_compile_patch import many
 
@@ -727,45 +725,8 @@ def forecast_many(
         memory,
         reseeds=num_samples is not None and seed is not None,
     )
+    asked.check(windows)
     return many.forecasts(asked, many.in_order(windows, future_exogenous_variables, seed, asked))
-
-
-def _check_many(
-    forecaster: Any,
-    windows: Any,
-    prediction_length: Any,
-    num_samples: Any,
-    samples_per_batch: Any,
-    memory: Any,
-) -> None:
-    """Check the arguments that are the same for all windows: else each window would complain.
-
-    Raises:
-        TypeError: of another type than is needed.
-        ValueError: too small, or samples that do not divide.
-    """
-    if not callable(getattr(forecaster, "forecast", None)):
-        raise TypeError(f"give a TotoForecaster, not {type(forecaster).__name__}")
-    if hasattr(windows, "series") or not isinstance(windows, Iterable):
-        raise TypeError(
-            f"give an iterable of MaskedTimeseries, not one {type(windows).__name__}: [window]"
-        )
-    numbers = {
-        "prediction_length": prediction_length,
-        "num_samples": 1 if num_samples is None else num_samples,
-        "samples_per_batch": samples_per_batch,
-        "memory": memory,
-    }
-    for name, value in numbers.items():
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if num_samples is not None and num_samples % samples_per_batch:
-        raise ValueError(
-            f"num_samples must be a multiple of samples_per_batch: {num_samples} is none of "
-            f"{samples_per_batch}"
-        )
 
 
 def _nothing_drawn() -> AbstractContextManager[None]:

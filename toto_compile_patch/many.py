@@ -6,12 +6,12 @@ rows of one batch, whatever they hold, and a batch reads the weights once.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from toto_compile_patch import registry
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.generation import batch_within
-from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, drawn_for_each
+from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, drawn_for_each, seed_from
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.failed_forecast import FailedForecast
@@ -56,6 +56,39 @@ class Asked:
     use_kv_cache: bool
     memory: int
     reseeds: bool
+
+    def check(self, windows: Any) -> None:
+        """Check what is the same for all windows: else each of them would complain.
+
+        Args:
+            windows: all of them.
+
+        Raises:
+            TypeError: something is of another type than is needed.
+            ValueError: a number is too small, or samples do not divide.
+        """
+        if not callable(getattr(self.forecaster, "forecast", None)):
+            raise TypeError(f"give a TotoForecaster, not {type(self.forecaster).__name__}")
+        if hasattr(windows, "series") or not isinstance(windows, Iterable):
+            raise TypeError(
+                f"give an iterable of MaskedTimeseries, not one {type(windows).__name__}: [window]"
+            )
+        numbers = {
+            "prediction_length": self.horizon,
+            "num_samples": 1 if self.num_samples is None else self.num_samples,
+            "samples_per_batch": self.samples_per_batch,
+            "memory": self.memory,
+        }
+        for name, value in numbers.items():
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.num_samples is not None and self.num_samples % self.samples_per_batch:
+            raise ValueError(
+                f"num_samples must be a multiple of samples_per_batch: {self.num_samples} is none "
+                f"of {self.samples_per_batch}"
+            )
 
     def forecast(self, inputs: Any, future: torch.Tensor | None) -> Any:
         """Ask the forecaster, for a window or a batch of them."""
@@ -112,8 +145,7 @@ class _Shape(NamedTuple):
 
 def seed_of(seed: int, index: int) -> int:
     """A window's own seed, of 63 bits, by its place in the order."""
-    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_from(f"{seed} {index}".encode())
 
 
 def in_order(
@@ -133,11 +165,13 @@ def in_order(
     Raises:
         ValueError: there are fewer futures or seeds than windows, or more.
     """
+    every_seed, seed_of_all = None, 0
     if isinstance(seeds, Iterable):
-        every_seed, seed_of_all = iter(seeds), 0
-    else:
-        draws = asked.num_samples is not None and _grouped(asked.forecaster)
-        every_seed, seed_of_all = None, _drawn_seed() if seeds is None and draws else seeds or 0
+        every_seed = iter(seeds)
+    elif seeds is not None:
+        seed_of_all = seeds
+    elif asked.num_samples is not None and _grouped(asked.forecaster):
+        seed_of_all = _drawn_seed()
     every_future = None if futures is None else iter(futures)
     for index, one in enumerate(inputs):
         seed = seed_of(seed_of_all, index) if every_seed is None else _of("seed", every_seed)

@@ -198,5 +198,9 @@ def _drawn_without_waiting(device: torch.device) -> int:
     with torch.cuda.device(device):
         state = torch.cuda.get_rng_state(device)
         torch.empty((), device=device).uniform_()
-    digest = hashlib.blake2b(state.numpy().tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_from(state.numpy().tobytes())
+
+
+def seed_from(data: bytes) -> int:
+    """A seed of 63 bits that follows from any bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
