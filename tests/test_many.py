@@ -373,12 +373,13 @@ def test_as_many_seeds_as_windows(count: int, words: str) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 import torch
 torch.set_num_threads(1)
 import toto_compile_patch
 from toto.inference.forecaster import TotoForecaster
 from toto_cases import series, small_model
+from toto_compile_patch.tools.machine import peak_bytes
 
 toto_compile_patch.apply(fallback="error")
 one = TotoForecaster(small_model().model)
@@ -386,7 +387,7 @@ for memory in (2**20, int(sys.argv[1])):
     every = (series(40) for _ in range(300))
     for forecast in toto_compile_patch.forecast_many(one, every, 8, 2048, 2048, memory=memory):
         pass
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_bytes(torch.device("cpu")) >> 20)
 """
 
 
