@@ -169,7 +169,6 @@ def _autocast_without_cache() -> Iterator[None]:
 def _nothing_collected() -> Iterator[None]:
     """A graph that is freed while another is captured spoils the capture."""
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

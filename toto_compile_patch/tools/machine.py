@@ -67,7 +67,9 @@ def stolen_since(before: tuple[int, int]) -> float:
 def free_bytes(device: torch.device) -> int:
     """Memory that may be used."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch holds and nobody uses is given out again.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = _read_bytes("/proc/meminfo", "MemAvailable")
     free = free or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, used = (_read_field(f"/sys/fs/cgroup/memory.{what}", "") for what in ("max", "current"))
