@@ -1,7 +1,7 @@
 """Attention over time and over variates.
 
-Queries, keys and values come as rows with the heads as their innermost axis (see ``layer``); ``wO``
-takes them as the outermost of its features.
+Queries, keys and values come as rows in which the features of a head lie side by side, as ``wO``
+takes them.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def rotation(rotary: Any, layout: RowLayout, positions: range, centre: int) -> R
 
 
 def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
-    """``#n 2 head_dim`` to ``row 2 head_dim 1``."""
+    """``#n 2 head_dim`` to ``row 2 1 head_dim``."""
     table = table.expand(layout.series, layout.count, -1, -1).flatten(0, 1)
     # Always laid out alike, for compiled code.
-    return layout.pad(table).contiguous().unsqueeze(-1)
+    return layout.pad(table).contiguous().unsqueeze(-2)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Heads:
 
     def split(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``batch variate head n head_dim``."""
-        return self.layout.unflatten(rows, -1, self.num_heads).permute(0, 1, 4, 2, 3)
+        return self.layout.unflatten(rows, self.num_heads, -1).transpose(2, 3)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""

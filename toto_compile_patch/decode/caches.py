@@ -72,8 +72,8 @@ class SamplesCache:
 class OnePathCache:
     """For compiled code: the cache of one series, one variate and one sample.
 
-    Keys and values are rows with the heads as their innermost axis, as the compiled layer reads
-    them; the context's come before those of the generated patches.
+    Keys and values are rows, as the compiled layer reads them; the context's come before those of
+    the generated patches.
 
     Attributes:
         context: what precedes the patches.
@@ -92,7 +92,7 @@ class OnePathCache:
         """A cache with room for a number of patches."""
 
         def buffer(of_layers: Iterable[torch.Tensor]) -> torch.Tensor:
-            rows = torch.stack([heads[0, 0].permute(1, 2, 0).flatten(1) for heads in of_layers])
+            rows = torch.stack([heads[0, 0].transpose(0, 1).flatten(1) for heads in of_layers])
             return with_room(rows, max_patches)
 
         keys, values = (buffer(part) for part in zip(*context.layers.values(), strict=True))

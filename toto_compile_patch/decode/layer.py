@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from toto_compile_patch.decode.linear import (
     Linear,
@@ -52,6 +52,26 @@ class RMSNorm(NamedTuple):
         return normed if self.scale is None else normed * self.scale
 
 
+class FusedRMSNorm(NamedTuple):
+    """The same by a single kernel of torch's, in place of five: for a GPU without a compiler.
+
+    Attributes:
+        formula: for types that the kernel would round otherwise, and for compiled code.
+        eps: what is added to the mean square.
+    """
+
+    formula: RMSNorm
+    eps: float
+
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to the same."""
+        scale = self.formula.scale
+        exact = rows.dtype in (torch.float32, torch.float64)
+        if not exact or (scale is not None and scale.dtype is not rows.dtype):
+            return self.formula.apply(rows)
+        return rms_norm(rows, rows.shape[-1:], scale, self.eps)
+
+
 class UnchangedModule(NamedTuple):
     """A module of torch's or xFormers' that is used as it is."""
 
@@ -67,63 +87,69 @@ class Rotation(NamedTuple):
     """What rotary embedding multiplies each row by (see ``attention.rotation``).
 
     Attributes:
-        cosines: of queries and of keys, ``row 2 head_dim 1``; likewise sines.
+        cosines: of queries and of keys, ``row 2 1 head_dim``; likewise sines.
     """
 
     cosines: torch.Tensor
     sines: torch.Tensor
 
     def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
-        """Rotate ``row n head_dim head`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
+        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
         cosines, sines = self.cosines[:, which], self.sines[:, which]
         heads = heads.to(cosines.dtype)
-        count, kinds, head_dim, num_heads = heads.shape
-        pairs = heads.view(count, kinds, head_dim // 2, 2, num_heads)
-        swapped = pairs.flip(-2).view(heads.shape)
+        swapped = heads.unflatten(-1, (-1, 2)).flip(-1).view(heads.shape)
         return torch.addcmul(heads * cosines, swapped, sines).flatten(-2)
 
 
 KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
 
 
-class QKVProjection(NamedTuple):
-    """Queries, keys and values of an attention, in upstream's layout of heads.
+class HeadProjection(NamedTuple):
+    """Queries, keys and values of an attention, or some of them, by heads.
 
-    Upstream's ``wQKV`` gives ``(qkv head_dim n_heads)``: the heads are the innermost axis.
+    Upstream's ``wQKV`` gives ``(qkv head_dim n_heads)``. What attends wants the features of a head
+    side by side: where the weight is a copy anyhow, its rows lie in that order.
 
     Attributes:
-        linear: one linear layer for all three.
+        linear: one linear layer for all of them.
         head_dim: features of a head.
         num_heads: heads.
+        heads_first: whether it gives ``(qkv n_heads head_dim)``.
     """
 
     linear: Linear
     head_dim: int
     num_heads: int
+    heads_first: bool
 
-    def apply(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, each ``row embed_dim``."""
-        queries, keys, values = self.linear.apply(rows).chunk(3, dim=-1)
-        return queries, keys, values
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to ``row n head head_dim``, with the queries, keys and values that the
+        layer gives, in this order."""
+        features = self.linear.apply(rows)
+        kinds = features.shape[-1] // (self.head_dim * self.num_heads)
+        if self.heads_first:
+            return features.view(rows.shape[0], kinds, self.num_heads, self.head_dim)
+        by_feature = features.view(rows.shape[0], kinds, self.head_dim, self.num_heads)
+        return by_feature.transpose(-1, -2).contiguous()
 
     def rotated(
         self, rows: torch.Tensor, rotation: Rotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, each ``row embed_dim``; the first two rotated."""
-        three = self.linear.apply(rows).view(rows.shape[0], 3, self.head_dim, self.num_heads)
+        three = self.apply(rows)
         queries, keys = rotation.rotate(three[:, QUERIES_KEYS], QUERIES_KEYS).unbind(1)
         return queries, keys, three[:, 2].flatten(-2)
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim`` to ``row head_dim head``."""
-        return rows.view(rows.shape[0], self.head_dim, self.num_heads)
+        """``row embed_dim`` to ``row head head_dim``."""
+        return rows.view(rows.shape[0], self.num_heads, self.head_dim)
 
 
 class KeysAndValuesAlone(NamedTuple):
     """Separate projections, for rows that need keys and values without queries, or values only."""
 
-    key: Linear
-    value: Linear
+    key: HeadProjection
+    value: HeadProjection
 
 
 class FeedForward(NamedTuple):
@@ -155,7 +181,7 @@ class ChunkedFeedForward(NamedTuple):
         return self.down.apply(silu(gate).mul_(value))
 
 
-Norm = RMSNorm | UnchangedModule
+Norm = RMSNorm | FusedRMSNorm | UnchangedModule
 
 
 class Layer(NamedTuple):
@@ -168,7 +194,7 @@ class Layer(NamedTuple):
 
     over_time: bool
     norm1: Norm
-    project: QKVProjection
+    project: HeadProjection
     out: Linear
     norm2: Norm
     feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule
@@ -208,18 +234,19 @@ def over_time_alone(
     """
     queries, keys, values = layer.project.rotated(layer.norm1.apply(hidden), rotation)
     heads, values = layer.project.heads, values.to(keys.dtype)
-    scores = heads(past.keys * queries).sum(-2).masked_fill(~past.seen.unsqueeze(-1), -torch.inf)
-    scores = torch.cat([scores, heads(keys * queries).sum(-2)]) * layer.project.head_dim**-0.5
-    weights = scores.softmax(0).unsqueeze(-2)
+    scores = heads(past.keys * queries).sum(-1).masked_fill(~past.seen.unsqueeze(-1), -torch.inf)
+    scores = torch.cat([scores, heads(keys * queries).sum(-1)]) * layer.project.head_dim**-0.5
+    weights = scores.softmax(0).unsqueeze(-1)
     attended = (weights[:-1] * heads(past.values)).sum(0, keepdim=True)
     attended = attended + weights[-1:] * heads(values)
-    joined = attended.transpose(-1, -2).flatten(-2).to(hidden.dtype)
+    joined = attended.flatten(-2).to(hidden.dtype)
     return _after_attention(layer, hidden, joined), keys, values
 
 
 def over_variates(layer: Layer, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
     """A layer that attends over variates, ``row embed_dim`` to the same."""
-    queries, keys, values = layer.project.apply(layer.norm1.apply(hidden))
+    three = layer.project.apply(layer.norm1.apply(hidden)).flatten(-2)
+    queries, keys, values = three.unbind(1)
     return _after_attention(layer, hidden, attend(queries, keys, values))
 
 
@@ -227,11 +254,8 @@ def over_one_variate(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
     """A layer over variates where there is one, which takes its own value, whatever the scores;
     ``row embed_dim`` to the same."""
     normed = layer.norm1.apply(hidden)
-    values = (
-        layer.project.apply(normed)[2] if layer.alone is None else layer.alone.value.apply(normed)
-    )
-    heads_first = layer.project.heads(values).transpose(-1, -2).flatten(-2)
-    return _after_attention(layer, hidden, heads_first)
+    project = layer.project if layer.alone is None else layer.alone.value
+    return _after_attention(layer, hidden, project.apply(normed)[:, -1].flatten(-2))
 
 
 def keys_and_values(
@@ -242,8 +266,8 @@ def keys_and_values(
     if layer.alone is None:
         _, keys, values = layer.project.rotated(normed, rotation)
         return keys, values
-    keys = layer.project.heads(layer.alone.key.apply(normed)).unsqueeze(1)
-    return rotation.rotate(keys, KEYS).squeeze(1), layer.alone.value.apply(normed)
+    keys = rotation.rotate(layer.alone.key.apply(normed), KEYS).squeeze(1)
+    return keys, layer.alone.value.apply(normed).flatten(1)
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -276,16 +300,25 @@ class Traceable(NamedTuple):
             linears.append(packed)
             return OpaqueLinear(len(linears) - 1, packed.out_features)
 
+        def sums(packed: PackedLinear) -> OneRowLinear:
+            return OneRowLinear(*packed.original)
+
         stand_in = _without_packed(real, in_slots)
-        one_row = _without_packed(real, lambda part: OneRowLinear(part.original, part.bias))
-        return cls(real, stand_in, tuple(linears), one_row if linears else None)
+        one_row = _without_packed(real, sums) if linears else None
+        return cls(real, stand_in, tuple(linears), one_row)
 
 
 def _without_packed(part: Any, instead: Callable[[PackedLinear], Linear]) -> Any:
-    """Copy a tree of named tuples with something else in place of each packed layer."""
+    """Copy a tree of named tuples for compiled code, with something else in place of each packed
+    layer."""
     if isinstance(part, PackedLinear):
         return instead(part)
+    if isinstance(part, FusedRMSNorm):
+        return part.formula
     if isinstance(part, PlainLinear) or not isinstance(part, tuple):
         return part
     kind = FeedForward if isinstance(part, ChunkedFeedForward) else type(part)
-    return kind(*(_without_packed(field, instead) for field in part))
+    copied = kind(*(_without_packed(field, instead) for field in part))
+    if isinstance(copied, HeadProjection) and isinstance(copied.linear, OneRowLinear):
+        return copied._replace(heads_first=False)
+    return copied

@@ -41,25 +41,28 @@ class PackedLinear(NamedTuple):
 
     Attributes:
         weight: the copy.
-        original: what it was made of.
         bias: the bias.
+        original: what it was made of, in the order in which that has its rows.
         out_features: of the product.
     """
 
     weight: torch.Tensor
-    original: torch.Tensor
     bias: torch.Tensor
+    original: PlainLinear
     out_features: int
 
     @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedLinear:
+    def of(
+        cls, weight: torch.Tensor, bias: torch.Tensor, original: PlainLinear | None = None
+    ) -> PackedLinear:
+        """Pack a weight; whoever has put its rows in another order gives the original as well."""
         packed = _reorder_linear_weight(weight.contiguous())
-        return cls(packed, weight, bias, weight.shape[0])
+        return cls(packed, bias, original or PlainLinear(weight, bias), weight.shape[0])
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``."""
         result: torch.Tensor = _linear_pointwise(
-            inputs.to(self.original.dtype), self.weight, self.bias, "none", [], ""
+            inputs.to(self.original.weight.dtype), self.weight, self.bias, "none", [], ""
         )
         return result.to(inputs.dtype)
 

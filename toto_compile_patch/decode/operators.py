@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries, keys and values, ``row embed_dim`` with the heads as the innermost axis, to
-``row embed_dim`` with the heads as the outermost one. It may read and write caches."""
+"""From queries, keys and values, ``row embed_dim``, to the same. It may read and write caches."""
 
 
 class _HandedOver(threading.local):

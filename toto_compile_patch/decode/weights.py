@@ -8,7 +8,7 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,10 +19,11 @@ from toto_compile_patch.decode.head import fold
 from toto_compile_patch.decode.layer import (
     ChunkedFeedForward,
     FeedForward,
+    FusedRMSNorm,
+    HeadProjection,
     KeysAndValuesAlone,
     Layer,
     Norm,
-    QKVProjection,
     RMSNorm,
     Traceable,
     UnchangedModule,
@@ -56,9 +57,30 @@ class WeightFormat:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
+        plain = self._plain(weight, bias)
+        return PackedLinear.of(*plain) if self.packed else plain
+
+    def heads(
+        self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
+    ) -> HeadProjection:
+        """Queries, keys and values, or some of them, in this format."""
+        plain = self._plain(weight, bias)
+        if not (self.packed or self.bf16):
+            return HeadProjection(plain, head_dim, num_heads, heads_first=False)
+        kinds = plain.bias.shape[0] // (head_dim * num_heads)
+        ordered = PlainLinear(
+            *(
+                part.unflatten(0, (kinds, head_dim, num_heads)).transpose(1, 2).flatten(0, 2)
+                for part in plain
+            )
+        )
+        linear = PackedLinear.of(*ordered, original=plain) if self.packed else ordered
+        return HeadProjection(linear, head_dim, num_heads, heads_first=True)
+
+    def _plain(self, weight: torch.Tensor, bias: torch.Tensor) -> PlainLinear:
         if self.bf16:
             weight, bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
-        return PackedLinear.of(weight, bias) if self.packed else PlainLinear(weight, bias)
+        return PlainLinear(weight, bias)
 
 
 class ModelSettings(NamedTuple):
@@ -166,8 +188,10 @@ def prepared_weights(
     used = parameters_of(backbone.transformer.layers)
     copied: list[torch.nn.Parameter] = []
     if weight_format.packed or weight_format.bf16:
-        copied += [weight for weight in used if weight.ndim == 2 or weight_format.bf16]
-        used = [weight for weight in used if weight.ndim != 2]
+        # Their elements are put in another order; other biases are used as they are in 32 bits.
+        ordered = {layer.attention.wQKV.bias for layer in backbone.transformer.layers}
+        copied += [w for w in used if w.ndim == 2 or w in ordered or weight_format.bf16]
+        used = [w for w in used if w.ndim != 2 and w not in ordered]
     copied += [*parameters_of(backbone.output_distribution), backbone.unembed.bias]
     # The last one, whose rows are the time steps of a patch.
     copied.append(backbone.unembed.weight)
@@ -232,11 +256,8 @@ def _layers(layers: Sequence[Any], weight_format: WeightFormat) -> tuple[Traceab
 
 def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
     attention = layer.attention
-    project = QKVProjection(
-        weight_format.linear(attention.wQKV.weight, attention.wQKV.bias),
-        attention.head_dim,
-        attention.num_heads,
-    )
+    heads = attention.head_dim, attention.num_heads
+    project = weight_format.heads(attention.wQKV.weight, attention.wQKV.bias, *heads)
     feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule = UnchangedModule(layer.mlp)
     if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
         up, down = (weight_format.linear(part.weight, part.bias) for part in up_and_down)
@@ -260,21 +281,31 @@ def _is_over_time(layer: Any) -> bool:
 def _norm(norm: Any, like: torch.Tensor) -> Norm:
     if kind_of(norm) != "RMSNorm":
         return UnchangedModule(norm)
-    return RMSNorm.of(norm.scale, norm.eps, like)
+    formula = RMSNorm.of(norm.scale, norm.eps, like)
+    return FusedRMSNorm(formula, norm.eps) if like.is_cuda and _HAS_FUSED_NORM else formula
+
+
+_HAS_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")
+"""From torch 2.9 on; before, torch's own is several kernels as well."""
 
 
 def _alone(
-    attention: Any, project: QKVProjection, weight_format: WeightFormat
+    attention: Any, project: HeadProjection, weight_format: WeightFormat
 ) -> KeysAndValuesAlone:
     """The last two thirds of a projection: of its memory, but where oneDNN's format is a copy."""
     if isinstance(project.linear, PlainLinear):
-        weight, bias = project.linear
-        make: Callable[..., Linear] = PlainLinear
-    else:
-        weight, bias = attention.wQKV.weight, attention.wQKV.bias
-        make = weight_format.linear
-    thirds = zip(weight.chunk(3)[1:], bias.chunk(3)[1:], strict=True)
-    return KeysAndValuesAlone(*(make(*third) for third in thirds))
+        return KeysAndValuesAlone(
+            *(project._replace(linear=PlainLinear(*third)) for third in _thirds(project.linear))
+        )
+    plain = PlainLinear(attention.wQKV.weight, attention.wQKV.bias)
+    heads = project.head_dim, project.num_heads
+    return KeysAndValuesAlone(*(weight_format.heads(*third, *heads) for third in _thirds(plain)))
+
+
+def _thirds(queries_keys_values: PlainLinear) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias of the keys, and of the values."""
+    weight, bias = queries_keys_values
+    return zip(weight.chunk(3)[1:], bias.chunk(3)[1:], strict=True)
 
 
 def _native_feed_forward(mlp: Any) -> tuple[Any, Any] | None:
