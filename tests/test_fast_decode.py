@@ -22,6 +22,7 @@ from toto_cases import PATCH, forecast, series, small_model, values
 import toto_compile_patch
 from toto_compile_patch.decode import generation, transformer, weights
 from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.weights import ModelSettings
 
 HORIZON = 3 * PATCH
 
@@ -369,19 +370,18 @@ class TestSamplesAtOnce:
     def test_few_per_batch_are_decoded_together(self) -> None:
         model = small_model().model
         request = self.request_for(32, 1, 40, HORIZON)
-        assert generation.samples_at_once(model, request) == 32
+        assert generation.samples_at_once(ModelSettings.of(model), request) == 32
 
     def test_memory_bounds_them_on_a_gpu_and_use_on_a_cpu(self) -> None:
         model = small_model(embed_dim=256, mlp_hidden_dim=1024).model
         horizon = 100 * PATCH
         requests = [self.request_for(10**6, each, 8000, horizon) for each in (1, 1000, 10**5)]
-        few, more, most = (generation.samples_at_once(model, r) for r in requests)
+        few, more, most = (generation.samples_at_once(ModelSettings.of(model), r) for r in requests)
         assert 1 <= few <= more == most == 10**6 // -(-(10**6) // generation.ROWS_ON_A_CPU) + 1
         # Shapes alone decide, so a tensor without memory does for a GPU's.
+        long = torch.zeros(1, 1, 8000, device="meta")
         few, more, most = (
-            generation.samples_at_once(
-                model, dataclasses.replace(r, inputs=torch.zeros(1, 1, 8000, device="meta"))
-            )
+            generation.samples_at_once(ModelSettings.of(model), dataclasses.replace(r, inputs=long))
             for r in requests
         )
         assert 1 <= few < more < most

@@ -24,6 +24,7 @@ import toto_compile_patch
 from toto_compile_patch.decode import generation
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.recorder import CudaRecorder, capturing
+from toto_compile_patch.decode.weights import prepared_weights
 from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools.compile_health import CompileHealth
 
@@ -117,10 +118,18 @@ def captured(**settings: Any) -> toto_compile_patch.patched:
 
 @pytest.mark.parametrize("runtime", ["eager", "cudagraph"])
 def test_means_are_upstreams(runtime: str) -> None:
+    compared = 0
     for seed in range(CASES):
         case = GpuCase.random(seed)
         model = case.build()
-        upstream = case.forecast(model, samples=False)
+        try:
+            upstream = case.forecast(model, samples=False)
+        except RuntimeError as error:
+            # Upstream's own masks do not suit one of torch's kernels on a GPU.
+            if "last dimension must be contiguous" not in str(error):
+                raise
+            continue
+        compared += 1
         with captured(runtime=runtime):
             found = [case.forecast(model, samples=False) for _ in range(3)]
             assert path().taken == "fast"
@@ -133,6 +142,7 @@ def test_means_are_upstreams(runtime: str) -> None:
             allowed = torch.full_like(allowed, 2 * case.own_error(upstream))
         for difference in differences:
             assert (difference <= allowed).all(), (float(difference.max()), case)
+    assert compared > CASES / 2
 
 
 def test_same_seed_samples_in_float64_are_upstreams() -> None:
@@ -453,3 +463,53 @@ def test_a_capture_that_fails_leaves_eager_forecasts(monkeypatch: pytest.MonkeyP
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
         monkeypatch.undo()
         replayed(partial(mean, model, length=48))
+
+
+def test_captures_that_fail_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpu_model()
+    decode = generation._decode
+
+    def with_a_question(*args: Any, **kwargs: Any) -> torch.Tensor:
+        patches = decode(*args, **kwargs)
+        if capturing():
+            torch.empty(2**24, device=DEVICE).sum().item()
+        return patches
+
+    held = []
+    with captured():
+        monkeypatch.setattr(generation, "_decode", with_a_question)
+        for patches in range(1, 9):
+            for _ in range(2):
+                mean(model, patches * PATCH)
+            assert "capturing failed" in path().reason
+            torch.cuda.empty_cache()
+            held.append(torch.cuda.memory_reserved())
+    # A pool that is kept holds 64 MiB each time.
+    assert held[-1] < held[0] + 2**26
+
+
+def test_settings_of_tf32_stay_as_they_were() -> None:
+    model = gpu_model()
+    before = torch.get_float32_matmul_precision()
+    with captured(precision="tf32"):
+        replayed(partial(mean, model))
+        mean(model)
+        assert (path().runtime, path().graphs) == ("cudagraph", 1)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_weights_prepared_on_another_stream_are_complete() -> None:
+    """A thread that finds prepared weights does not wait for the stream that made them."""
+    for _ in range(5):
+        model = gpu_model(embed_dim=256, mlp_hidden_dim=1024)
+        expected = mean(model)
+        busy = torch.randn(4096, 4096, device=DEVICE)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with captured(runtime="eager"):
+            with torch.cuda.stream(stream):
+                for _ in range(20):
+                    busy = busy @ busy
+                prepared_weights(model)
+            found = mean(model)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

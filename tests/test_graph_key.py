@@ -92,8 +92,15 @@ def test_a_forecast_reads_nothing_that_the_key_does_not_hold(scaler: str) -> Non
             checks = DeviceChecks(torch.device("cpu"))
             numbers = OwnRandomNumbers(torch.device("cpu"))
             generate(prepared(backbone), request(samples), numbers, checks)
-    model, way = prepared(backbone), Runtime(EAGER, UNCOMPILED)
-    before = graph_key(model, request(4), (), way)
+
+    def key() -> object:
+        try:
+            return graph_key(prepared(backbone), request(4), (), Runtime(EAGER, UNCOMPILED))
+        except RuntimeError:
+            # The constant is at odds with the weights: no forecast comes so far.
+            return None
+
+    before = key()
     names = {name for _, name in read} - KNOWN_BY_OTHER_WAYS
     assert {"minimum_scale", "scale_base", "eps", "num_heads", "patch_size"} <= names
     forgotten = set()
@@ -102,9 +109,10 @@ def test_a_forecast_reads_nothing_that_the_key_does_not_hold(scaler: str) -> Non
             continue
         value = getattr(part, name)
         setattr(part, name, other(value))
-        if graph_key(model, request(4), (), way) == before:
+        if key() == before:
             forgotten.add(f"{type(part).__name__}.{name}")
         setattr(part, name, value)
+        before = key()
     assert not forgotten
 
 

@@ -174,13 +174,38 @@ def test_a_capture_that_fails_leaves_an_eager_forecast(recorder: CpuRecorder) ->
     model = small_model().model
     before = mean(model)
     recorder.fails = torch.OutOfMemoryError("no more")
-    for _ in range(2):
+    for _ in range(graphs.MOST_FAILURES):
         assert torch.equal(mean(model), before)
         assert path().runtime == "eager"
         assert "no more" in path().reason
     recorder.fails = None
     assert torch.equal(mean(model), before)
     assert path().runtime == "eager", "it is not tried again and again"
+    assert "capturing failed 3 times" in path().reason
+
+
+def test_a_capture_that_another_thread_broke_is_tried_again(recorder: CpuRecorder) -> None:
+    model = small_model().model
+    before = mean(model)
+    recorder.fails = RuntimeError("operation not permitted when stream is capturing")
+    assert torch.equal(mean(model), before)
+    assert "not permitted" in path().reason
+    recorder.fails = None
+    assert torch.equal(mean(model), before)
+    assert path() == PathTaken("fast", "", "cudagraph", 1, 1000)
+
+
+@pytest.mark.parametrize(("error", "left"), [(RuntimeError, 1), (torch.OutOfMemoryError, 0)])
+def test_other_graphs_go_where_memory_ran_out(
+    recorder: CpuRecorder, error: type[Exception], left: int
+) -> None:
+    model = small_model().model
+    for _ in range(2):
+        mean(model)
+    mean(model, 16)
+    recorder.fails = error("something")
+    mean(model, 16)
+    assert path().graphs == left
 
 
 def test_where_nothing_can_be_captured(recorder: CpuRecorder) -> None:

@@ -30,6 +30,7 @@ from toto_cases import (
 
 import toto_compile_patch
 from toto_compile_patch.decode import compile_call, weights
+from toto_compile_patch.decode.precision import Precision
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools.compile_health import CompileHealth
@@ -368,6 +369,22 @@ class TestPrecision:
     def test_tf32_is_for_cuda(self) -> None:
         model, inputs = small_model().model, series(40)
         assert torch.equal(self.point("model", inputs, model), self.point("tf32", inputs, model))
+
+    @pytest.mark.parametrize("asked", ["highest", "high"])
+    def test_torchs_setting_is_what_it_was_after_tf32(self, asked: str) -> None:
+        matmul = torch.backends.cuda.matmul
+        before = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
+        if asked != "highest":
+            torch.set_float32_matmul_precision(asked)
+        set_by_user = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
+        device = torch.device("cuda")
+        with Precision("tf32").of_products(device):
+            assert matmul.allow_tf32
+        now = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
+        torch.set_float32_matmul_precision(before[0])
+        if before[1] is not None:
+            matmul.fp32_precision = before[1]
+        assert now == set_by_user
 
     @pytest.mark.parametrize("name", ["attention.wO.weight", "mlp.0.bias"])
     def test_a_changed_weight_is_followed_in_sixteen_bits_too(self, name: str) -> None:

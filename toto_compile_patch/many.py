@@ -21,6 +21,7 @@ from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.generation import batch_within
 from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, drawn_for_each, seed_from
 from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.weights import ModelSettings
 from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.failed_forecast import FailedForecast
 from toto_compile_patch.patches.fast_decode import fast_or_error
@@ -444,7 +445,7 @@ def _group_size(asked: Asked, window: Window) -> int:
         future_exogenous=future,
         num_exogenous=0,
     )
-    return batch_within(backbone, request, asked.memory)
+    return batch_within(ModelSettings.of(backbone), request, asked.memory)
 
 
 def _bytes_of(inputs: Any) -> int:

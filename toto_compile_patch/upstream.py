@@ -254,13 +254,14 @@ def _qualified(owner: Any, attribute: str) -> str:
     return f"{owner.__qualname__}.{attribute}" if isinstance(owner, type) else attribute
 
 
-_own: list[Any] = []
+_own: dict[int, Any] = {}
+_tested: dict[tuple[Any, str], tuple[Any, Any]] = {}
+"""What was found at an attribute and is known, and the code that it then had."""
 
 
 def remember_as_own(replacement: Any) -> None:
     """Remember a replacement as one of this package's."""
-    if not any(replacement is known for known in _own):
-        _own.append(replacement)
+    _own[id(replacement)] = replacement
 
 
 def why_unknown(owner: Any, attribute: str) -> str | None:
@@ -269,9 +270,16 @@ def why_unknown(owner: Any, attribute: str) -> str | None:
     Ours is known by identity: a wrapper that somebody put around it is not ours.
     """
     current = vars(owner).get(attribute, MISSING)
-    if any(current is known for known in _own):
+    if id(current) in _own:
         return None
-    return why_untested(owner, attribute)
+    code = getattr(_undecorated(current), "__code__", None)
+    found, its_code = _tested.get((owner, attribute), (None, None))
+    if code is not None and found is current and its_code is code:
+        return None
+    reason = why_untested(owner, attribute)
+    if reason is None and code is not None:
+        _tested[owner, attribute] = current, code
+    return reason
 
 
 def _undecorated(current: Any) -> Any:

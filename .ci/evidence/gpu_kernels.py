@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import toto_compile_patch
@@ -45,15 +44,16 @@ def measure(side: bench.Side, name: str) -> dict[str, Any]:
         return time.perf_counter() - start
 
     warm = [forecast() for _ in range(3)]
-    wall, began = [], time.perf_counter()
+    wall: list[float] = []
+    began = time.perf_counter()
     while len(wall) < REPEATS and time.perf_counter() - began < SECONDS:
         wall.append(forecast())
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         forecast()
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for event in recorded.events():
-        if event.device_type is DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             times[event.name] += event.self_device_time_total
             counts[event.name] += 1
     path = toto_compile_patch.last_path()

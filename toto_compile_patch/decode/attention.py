@@ -95,10 +95,13 @@ class Heads:
         return self.layout.flatten(heads.transpose(2, 3).flatten(-2))
 
 
-def kept_heads(heads: Heads, keys: torch.Tensor, values: torch.Tensor) -> KeysAndValues:
-    """Keys and values of a context's rows as its cache holds them, dense and of one type."""
+def kept_heads(
+    heads: Heads, keys: torch.Tensor, values: torch.Tensor, *, kept: bool
+) -> KeysAndValues:
+    """Keys and values of a context's rows, of one type; dense if they are kept in its cache."""
     keys, values = heads.split(keys), heads.split(values)
-    return keys.contiguous(), values.to(keys.dtype).contiguous()
+    values = values.to(keys.dtype)
+    return (keys.contiguous(), values.contiguous()) if kept else (keys, values)
 
 
 @dataclass(frozen=True)
@@ -107,22 +110,23 @@ class CausalAttention:
 
     Attributes:
         heads: of the rows, whose ``n`` are the positions.
-        cache: where to put keys and values, ``batch variate head seq_len head_dim``.
+        cache: where to put keys and values, ``batch variate head seq_len head_dim``; None: nothing
+            will read them again.
         idx: index of the layer, under which ``cache`` takes them.
     """
 
     heads: Heads
-    cache: dict[int, KeysAndValues]
+    cache: dict[int, KeysAndValues] | None
     idx: int
 
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         dtype = values.dtype
-        self.cache[self.idx] = kept_heads(self.heads, keys, values)
-        queries, keys, values = (
-            part.to(dtype) for part in (self.heads.split(queries), *self.cache[self.idx])
-        )
+        heads = kept_heads(self.heads, keys, values, kept=self.cache is not None)
+        if self.cache is not None:
+            self.cache[self.idx] = heads
+        queries, keys, values = (part.to(dtype) for part in (self.heads.split(queries), *heads))
         attended = attend_causally(queries, keys, values)
         return self.heads.join(attended)
 

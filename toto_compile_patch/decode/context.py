@@ -60,8 +60,9 @@ def encode(
     batch, variates, positions, _ = hidden.shape
     padding = model.regions.padding(model.weights.packed)
     layout = RowLayout(batch, variates, positions, padding, groups)
+    kept = request.steps(patch_size) > 1
     last, layout, cache = prefill(
-        model, layout.flatten(hidden), layout, every_position=every_position
+        model, layout.flatten(hidden), layout, every_position=every_position, kept=kept
     )
     return Context(last, layout, scaled, state, cache, prepended)
 

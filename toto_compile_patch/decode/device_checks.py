@@ -18,6 +18,8 @@ class WeightsChangedError(Exception):
 
 
 _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
+    # First: of a stale forecast the others tell nothing.
+    (WeightsChangedError, "a weight has changed"),
     # As upstream raises.
     (AssertionError, "Patches cannot span multiple datasets"),
     (NotFiniteError, "the distribution's parameters are not numbers"),
@@ -50,19 +52,12 @@ class DeviceChecks:
         return torch.stack([self._conditions.get(meaning, never) for meaning, _ in _MEANINGS])
 
 
-def raise_for(outcomes: torch.Tensor, weights_changed: torch.Tensor | None = None) -> None:
+def raise_for(outcomes: torch.Tensor) -> None:
     """Raise what the outcomes of the checks mean, if one of their conditions holds.
 
     Args:
         outcomes: of ``DeviceChecks``, ``condition``.
-        weights_changed: one boolean; None: that was settled before.
     """
-    if weights_changed is None:
-        holding = outcomes.tolist()
-    else:
-        stale, *holding = torch.cat([weights_changed.view(1), outcomes]).tolist()
-        if stale:
-            raise WeightsChangedError("a weight has changed")
-    for holds, (meaning, message) in zip(holding, _MEANINGS, strict=True):
+    for holds, (meaning, message) in zip(outcomes.tolist(), _MEANINGS, strict=True):
         if holds:
             raise meaning(message)

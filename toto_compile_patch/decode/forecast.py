@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from toto_compile_patch.decode.device_checks import (
 from toto_compile_patch.decode.generation import generate
 from toto_compile_patch.decode.graphs import AskedForecast
 from toto_compile_patch.decode.memory import said_clearly
+from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.precision import MODEL, Precision
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import (
@@ -56,14 +57,22 @@ class ForecastOptions:
     precision: str = MODEL
 
 
+class _AskedModel(NamedTuple):
+    """A backbone, and what it consists of."""
+
+    backbone: Any
+    parts: ModelParts
+
+
 def forecast(
-    model: Any, backbone: Any, request: Request, options: ForecastOptions
+    model: Any, backbone: Any, parts: ModelParts, request: Request, options: ForecastOptions
 ) -> tuple[torch.Tensor, Ran]:
     """Forecast what is asked for.
 
     Args:
         model: the backbone, or what ``torch.compile`` made of it: tells which runtime is wanted.
         backbone: the backbone itself.
+        parts: what it consists of.
         request: series and horizon.
         options: how.
 
@@ -84,7 +93,8 @@ def forecast(
         numbers = GivenRandomNumbers(None) if capturing() else numbers_of_a_forecast(device)
     try:
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
-            result, ran = _until_weights_stay(backbone, request, options, runtime, numbers)
+            asked = _AskedModel(backbone, parts)
+            result, ran = _until_weights_stay(asked, request, options, runtime, numbers)
     except RuntimeError as error:
         if (clear := said_clearly(error)) is error:
             raise
@@ -102,7 +112,7 @@ def forget_prepared(backbone: Any = None) -> None:
 
 
 def _until_weights_stay(
-    backbone: Any,
+    model: _AskedModel,
     request: Request,
     options: ForecastOptions,
     runtime: Runtime,
@@ -110,46 +120,49 @@ def _until_weights_stay(
 ) -> tuple[torch.Tensor, Ran]:
     while True:
         try:
-            return _run(backbone, request, options, runtime, numbers)
+            return _run(model, request, options, runtime, numbers)
         except WeightsChangedError:
-            forget_prepared(backbone)
+            forget_prepared(model.backbone)
 
 
 def _run(
-    backbone: Any,
+    asked: _AskedModel,
     request: Request,
     options: ForecastOptions,
     runtime: Runtime,
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
-    device = request.inputs.device
+    device, backbone = request.inputs.device, asked.backbone
     time_steps = min(request.horizon, backbone.patch_embed.patch_size)
-    weights = prepared_weights(backbone, options.precision, time_steps)
+    weights = prepared_weights(backbone, options.precision, time_steps, asked.parts)
     model = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
+    # On a CPU that was seen to already, and in a capture of the user's nothing can be asked.
+    unseen = device.type != "cpu" and not capturing()
 
     def compute(
         request: Request, numbers: RandomNumbers | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         checks = DeviceChecks(device)
+        if unseen and numbers is not None:
+            checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
         return generate(model, request, numbers, checks), checks.outcomes()
 
-    changed: torch.Tensor | None = None
-    if device.type != "cpu" and not capturing():
-        changed = weights.noted.changed(time_steps)
-        if numbers is None:
-            # Nothing is tried again once upstream's random numbers were drawn: wait.
-            raise_for(DeviceChecks(device).outcomes(), changed)
     alone = runtime.captures or device.type == "cuda"
     with graphs.one_at_a_time(device) if alone else nullcontext():
+        if unseen and numbers is None:
+            # Nothing is tried again once upstream's random numbers were drawn: wait.
+            checks = DeviceChecks(device)
+            checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
+            raise_for(checks.outcomes())
         if runtime.captures and isinstance(numbers, OwnRandomNumbers):
-            asked = AskedForecast(model, request, options, runtime, numbers, compute)
-            result, outcomes, ran = graphs.run(asked)
+            wanted = AskedForecast(model, request, options, runtime, numbers, compute)
+            result, outcomes, ran = graphs.run(wanted)
         else:
             runtime = runtime.without_graphs()
             result, outcomes = compute(request, numbers)
             ran = Ran(runtime.name, runtime.reason, unexpected=bool(runtime.reason))
     if not capturing():
-        raise_for(outcomes, changed)
+        raise_for(outcomes)
     if failure := runtime.regions.failure:
         # It may have failed only now.
         ran = ran_uncompiled(ran, failure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 
@@ -93,7 +92,7 @@ def _drawn(
     Where windows are forecast together, there is to be as much room for each as if it were alone:
     the chunks decide in which order numbers are drawn.
     """
-    at_once = samples_at_once(model.backbone, request, parts=numbers.windows)
+    at_once = samples_at_once(model.weights.settings, request, parts=numbers.windows)
     paths: list[torch.Tensor] = []
     left = request.num_samples or 0
     while left:
@@ -118,7 +117,8 @@ def _drawn_as_upstream(
 ) -> list[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in upstream's batches of them."""
     # Without time-wise layers nothing is ever cached.
-    cached = request.use_kv_cache and bool(context.cache.layers)
+    over_time = any(layer.real.over_time for layer in model.weights.layers)
+    cached = request.use_kv_cache and over_time
     count = request.samples_per_batch
     paths = []
     for _ in range((request.num_samples or 0) // count):
@@ -128,7 +128,7 @@ def _drawn_as_upstream(
     return paths
 
 
-def samples_at_once(backbone: Any, request: Request, *, parts: int = 1) -> int:
+def samples_at_once(settings: ModelSettings, request: Request, *, parts: int = 1) -> int:
     """How many samples to decode at once, in chunks of equal size; from shapes alone.
 
     As many as fit in the memory that upstream's largest tensor, the unembedded context, takes
@@ -136,13 +136,12 @@ def samples_at_once(backbone: Any, request: Request, *, parts: int = 1) -> int:
     keep it busy.
 
     Args:
-        backbone: the model.
+        settings: the model's.
         request: series and horizon.
         parts: of the batch, each of which is looked at as if it were alone.
     """
     batch, variates, length = request.inputs.shape
     batch //= parts
-    settings = ModelSettings.of(backbone)
     steps = request.steps(settings.patch_size)
     itemsize = request.inputs.element_size()
     upstreams = (
@@ -158,20 +157,19 @@ def samples_at_once(backbone: Any, request: Request, *, parts: int = 1) -> int:
     return -(-wanted // chunks)
 
 
-def batch_within(backbone: Any, request: Request, memory: int) -> int:
+def batch_within(settings: ModelSettings, request: Request, memory: int) -> int:
     """How many series like a request's to forecast at once, at least one.
 
     As many as a bound of memory allows; on a CPU no more than it takes to keep it busy.
 
     Args:
-        backbone: the model.
+        settings: the model's.
         request: one of them.
         memory: bytes in use at once.
     """
-    settings = ModelSettings.of(backbone)
     batch, variates, length = request.inputs.shape
     series, steps = batch * variates, request.steps(settings.patch_size)
-    samples = 1 if request.num_samples is None else samples_at_once(backbone, request)
+    samples = 1 if request.num_samples is None else samples_at_once(settings, request)
     kept = series * (request.num_samples or 1) * request.horizon
     numbers = series * _numbers_of_a_context(settings, length) + COPIES_OF_A_FORECAST * kept
     numbers += series * samples * _numbers_of_a_sample(settings, steps, request.horizon)

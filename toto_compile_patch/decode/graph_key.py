@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from toto_compile_patch.decode.attention import RotarySettings
-from toto_compile_patch.decode.modules import tensors_of
 from toto_compile_patch.decode.precision import TorchSettings
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.request import Request, RequestShape
 from toto_compile_patch.decode.runtime import Runtime
 from toto_compile_patch.decode.scaling import ScalerSettings
-from toto_compile_patch.decode.weights import ModelSettings
 
 
 class GraphKey(NamedTuple):
@@ -27,12 +25,11 @@ class GraphKey(NamedTuple):
         options: how the forecast is made.
         runtime: the name of the runtime.
         regions: identity of the regions, compiled or not.
-        weights: identity of the prepared weights.
-        model: sizes and constants of the model.
+        weights: number of the prepared weights, which are of the model's sizes and constants,
+            and of all its parameters and buffers where they lie now.
         scaler: constants of its scaler.
         rotary: constants of its rotary embedding.
         torch: settings of torch's in this thread.
-        places: where its parameters and buffers lie.
     """
 
     request: RequestShape
@@ -40,11 +37,9 @@ class GraphKey(NamedTuple):
     runtime: str
     regions: int
     weights: int
-    model: ModelSettings
     scaler: ScalerSettings
     rotary: RotarySettings
     torch: TorchSettings
-    places: tuple[int, ...]
 
 
 def graph_key(model: PreparedModel, request: Request, options: Any, runtime: Runtime) -> GraphKey:
@@ -61,10 +56,8 @@ def graph_key(model: PreparedModel, request: Request, options: Any, runtime: Run
         options=options,
         runtime=runtime.name,
         regions=id(runtime.regions),
-        weights=id(model.weights),
-        model=ModelSettings.of(model.backbone),
+        weights=model.weights.number,
         scaler=ScalerSettings.of(model.backbone.scaler),
         rotary=RotarySettings.of(model.rotary),
         torch=TorchSettings.now(request.inputs.device),
-        places=tuple(tensor.data_ptr() for tensor in tensors_of(model.backbone)),
     )

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from toto_compile_patch.decode.graph_key import GraphKey, graph_key
+from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import (
     GivenRandomNumbers,
@@ -37,6 +38,9 @@ FIRST_OF_ITS_SHAPE = "the first forecast of its shape"
 
 MOST_SEEN = 256
 """Shapes of single forecasts that are remembered."""
+
+MOST_FAILURES = 3
+"""Captures of a shape that are tried: a thread that waits for the device can break one."""
 
 Compute = Callable[[Request, RandomNumbers | None], Outputs]
 
@@ -65,6 +69,25 @@ class AskedForecast:
     def device(self) -> torch.device:
         """Where it is made."""
         return self.request.inputs.device
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a shape that has no graph.
+
+    Attributes:
+        failures: how often capturing failed.
+        why: what it said; empty where it has not been tried.
+    """
+
+    failures: int = 0
+    why: str = ""
+
+    def failed(self, error: RuntimeError) -> _Seen:
+        """The same after another failure."""
+        failures = self.failures + 1
+        tried = "" if failures < MOST_FAILURES else f" {failures} times"
+        return _Seen(failures, f"capturing failed{tried} ({in_a_line(error)})")
 
 
 @dataclass
@@ -98,7 +121,7 @@ class Graphs:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._captured: OrderedDict[GraphKey, _Captured] = OrderedDict()
-        self._seen: OrderedDict[GraphKey, str] = OrderedDict()
+        self._seen: OrderedDict[GraphKey, _Seen] = OrderedDict()
 
     def run(self, key: GraphKey, asked: AskedForecast) -> tuple[torch.Tensor, torch.Tensor, Ran]:
         """Forecast by a graph where there is one, else without; keep a new graph where it pays.
@@ -114,11 +137,11 @@ class Graphs:
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._seen:
-                self._note(key, "")
+                self._note(key, _Seen())
                 return self._without(asked, FIRST_OF_ITS_SHAPE)
             captured = self._capture(key, asked)
         if captured is None:
-            return self._without(asked, self._seen[key])
+            return self._without(asked, self._seen[key].why)
         self._captured.move_to_end(key)
         for name, tensor in asked.request.tensors().items():
             getattr(captured.inputs, name).copy_(tensor)
@@ -139,8 +162,9 @@ class Graphs:
             self._captured.pop(key).graph.reset()
 
     def _capture(self, key: GraphKey, asked: AskedForecast) -> _Captured | None:
-        """Capture a forecast; None where that fails, or failed before."""
-        if self._seen[key]:
+        """Capture a forecast; None where that fails, or failed too often."""
+        seen = self._seen[key]
+        if seen.failures >= MOST_FAILURES:
             return None
         device, weights, options = asked.device, asked.model.weights, asked.options
         # Graphs of weights that have since been prepared anew are never asked for again.
@@ -158,8 +182,9 @@ class Graphs:
             )
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
-            self._drop(lambda captured: True)
-            self._note(key, f"capturing failed ({in_a_line(error)})")
+            if out_of_memory(error):
+                self._drop(lambda captured: True)
+            self._note(key, seen.failed(error))
             return None
         self._captured[key] = _Captured(graph, inputs, outputs, weights, options, size)
         return self._captured[key]
@@ -174,8 +199,8 @@ class Graphs:
         size = sum(captured.size for captured in held)
         return Ran(runtime.name, runtime.reason, unexpected, len(held), size)
 
-    def _note(self, key: GraphKey, failure: str) -> None:
-        self._seen[key] = failure
+    def _note(self, key: GraphKey, seen: _Seen) -> None:
+        self._seen[key] = seen
         self._seen.move_to_end(key)
         if len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)

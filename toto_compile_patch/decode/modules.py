@@ -1,4 +1,4 @@
-"""A walk over a model's modules, at each forecast.
+"""A walk over a model's modules, once for each forecast.
 
 ``Module.modules()`` and ``parameters()`` take several times as long: they make names on the way.
 """
@@ -6,45 +6,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 
-def modules_of(root: nn.Module) -> list[nn.Module]:
-    """A module and all those within it, each once."""
-    found, known = [root], {root}
-    for module in found:
-        for child in module._modules.values():
-            if child is not None and child not in known:
-                known.add(child)
-                found.append(child)
-    return found
+class ModelParts(NamedTuple):
+    """What a model consists of, now.
 
+    Attributes:
+        modules: the model and all modules within it, each once.
+        parameters: theirs; what several share comes as often.
+        buffers: likewise.
+    """
 
-def parameters_of(root: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a module and of those within it; what several share comes as often."""
-    return parameters_within(modules_of(root))
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+    buffers: list[torch.Tensor]
 
-
-def parameters_within(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters that some modules hold themselves."""
-    return [
-        parameter
-        for module in modules
-        for parameter in module._parameters.values()
-        if parameter is not None
-    ]
-
-
-def tensors_of(root: nn.Module) -> list[torch.Tensor]:
-    """All parameters and buffers of a module and of those within it."""
-    return [
-        tensor
-        for module in modules_of(root)
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    ]
+    @classmethod
+    def of(cls, root: nn.Module) -> ModelParts:
+        """Those of a model, or of a part of one."""
+        modules, parameters, buffers = [root], [], []
+        known = {root}
+        for module in modules:
+            for child in module._modules.values():
+                if child is not None and child not in known:
+                    known.add(child)
+                    modules.append(child)
+            # Most have none.
+            if module._parameters:
+                for parameter in module._parameters.values():
+                    if parameter is not None:
+                        parameters.append(parameter)
+            if module._buffers:
+                for buffer in module._buffers.values():
+                    if buffer is not None:
+                        buffers.append(buffer)
+        return cls(modules, parameters, buffers)
 
 
 def name_of(part: object, named: Iterable[tuple[str, object]]) -> str:

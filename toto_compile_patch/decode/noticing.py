@@ -13,7 +13,6 @@ some of their bits are compared, chosen by structure and not at regular distance
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,15 +43,15 @@ class Noted:
         factors: odd random numbers by which a stretch of all weights is multiplied, ``word``. The
             sum of products cannot stay what it was if a single word changed.
         hashes: the sums, for each of the ``STRETCHES``.
-        turns: counts the forecasts.
+        turns: counts the forecasts; on a GPU by itself, so that a CUDA graph goes on counting.
     """
 
     places: tuple[torch.Tensor, ...]
     bits: tuple[torch.Tensor, ...]
     stretches: tuple[torch.Tensor, ...]
     factors: torch.Tensor
-    hashes: list[int]
-    turns: itertools.count[int]
+    hashes: torch.Tensor
+    turns: torch.Tensor
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor]) -> Noted:
@@ -82,12 +81,14 @@ class Noted:
             tuple(place.clone() for place in places),
             tuple(stretches),
             factors,
-            hashes.tolist(),
-            itertools.count(),
+            hashes,
+            hashes.new_zeros(1),
         )
 
     def changed(self, time_steps: int | None = None) -> torch.Tensor:
         """Whether a change is seen, as a boolean on the weights' device, which is not waited for.
+
+        Only one thread at a time may ask, or some stretch would be left out.
 
         Args:
             time_steps: of a patch, if only their rows of the last weight are needed.
@@ -96,24 +97,28 @@ class Noted:
         if time_steps is not None and places[-1].ndim == 2:
             places = (*places[:-1], places[-1][:time_steps])
             bits = (*bits[:-1], bits[-1][:time_steps])
-        words, noted = self._next_stretch()
-        if words.is_cpu:
+        turn = self.turns * _STRIDE % STRETCHES
+        self.turns.add_(1)
+        if self.factors.is_cpu:
             # Each in one thread: many small parallel regions suffer where cores are wanted.
-            same = all(map(torch.equal, places, bits)) and int(words.dot(self.factors)) == noted
-            return torch.tensor(not same, device=words.device)
+            same = all(map(torch.equal, places, bits)) and self._stretch_is_same(int(turn))
+            return torch.tensor(not same)
         changed = (_joined(places) != _joined(bits)).any()
-        return changed | ((words * self.factors).sum() != noted)
-
-    def _next_stretch(self) -> tuple[torch.Tensor, int]:
-        """The words of another stretch of all weights, and their hash when it was noted."""
-        turn = next(self.turns) * _STRIDE % STRETCHES
         if not self.stretches:
-            return self.factors, 0
-        return torch.cat([stretch[turn] for stretch in self.stretches]), self.hashes[turn]
+            return changed
+        words = torch.cat([stretch.index_select(0, turn) for stretch in self.stretches], dim=1)
+        return changed | ((words * self.factors).sum() != self.hashes.index_select(0, turn)).any()
+
+    def _stretch_is_same(self, turn: int) -> bool:
+        """Whether a stretch of all weights holds what was noted, on a CPU."""
+        if not self.stretches:
+            return True
+        words = torch.cat([stretch[turn] for stretch in self.stretches])
+        return bool(words.dot(self.factors) == self.hashes[turn])
 
 
 def _joined(places: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What is at some places, ``element``, by one operator for each."""
+    """What is at some places, ``element``, in one tensor."""
     return torch.cat([place.flatten() for place in places])
 
 

@@ -75,8 +75,16 @@ def _set_tf32() -> Callable[[], None]:
         found = matmul.fp32_precision
         matmul.fp32_precision = "tf32"
         return lambda: setattr(matmul, "fp32_precision", found)
+    found = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     torch.set_float32_matmul_precision("high")
-    return lambda: torch.set_float32_matmul_precision(before)
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(before)
+        if found is not None:
+            # The setter above writes what was only inherited before, in torch 2.9 and newer.
+            torch.backends.cuda.matmul.fp32_precision = found
+
+    return restore
 
 
 class TorchSettings(NamedTuple):
@@ -96,6 +104,9 @@ class TorchSettings(NamedTuple):
     def now(cls, device: torch.device) -> TorchSettings:
         """Those in force in this thread for a device."""
         products = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        if products == "none":
+            # Nothing was asked for, which is full precision.
+            products = "ieee"
         return cls(
             (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
             torch.are_deterministic_algorithms_enabled(),

@@ -95,18 +95,19 @@ class CudaRecorder:
             stream, pool = self._stream(device), self._pool(device)
             # What cuBLAS works in shall belong to this graph alone, before and after.
             _clear_workspaces()
+            # Memory that torch holds for others cannot be taken during a capture.
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
             try:
-                # Torch leaves the capture's stream only where nothing fails.
-                with (
-                    torch.cuda.stream(stream),
+                # Not by ``torch.cuda.graph``: it collects garbage, which takes longer than all
+                # else, and may leave its stream in force where a capture fails.
+                with torch.cuda.stream(stream):
                     # Only this thread's mistakes count: others may go on meanwhile.
-                    torch.cuda.graph(
-                        graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-                    ),
-                ):
+                    graph.capture_begin(pool, capture_error_mode="thread_local")
                     outputs = compute(generator)
+                    graph.capture_end()
             except BaseException:
-                self._give_up(device, stream)
+                self._give_up(graph, device, stream)
                 raise
             finally:
                 _clear_workspaces()
@@ -131,22 +132,38 @@ class CudaRecorder:
             self._pools[device] = torch.cuda.graph_pool_handle()
         return self._pools[device]
 
-    def _give_up(self, device: torch.device, stream: Any) -> None:
-        """After a capture that failed, torch 2.7 goes on giving out the pool's memory, and believes
-        its random generator to be captured until a capture succeeds."""
+    def _give_up(self, graph: Any, device: torch.device, stream: Any) -> None:
+        """End a capture that failed.
+
+        Where torch cannot end it, torch goes on giving out the pool's memory, keeps the pool for
+        ever, and (2.7) believes its random generator to be captured until a capture succeeds.
+        """
         pool = self._pools.pop(device, None)
         self._alive.pop(device, None)
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)
-        with suppress(RuntimeError, TypeError):
-            if end is not None:
-                end(device.index or 0, pool)
-        with (
-            suppress(RuntimeError),
-            torch.cuda.stream(stream),
-            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream),
-        ):
-            torch.zeros(1, device=device)
+        with torch.cuda.stream(stream):
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                _end_by_hand(device, pool)
+            with suppress(RuntimeError):
+                empty = torch.cuda.CUDAGraph()
+                empty.capture_begin(capture_error_mode="thread_local")
+                torch.zeros(1, device=device)
+                empty.capture_end()
+
+
+def _end_by_hand(device: torch.device, pool: Any) -> None:
+    """Take back what torch's allocator was told when a capture began."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)
+    release = getattr(torch._C, "_cuda_releasePool", None)
+    if end is None or release is None:
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(RuntimeError, TypeError):
+        end(index, pool)
+        # The use of a pool is counted: once for this capture, unless the end above was refused.
+        release(index, pool)
 
 
 def _clear_workspaces() -> None:

@@ -68,6 +68,12 @@ class RowLayout:
             return rows
         return torch.cat([rows, rows.new_zeros(1).expand(missing, *rows.shape[1:])])
 
+    def last_position(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of ``row ...`` that are at the last position, always laid out alike."""
+        last = self.unflatten(rows)[:, :, -1:].flatten(0, 2)
+        rows = self.of_last_position().pad(last).contiguous()
+        return rows.clone() if rows.storage_offset() else rows
+
     def of_last_position(self) -> RowLayout:
         """The layout of a context's last position alone."""
         groups = None if self.groups is None else self.groups[:, -1:]

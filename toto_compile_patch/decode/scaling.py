@@ -146,11 +146,12 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
 def prefix_sums(values: torch.Tensor) -> torch.Tensor:
     """``torch.cumsum`` along the last axis, also where CUDA must be deterministic.
 
-    CUDA has no deterministic ``cumsum`` of floats; products with triangles of ones make one.
+    CUDA has no deterministic ``cumsum`` of floats; products with triangles of ones make one, in
+    float64, which no setting lets CUDA multiply in fewer bits.
     """
     if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
         return values.cumsum(-1)
-    return sums_by_products(values)
+    return sums_by_products(values.double()).to(values.dtype)
 
 
 def sums_by_products(values: torch.Tensor) -> torch.Tensor:

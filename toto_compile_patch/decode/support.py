@@ -10,7 +10,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from toto_compile_patch.decode.modules import modules_of, name_of, parameters_within
+from toto_compile_patch.decode.modules import ModelParts, name_of
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.private_names import private
 from toto_compile_patch.upstream import (
@@ -96,13 +96,13 @@ def not_finite(error: Exception) -> Refusal:
     return Refusal(str(error), cure, upstream_decides=True)
 
 
-def why_not(forecaster: Any, backbone: Any, request: Request) -> Refusal | None:
+def why_not(forecaster: Any, backbone: Any, parts: ModelParts, request: Request) -> Refusal | None:
     """Why a forecast has to be upstream's, or None where the decode path knows all about it."""
     return (
         _other_code(forecaster, backbone)
         or _other_model(backbone)
-        or _other_modules(backbone, modules := modules_of(backbone))
-        or _other_weights(backbone, modules)
+        or _other_modules(backbone, parts.modules)
+        or _other_weights(backbone, parts.parameters)
         or _other_request(backbone, request)
     )
 
@@ -156,18 +156,20 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
         return Refusal("there are global forward hooks", "remove them before forecasting")
     for module in modules:
         kind: type = type(module)
+        # A module's own attributes, past the ways by which torch looks for others.
+        own_attributes = module.__dict__
         known = kind in _MODULES_OF_TORCH or kind_of(module) in _MODULES
         if not known and not kind.__module__.startswith("xformers."):
             reason = f"{_name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
             return Refusal(reason, _cure_of_a_module(kind))
-        if module.training and _drops(module):
+        if own_attributes["training"] and _drops(module):
             reason = "the model is in training mode, in which its dropout acts"
             return Refusal(reason, "call forecaster.model.eval()")
-        if module._forward_hooks or module._forward_pre_hooks:
+        if own_attributes["_forward_hooks"] or own_attributes["_forward_pre_hooks"]:
             reason = f"{_name_of(module, backbone)} has hooks"
             return Refusal(reason, "remove them before forecasting")
-        if not _methods(kind).isdisjoint(vars(module)):
-            own = min(_methods(kind) & vars(module).keys())
+        if not _methods(kind).isdisjoint(own_attributes):
+            own = min(_methods(kind) & own_attributes.keys())
             reason = f"{_name_of(module, backbone)} has its own {own}"
             return Refusal(reason, "delete that attribute: its class's is known")
     return None
@@ -207,13 +209,14 @@ def _methods(kind: type) -> frozenset[str]:
     )
 
 
-def _other_weights(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | None:
+def _other_weights(backbone: Any, weights: list[torch.nn.Parameter]) -> Refusal | None:
     first = backbone.unembed.weight
-    for weight in parameters_within(modules):
-        if type(weight) is not torch.nn.Parameter or weight.layout != torch.strided:
+    device, dtype = first.device, first.dtype
+    for weight in weights:
+        if type(weight) is not torch.nn.Parameter or weight.layout is not torch.strided:
             name = name_of(weight, backbone.named_parameters())
             return Refusal(f"{name} is a {type(weight).__name__}")
-        if weight.device != first.device or weight.dtype != first.dtype:
+        if weight.dtype is not dtype or weight.device != device:
             reason = "the weights are not all on one device and of one type"
             return Refusal(reason, "convert them: forecaster.model.to(device, dtype)")
     if first.is_meta or not first.is_floating_point():

@@ -31,7 +31,12 @@ from toto_compile_patch.decode.row_layout import RowLayout
 
 
 def prefill(
-    model: PreparedModel, hidden: torch.Tensor, layout: RowLayout, *, every_position: bool
+    model: PreparedModel,
+    hidden: torch.Tensor,
+    layout: RowLayout,
+    *,
+    every_position: bool,
+    kept: bool,
 ) -> tuple[torch.Tensor, RowLayout, ContextCache]:
     """Run the transformer over a context, and keep what later patches attend to.
 
@@ -43,13 +48,14 @@ def prefill(
         hidden: embedded patches, ``row embed_dim``.
         layout: of the rows, by positions.
         every_position: return the last hidden state of all positions, not of the last one.
+        kept: whether more patches follow; else the cache stays empty.
 
     Returns:
         Hidden states, ``row embed_dim``, with their layout, and the cache.
     """
     length = layout.count
     centre = (length - 1) // 2
-    cache: dict[int, KeysAndValues] = {}
+    cache: dict[int, KeysAndValues] | None = {} if kept else None
     layers = model.weights.layers
     over_time = [idx for idx, layer in enumerate(layers) if layer.real.over_time]
     last_reader = -1 if every_position else max(over_time, default=0)
@@ -59,18 +65,20 @@ def prefill(
             if idx == last_reader:
                 everywhere, everywhere_layout = hidden, layout
                 layout = layout.of_last_position()
-                hidden = layout.flatten(everywhere_layout.unflatten(hidden)[:, :, -1:])
+                hidden = everywhere_layout.last_position(hidden)
             if not layer.real.over_time:
                 hidden = over_variates(model, layer, hidden, layout)
             elif idx == last_reader:
-                kept = keys_and_values(layer.real, everywhere, positions)
-                cache[idx] = kept_heads(_heads(layer, everywhere_layout), *kept)
-                here = rotation(model.rotary, layout, range(length - 1, length), centre)
-                hidden = _at_last_position(model, layer, hidden, layout, here, (kept, cache[idx]))
+                rows = keys_and_values(layer.real, everywhere, positions)
+                heads = kept_heads(_heads(layer, everywhere_layout), *rows, kept=kept)
+                if cache is not None:
+                    cache[idx] = heads
+                here = Rotation(*(everywhere_layout.last_position(table) for table in positions))
+                hidden = _at_last_position(model, layer, hidden, layout, here, (rows, heads))
             else:
                 attention = CausalAttention(_heads(layer, layout), cache, idx)
                 hidden = model.regions.over_time(layer, hidden, positions, attention)
-    return hidden, layout, ContextCache(cache, length)
+    return hidden, layout, ContextCache(cache or {}, length)
 
 
 def _at_last_position(
@@ -92,12 +100,12 @@ def _at_last_position(
         everywhere: keys and values of all positions, as ``row embed_dim`` and as the cache holds
             them.
     """
-    kept, cached = everywhere
+    rows, cached = everywhere
     if not (model.regions.single_rows_apart and layout.series == 1):
         attention = LastPositionAttention(_heads(layer, layout), cached)
         return model.regions.over_time(layer, hidden, here, attention)
     length = cached[0].shape[-2]
-    keys, values = (with_room(part[:length], 1) for part in kept)
+    keys, values = (with_room(part[:length], 1) for part in rows)
     seen = preceding(length - 1, length + 1, keys.device)
     past = Past(keys, values.to(keys.dtype), seen)
     hidden, _, _ = model.regions.over_time_alone(layer, hidden, here, past)

@@ -8,6 +8,7 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,9 +30,10 @@ from toto_compile_patch.decode.layer import (
     UnchangedModule,
 )
 from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
-from toto_compile_patch.decode.modules import parameters_of
+from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL
+from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.private_names import PACKED, private, why_without
 from toto_compile_patch.upstream import kind_of
@@ -128,26 +130,36 @@ class Weights:
         layers: the transformer's.
         head: unembedding and projections.
         packed: whether they are in oneDNN's format.
-        identity: the model's constants, and pointers, versions, types and shapes of its weights: if
-            any of them differs, the weights are prepared anew.
+        settings: the model's sizes and constants.
+        identity: of its parameters and buffers: if it differs, or the settings do, the weights are
+            prepared anew.
         noted: the bits of those that were copied.
+        number: tells them from any that were prepared before or after.
     """
 
     layers: tuple[Traceable, ...]
     head: Traceable
     packed: bool
+    settings: ModelSettings
     identity: tuple[Any, ...] = field(repr=False)
     noted: Noted = field(repr=False)
+    number: int = field(default_factory=itertools.count().__next__)
 
 
-def _identity(
-    backbone: Any, copied: Sequence[torch.Tensor], used: Sequence[torch.Tensor]
-) -> tuple[Any, ...]:
-    """What tells of other settings or weights, or of a weight that torch changed, by no value."""
+def _identity(parts: ModelParts, copied: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """What tells of other tensors, or of a weight that torch changed, by no value.
+
+    Args:
+        parts: of the model.
+        copied: the weights that are not read where they are.
+    """
+    first = parts.parameters[0]
     return (
-        ModelSettings.of(backbone),
-        *((w.data_ptr(), _version(w), w.dtype, w.device, w.shape, w.stride()) for w in copied),
-        *((w.data_ptr(), w.dtype, w.device) for w in used),
+        first.dtype,
+        first.device,
+        *[tensor.data_ptr() for tensor in parts.parameters],
+        *[tensor.data_ptr() for tensor in parts.buffers],
+        *[(_version(w), w.shape, w.stride()) for w in copied],
     )
 
 
@@ -172,49 +184,61 @@ _prepared: WeakKeyDictionary[Any, _OfAModel] = WeakKeyDictionary()
 
 
 def prepared_weights(
-    backbone: Any, precision: str = MODEL, time_steps: int | None = None
+    backbone: Any,
+    precision: str = MODEL,
+    time_steps: int | None = None,
+    parts: ModelParts | None = None,
 ) -> Weights:
     """A backbone's present weights, ready for decoding; freed with the backbone.
 
-    Elsewhere than on a CPU, to look at their values is to wait for the device: the caller then asks
-    ``noted.changed()``.
+    Elsewhere than on a CPU, to look at their values is to wait for the device: there the forecast
+    itself asks ``noted.changed()``.
 
     Args:
         backbone: the model.
         precision: of its products, the name of a Precision.
         time_steps: how many of a patch are wanted, if not all.
+        parts: of the backbone, where they are known.
     """
+    parts = parts or ModelParts.of(backbone)
     weight_format = WeightFormat.for_model(backbone, precision)
-    used = parameters_of(backbone.transformer.layers)
     copied: list[torch.nn.Parameter] = []
     if weight_format.packed or weight_format.bf16:
         # Their elements are put in another order; other biases are used as they are in 32 bits.
         ordered = {layer.attention.wQKV.bias for layer in backbone.transformer.layers}
-        copied += [w for w in used if w.ndim == 2 or w in ordered or weight_format.bf16]
-        used = [w for w in used if w.ndim != 2 and w not in ordered]
-    copied += [*parameters_of(backbone.output_distribution), backbone.unembed.bias]
+        of_layers = ModelParts.of(backbone.transformer.layers).parameters
+        copied += [w for w in of_layers if w.ndim == 2 or w in ordered or weight_format.bf16]
+    of_output = ModelParts.of(backbone.output_distribution).parameters
+    copied += [*of_output, backbone.unembed.bias]
     # The last one, whose rows are the time steps of a patch.
     copied.append(backbone.unembed.weight)
     of_this_model = _prepared.get(backbone) or _prepared.setdefault(backbone, _OfAModel())
     # Made outside inference mode, whose tensors other threads could not use freely.
     with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
-        identity = _identity(backbone, copied, used)
+        settings, identity = ModelSettings.of(backbone), _identity(parts, copied)
         found = of_this_model.by_format.get(weight_format)
         if (
             found is not None
+            and found.settings == settings
             and found.identity == identity
             and not (copied[0].is_cpu and found.noted.changed(time_steps))
         ):
             return found
         # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.of(copied)
-        made = of_this_model.by_format[weight_format] = Weights(
+        made = Weights(
             _layers(backbone.transformer.layers, weight_format),
             Traceable.of(fold(backbone, weight_format.packed)),
             weight_format.packed,
+            settings,
             identity,
             noted,
         )
+        if not capturing():
+            if copied[0].is_cuda:
+                # Whoever finds them may be on another stream than this thread.
+                torch.cuda.current_stream(copied[0].device).synchronize()
+            of_this_model.by_format[weight_format] = made
         return made
 
 

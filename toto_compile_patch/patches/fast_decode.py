@@ -17,6 +17,7 @@ import torch
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import NotFiniteError
 from toto_compile_patch.decode.forecast import ForecastOptions, forecast
+from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.request import Request, check_time_stamps
 from toto_compile_patch.decode.support import (
     Refusal,
@@ -126,12 +127,13 @@ def _fast(
     except Exception as error:
         # Whatever cannot be read: upstream's code complains of it in its own words.
         return unusual(error)
-    if refusal := why_not(forecaster, backbone, request):
+    parts = ModelParts.of(backbone)
+    if refusal := why_not(forecaster, backbone, parts, request):
         return refusal
     settings = in_force()
     options = ForecastOptions(settings.rng, settings.runtime, settings.precision)
     try:
-        result, ran = forecast(forecaster.model, backbone, request, options)
+        result, ran = forecast(forecaster.model, backbone, parts, request, options)
     except NotFiniteError as error:
         return not_finite(error)
     if ran.unexpected:
