@@ -135,6 +135,16 @@ def run(seed: int, samples: int = 6, per_batch: int = 3, horizon: int = 3 * PATC
     return found
 
 
+def test_counting_chooses_what_searching_does() -> None:
+    logits = 3 * torch.randn(50, 8, 24, dtype=torch.float64)
+    uniform = torch.rand(50, 8, dtype=torch.float64)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    wanted = torch.searchsorted(
+        cumulative, (uniform * cumulative[..., -1]).unsqueeze(-1), right=True
+    )
+    assert torch.equal(sampling.counted(logits, uniform), wanted.squeeze(-1))
+
+
 def test_a_seed_gives_the_same_forecast_again() -> None:
     with toto_compile_patch.patched("fast_decode", fallback="error"):
         assert torch.equal(run(1), run(1))

@@ -19,6 +19,7 @@ from toto_compile_patch.decode.linear import (
     OpaqueLinear,
     PackedLinear,
     PlainLinear,
+    SplitLinear,
 )
 from toto_compile_patch.decode.operators import Attend
 
@@ -73,7 +74,7 @@ class FusedRMSNorm(NamedTuple):
 
 
 class UnchangedModule(NamedTuple):
-    """A module of torch's or xFormers' that is used as it is."""
+    """A module of torch's that is used as it is."""
 
     module: Any
 
@@ -310,11 +311,13 @@ class Traceable(NamedTuple):
 
 def _without_packed(part: Any, instead: Callable[[PackedLinear], Linear]) -> Any:
     """Copy a tree of named tuples for compiled code, with something else in place of each packed
-    layer."""
+    layer, and no kernels chosen for eager code."""
     if isinstance(part, PackedLinear):
         return instead(part)
     if isinstance(part, FusedRMSNorm):
         return part.formula
+    if isinstance(part, SplitLinear):
+        return PlainLinear(*part)
     if isinstance(part, PlainLinear) or not isinstance(part, tuple):
         return part
     kind = FeedForward if isinstance(part, ChunkedFeedForward) else type(part)

@@ -19,6 +19,17 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def exact_products() -> bool:
+    """Whether CUDA multiplies float32 in float32, here and now."""
+    if torch.is_autocast_enabled("cuda"):
+        return False
+    matmul = torch.backends.cuda.matmul
+    # Torch 2.9 and newer refuse the older name where a user has set the newer one.
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision != "tf32")
+    return not matmul.allow_tf32
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the types given, whatever autocast asks for."""
     if not torch.is_autocast_enabled(device.type):

@@ -149,9 +149,14 @@ def prefix_sums(values: torch.Tensor) -> torch.Tensor:
     CUDA has no deterministic ``cumsum`` of floats; products with triangles of ones make one, in
     float64, which no setting lets CUDA multiply in fewer bits.
     """
-    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+    if not deterministic(values):
         return values.cumsum(-1)
     return sums_by_products(values.double()).to(values.dtype)
+
+
+def deterministic(values: torch.Tensor) -> bool:
+    """Whether CUDA must compute with these values in an order that is always the same."""
+    return values.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
 def sums_by_products(values: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from toto_compile_patch.decode.layer import (
     Traceable,
     UnchangedModule,
 )
-from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear
+from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear, SplitLinear
 from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL
@@ -60,7 +60,7 @@ class WeightFormat:
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
         plain = self._plain(weight, bias)
-        return PackedLinear.of(*plain) if self.packed else plain
+        return PackedLinear.of(*plain) if self.packed else _on_its_device(plain)
 
     def heads(
         self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
@@ -68,7 +68,7 @@ class WeightFormat:
         """Queries, keys and values, or some of them, in this format."""
         plain = self._plain(weight, bias)
         if not (self.packed or self.bf16):
-            return HeadProjection(plain, head_dim, num_heads, heads_first=False)
+            return HeadProjection(_on_its_device(plain), head_dim, num_heads, heads_first=False)
         kinds = plain.bias.shape[0] // (head_dim * num_heads)
         ordered = PlainLinear(
             *(
@@ -83,6 +83,10 @@ class WeightFormat:
         if self.bf16:
             weight, bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
         return PlainLinear(weight, bias)
+
+
+def _on_its_device(plain: PlainLinear) -> PlainLinear | SplitLinear:
+    return SplitLinear(*plain) if plain.weight.is_cuda else plain
 
 
 class ModelSettings(NamedTuple):
@@ -283,7 +287,7 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
     heads = attention.head_dim, attention.num_heads
     project = weight_format.heads(attention.wQKV.weight, attention.wQKV.bias, *heads)
     feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule = UnchangedModule(layer.mlp)
-    if (up_and_down := _native_feed_forward(layer.mlp)) is not None:
+    if (up_and_down := _up_and_down(layer.mlp)) is not None:
         up, down = (weight_format.linear(part.weight, part.bias) for part in up_and_down)
         on_a_cpu = attention.wO.weight.is_cpu
         feed_forward = ChunkedFeedForward(up, down) if on_a_cpu else FeedForward(up, down)
@@ -317,10 +321,10 @@ def _alone(
     attention: Any, project: HeadProjection, weight_format: WeightFormat
 ) -> KeysAndValuesAlone:
     """The last two thirds of a projection: of its memory, but where oneDNN's format is a copy."""
-    if isinstance(project.linear, PlainLinear):
-        return KeysAndValuesAlone(
-            *(project._replace(linear=PlainLinear(*third)) for third in _thirds(project.linear))
-        )
+    if isinstance(project.linear, (PlainLinear, SplitLinear)):
+        plain = PlainLinear(project.linear.weight, project.linear.bias)
+        thirds = (_on_its_device(PlainLinear(*third)) for third in _thirds(plain))
+        return KeysAndValuesAlone(*(project._replace(linear=third) for third in thirds))
     plain = PlainLinear(attention.wQKV.weight, attention.wQKV.bias)
     heads = project.head_dim, project.num_heads
     return KeysAndValuesAlone(*(weight_format.heads(*third, *heads) for third in _thirds(plain)))
@@ -332,12 +336,23 @@ def _thirds(queries_keys_values: PlainLinear) -> Iterable[tuple[torch.Tensor, to
     return zip(weight.chunk(3)[1:], bias.chunk(3)[1:], strict=True)
 
 
-def _native_feed_forward(mlp: Any) -> tuple[Any, Any] | None:
-    """The two linear layers of a feed-forward without xFormers."""
-    if type(mlp) is not torch.nn.Sequential or len(mlp) != 4:
+def _up_and_down(mlp: Any) -> tuple[Any, Any] | None:
+    """The two linear layers of a feed-forward of upstream's, by torch's modules or xFormers'."""
+    if type(mlp) is not torch.nn.Sequential or not mlp or type(mlp[-1]) is not torch.nn.Dropout:
         return None
-    up, gate, down, dropout = mlp
-    kinds = [type(part) for part in (up, down, dropout)]
-    if kind_of(gate) != "SwiGLU" or kinds != [torch.nn.Linear, torch.nn.Linear, torch.nn.Dropout]:
+    parts = list(mlp)[:-1]
+    if len(parts) == 1 and _is_xformers_swiglu(parts[0]):
+        up, down = parts[0].w12, parts[0].w3
+    elif len(parts) == 3 and kind_of(parts[1]) == "SwiGLU":
+        up, _, down = parts
+    else:
         return None
-    return up, down
+    linear = all(type(part) is torch.nn.Linear and part.bias is not None for part in (up, down))
+    return (up, down) if linear else None
+
+
+def _is_xformers_swiglu(module: Any) -> bool:
+    """Whether it is xFormers', which keeps the gate and the value in one weight, gate first."""
+    kind = type(module)
+    theirs = kind.__name__ == "SwiGLU" and kind.__module__.startswith("xformers.")
+    return theirs and getattr(module, "w12", None) is not None

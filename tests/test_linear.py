@@ -1,0 +1,42 @@
+"""Products that are made in parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toto_compile_patch.decode.linear import PlainLinear, SplitLinear, parts_of_a_product
+
+SHAPES = [(768, 3072), (768, 768), (2304, 768), (16, 80)]
+ROWS = [1, 2, 16, 24, 64, 65, 448, 1025, 2048, 2049, 4096, 4097]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+def test_parts_add_up_to_the_product(shape: tuple[int, int], rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(shape, generator=generator)
+    bias = torch.randn(shape[0], generator=generator)
+    inputs = torch.randn(rows, shape[1], generator=generator)
+    exact = PlainLinear(weight.double(), bias.double()).apply(inputs.double())
+    found = SplitLinear(weight, bias).apply(inputs)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=3e-4)
+
+
+def test_some_are_made_in_parts_and_others_whole() -> None:
+    long, square = (3072, 768), (768, 768)
+    assert [parts_of_a_product(rows, *long) for rows in ROWS] == [
+        *(1, 6, 6, 6, 6, 6, 6, 3, 3, 6, 6, 1)
+    ]
+    assert [parts_of_a_product(rows, *square) for rows in ROWS] == [
+        *(1, 1, 1, 4, 4, 1, 1, 1, 1, 1, 1, 1)
+    ]
+    assert parts_of_a_product(24, 81, 16) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_types_are_multiplied_whole(dtype: torch.dtype) -> None:
+    weight, bias, inputs = torch.randn(768, 3072), torch.randn(768), torch.randn(64, 3072)
+    parts = (weight.to(dtype), bias.to(dtype))
+    expected = PlainLinear(*parts).apply(inputs.to(dtype))
+    assert torch.equal(SplitLinear(*parts).apply(inputs.to(dtype)), expected)
