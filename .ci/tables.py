@@ -64,6 +64,47 @@ def bench_table(files: list[Path]) -> str:
     return markdown(headings, rows, legend)
 
 
+GPU_RUNS = ("compiled", "precision", "upstream_compiled")
+"""What a name ends in, where it is not of the benchmark's main run on a GPU (see .ci/gpu)."""
+
+
+def is_of_a_gpu(file: Path) -> bool:
+    """Whether a file is of the benchmark's main run on a GPU."""
+    return "cpu" not in file.stem and not file.stem.endswith(GPU_RUNS)
+
+
+def gpu_table(file: Path) -> str:
+    """Workloads on a GPU: upstream, patched, and the patched side's other ways."""
+    run = json.loads(file.read_text())
+    others = [file.with_name(f"{file.stem}_{name}.json") for name in GPU_RUNS]
+    ways = [json.loads(one.read_text())["workloads"] for one in others if one.exists()]
+    sides = ("patched, compile+cudagraph", "patched, tf32", "patched, bf16", "upstream compiled")
+    rows, some_batches = [], False
+    for name, row in run["workloads"].items():
+        measured, _, whole, *_ = row["upstream"]["measured"].split()
+        some_batches |= measured != whole
+        cells = [f"{name}, {row['what'].replace(' samples', '')}"]
+        cells.append(milliseconds(row["upstream"]) + (" ¹" if measured != whole else ""))
+        cells += [milliseconds(row["patched"]), f"**{times(row['upstream']['ratio'])}**"]
+        for side in sides:
+            found = [way[name][side] for way in ways if side in way.get(name, {})]
+            cells.append(milliseconds(found[0]) if found else "")
+        rows.append(cells)
+    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}; milliseconds."
+    if some_batches:
+        legend += " ¹ Measured on one of its batches of samples, times their number."
+    headings = (
+        "| workload: series x variates x context, horizon, samples | upstream | patched | times "
+        "faster | patched, compiled | tf32 | bf16 | upstream, compiled |"
+    )
+    return markdown(headings, rows, legend)
+
+
+def milliseconds(side: dict[str, Any]) -> str:
+    """Milliseconds, to three digits."""
+    return f"{1000 * side['seconds']:.3g}"
+
+
 def start_table(file: Path) -> str:
     """First forecasts of a compiled model."""
     run = json.loads(file.read_text())
@@ -186,9 +227,11 @@ def tables() -> dict[str, str]:
         "clients": clients_table(CLIENTS),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
-    gpus = sorted(set(RESULTS.glob("bench_*.json")) - set(RESULTS.glob("bench_cpu*.json")))
-    found["bench-gpu"] = (
-        bench_table(gpus) if gpus else "**On a GPU nothing has been measured yet.**"
+    found["bench-gpu"] = "\n\n".join(
+        gpu_table(file) for file in sorted(RESULTS.glob("bench_*.json")) if is_of_a_gpu(file)
+    )
+    found["many-gpu"] = "\n\n".join(
+        many_table(file) for file in sorted(RESULTS.glob("many_*.json")) if "cpu" not in file.stem
     )
     return found
 

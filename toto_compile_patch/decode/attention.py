@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from toto_compile_patch.decode.layer import Rotation
+from toto_compile_patch.decode.layer import ComplexRotation, RealRotation, Rotation
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
 from toto_compile_patch.decode.row_layout import RowLayout
 
@@ -34,7 +34,9 @@ class RotarySettings(NamedTuple):
         return cls(rotary.scale_base)
 
 
-def rotation(rotary: Any, layout: RowLayout, positions: range, centre: int) -> Rotation:
+def rotation(
+    rotary: Any, layout: RowLayout, positions: range, centre: int, *, in_real_numbers: bool
+) -> Rotation:
     """Rotary tables for rows at some positions of a series.
 
     Queries are rotated by ``position · frequency`` and multiplied by the xPos scale to the power
@@ -48,26 +50,30 @@ def rotation(rotary: Any, layout: RowLayout, positions: range, centre: int) -> R
         layout: of the rows to rotate: ``n`` counts positions, or the samples of a single one.
         positions: the positions.
         centre: of the xPos scale.
+        in_real_numbers: the form of the tables.
     """
     dtype = at_least_float32(rotary.freqs.dtype)
     first, last = positions.start, positions.stop
     position = torch.arange(first, last, device=rotary.freqs.device, dtype=dtype)
-    angles = torch.outer(position, rotary.freqs.to(dtype)).repeat_interleave(2, dim=-1)
+    angles = torch.outer(position, rotary.freqs.to(dtype))
     power = (position - centre) / RotarySettings.of(rotary).scale_base
     scale = rotary.scale.to(dtype) ** power.unsqueeze(-1)
     # The frequencies belong to neighbouring pairs, the scales to two halves.
     scale = torch.cat([scale, scale], dim=-1)
-    cosines, sines = angles.cos(), angles.sin()
-    sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
     # For queries and for keys: position, which of the two, feature of a head.
     scales = torch.stack([scale, 1 / scale], dim=1)
-    return Rotation(
+    if angles.is_cpu and not in_real_numbers:
+        turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+        return ComplexRotation(*(_for_each_row(layout, table) for table in (turns, scales)))
+    cosines, sines = (part.repeat_interleave(2, dim=-1) for part in (angles.cos(), angles.sin()))
+    sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
+    return RealRotation(
         *(_for_each_row(layout, table.unsqueeze(1) * scales) for table in (cosines, sines))
     )
 
 
 def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
-    """``#n 2 head_dim`` to ``row 2 1 head_dim``."""
+    """``#n kinds features`` to ``row kinds 1 features``."""
     table = table.expand(layout.series, layout.count, -1, -1).flatten(0, 1)
     # Always laid out alike, for compiled code.
     return layout.pad(table).contiguous().unsqueeze(-2)

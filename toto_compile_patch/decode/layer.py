@@ -84,8 +84,9 @@ class UnchangedModule(NamedTuple):
         return result
 
 
-class Rotation(NamedTuple):
-    """What rotary embedding multiplies each row by (see ``attention.rotation``).
+class RealRotation(NamedTuple):
+    """What rotary embedding multiplies each row by (see ``attention.rotation``), in real numbers:
+    for GPUs, and for compiled code, since no compiler makes any for complex ones.
 
     Attributes:
         cosines: of queries and of keys, ``row 2 1 head_dim``; likewise sines.
@@ -102,6 +103,25 @@ class Rotation(NamedTuple):
         return torch.addcmul(heads * cosines, swapped, sines).flatten(-2)
 
 
+class ComplexRotation(NamedTuple):
+    """The same in complex numbers: for a CPU, in half the passes over memory.
+
+    Attributes:
+        turns: what turns the pairs of features, of queries and keys alike, ``row 1 1 head_dim/2``.
+        scales: xPos scales of queries and of keys, ``row 2 1 head_dim``.
+    """
+
+    turns: torch.Tensor
+    scales: torch.Tensor
+
+    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
+        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
+        pairs = torch.view_as_complex(heads.to(self.scales.dtype).unflatten(-1, (-1, 2)))
+        turned = torch.view_as_real(pairs * self.turns).flatten(-2)
+        return turned.mul_(self.scales[:, which]).flatten(-2)
+
+
+Rotation = RealRotation | ComplexRotation
 KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
 
 

@@ -18,7 +18,7 @@ import torch._inductor.config as inductor
 
 from toto_compile_patch.decode import compile_report, operators, sampling
 from toto_compile_patch.decode import layer as layers
-from toto_compile_patch.decode.layer import Past, Rotation, Traceable
+from toto_compile_patch.decode.layer import Past, RealRotation, Rotation, Traceable
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.row_layout import Padding
@@ -51,10 +51,12 @@ class Regions:
     Attributes:
         single_rows_apart: whether a layer over time is to be asked for a single row by
             ``over_time_alone``.
+        in_real_numbers: whether a layer over time is to be given a RealRotation.
         failure: why they are run as they stand though they were to be compiled; else empty.
     """
 
     single_rows_apart = False
+    in_real_numbers = False
     failure = ""
 
     def padding(self, packed: bool) -> Padding:
@@ -121,6 +123,7 @@ class Compiled(Regions):
     """
 
     single_rows_apart = True
+    in_real_numbers = True
 
     def __init__(self, backend: Any, options: dict[str, Any]) -> None:
         self._compile = partial(torch.compile, fullgraph=True, backend=backend)
@@ -180,7 +183,7 @@ class Compiled(Regions):
         for varying in (hidden, *rows):
             if isinstance(varying, torch.Tensor):
                 _mark_dynamic(varying, 0)
-            elif isinstance(varying, Rotation):
+            elif isinstance(varying, RealRotation):
                 for table in varying:
                     _mark_dynamic(table, 0)
         with operators.handed_over(part.linears, attend):

@@ -60,7 +60,10 @@ def prefill(
     over_time = [idx for idx, layer in enumerate(layers) if layer.real.over_time]
     last_reader = -1 if every_position else max(over_time, default=0)
     with model.precision.of_products(hidden.device):
-        positions = rotation(model.rotary, layout, range(length), centre)
+        in_real_numbers = model.regions.in_real_numbers
+        positions = rotation(
+            model.rotary, layout, range(length), centre, in_real_numbers=in_real_numbers
+        )
         for idx, layer in enumerate(layers):
             if idx == last_reader:
                 everywhere, everywhere_layout = hidden, layout
@@ -73,7 +76,8 @@ def prefill(
                 heads = kept_heads(_heads(layer, everywhere_layout), *rows, kept=kept)
                 if cache is not None:
                     cache[idx] = heads
-                here = Rotation(*(everywhere_layout.last_position(table) for table in positions))
+                tables = (everywhere_layout.last_position(table) for table in positions)
+                here = type(positions)(*tables)
                 hidden = _at_last_position(model, layer, hidden, layout, here, (rows, heads))
             else:
                 attention = CausalAttention(_heads(layer, layout), cache, idx)
@@ -140,7 +144,9 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     with model.precision.of_products(hidden.device):
-        here = rotation(model.rotary, layout, range(position, position + 1), centre)
+        at = range(position, position + 1)
+        in_real_numbers = model.regions.in_real_numbers
+        here = rotation(model.rotary, layout, at, centre, in_real_numbers=in_real_numbers)
         if isinstance(suffix, OnePathCache):
             return _step_of_one_path(model, hidden, layout, here, suffix, step)
         return _step_of_samples(model, hidden, layout, here, suffix, step)
