@@ -32,6 +32,8 @@ from toto_compile_patch.tools import cli, models
 
 pytest.importorskip("pyarrow", exc_type=ImportError)
 
+from toto_compile_patch.tools.backtest.scoring import quantiles_of
+
 STARTS = ("2024-01-01 00:00", "2024-01-01 01:00", "2024-01-01 02:00")
 HOURS = pd.date_range("2024-01-01", periods=80, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
 
@@ -585,3 +587,11 @@ def test_seeds_are_those_of_the_window(tmp_path: Path) -> None:
     # Whatever else is forecast, up to rounding.
     assert seeds["all"] == pytest.approx(seeds["one"], rel=1e-6)
     assert seeds["other"] != pytest.approx(seeds["one"], rel=1e-3)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 256])
+def test_quantiles_are_numpys(samples: int) -> None:
+    drawn = 100 + torch.randn(5, samples)
+    levels = [0.5, 0.0, 0.025, 0.1, 0.9, 1.0]
+    expected = np.quantile(drawn.double().numpy(), levels, axis=-1)
+    np.testing.assert_allclose(quantiles_of(drawn, levels), expected, rtol=1e-14)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from toto_compile_patch.tools.series import Floats, Series, Window
 from toto_compile_patch.tools.turns import QUANTILES
@@ -49,8 +48,11 @@ def naive_scale(window: Window, season: int) -> Floats:
 
     Hyndman & Koehler (2006).
     """
-    change = pd.DataFrame(window.known.T).diff(season).abs().mean().to_numpy(float)
-    return np.where(change > 0, change, np.nan)
+    values = window.known
+    change = np.abs(values[:, season:] - values[:, :-season])
+    known = ~np.isnan(change)
+    sums, counts = np.where(known, change, 0.0).sum(axis=-1), known.sum(axis=-1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=sums > 0)
 
 
 def season_of(series: Series, context: int) -> int:

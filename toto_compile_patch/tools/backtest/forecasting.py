@@ -15,7 +15,7 @@ from toto_compile_patch.tools import models
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.parts import Part, table_of
 from toto_compile_patch.tools.backtest.regular import Problem
-from toto_compile_patch.tools.backtest.scoring import Made
+from toto_compile_patch.tools.backtest.scoring import Made, quantiles_of
 from toto_compile_patch.tools.backtest.shards import Shard
 from toto_compile_patch.tools.backtest.windows import Cut, cuts_of
 from toto_compile_patch.tools.checks import UsageError
@@ -111,8 +111,7 @@ def _made(cut: Cut, forecast: Any, job: Job) -> Made | Problem:
     mean = forecast.mean[0, 0].double().cpu().numpy()
     median, quantiles = mean, np.empty((0, job.horizon))
     if forecast.samples is not None:
-        samples = forecast.samples[0, 0].double().cpu().numpy()
-        median, *quantiles = np.quantile(samples, [0.5, *job.levels], axis=-1)
+        median, *quantiles = quantiles_of(forecast.samples[0, 0], [0.5, *job.levels])
     if not (np.isfinite(mean).all() and np.isfinite(quantiles).all()):
         told = "the model's forecast is not a number, or an infinite one"
         return Problem(cut.item, cut.index, "forecast failed", told)

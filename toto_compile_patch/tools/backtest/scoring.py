@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from toto_compile_patch.tools import scores
 from toto_compile_patch.tools.backtest.reading import Doubles
@@ -61,6 +62,21 @@ def scored(made: Sequence[Made], levels: Sequence[float]) -> dict[str, Doubles]:
     if len(levels) > 1:
         found["coverage"] = _mean(scores.covered(quantiles, truth)[:, 0])
     return found
+
+
+def quantiles_of(samples: torch.Tensor, levels: Sequence[float]) -> Doubles:
+    """Quantiles of the samples of each step, ``horizon samples`` to ``level horizon``.
+
+    Sorted where they are, and in the type that they have: only what lies about a level is put into
+    double precision, between which ``numpy.quantile`` interpolates as this does.
+    """
+    places = np.asarray(levels) * (samples.shape[-1] - 1)
+    below = np.floor(places).astype(int)
+    above = np.minimum(below + 1, samples.shape[-1] - 1)
+    wanted = torch.from_numpy(np.concatenate([below, above])).to(samples.device)
+    ordered = samples.sort(dim=-1).values.index_select(-1, wanted).double().cpu().numpy()
+    low, high = np.split(ordered.T, 2)
+    return np.asarray(low + (high - low) * (places - below)[:, None])
 
 
 def _scale(cut: Cut) -> float:
