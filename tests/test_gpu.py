@@ -36,6 +36,7 @@ pytestmark = [
 DEVICE = "cuda"
 CASES = 40
 HORIZON = 3 * PATCH
+NO_KERNEL_OF_UPSTREAMS = ("last dimension must be contiguous", "no kernel found to launch")
 
 Forecasts = Callable[[], torch.Tensor]
 
@@ -125,8 +126,8 @@ def test_means_are_upstreams(runtime: str) -> None:
         try:
             upstream = case.forecast(model, samples=False)
         except RuntimeError as error:
-            # Upstream's own masks do not suit one of torch's kernels on a GPU.
-            if "last dimension must be contiguous" not in str(error):
+            # Upstream's own masks do not suit some of torch's kernels on a GPU.
+            if not any(words in str(error) for words in NO_KERNEL_OF_UPSTREAMS):
                 raise
             continue
         compared += 1
