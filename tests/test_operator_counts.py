@@ -13,6 +13,7 @@ from toto_cases import PATCH, forecast, series, small_model
 
 import toto_compile_patch
 from toto_compile_patch.decode import forecast as forecasts
+from toto_compile_patch.decode import generation
 
 LAYERS = 12
 
@@ -21,7 +22,7 @@ class Counted(TorchDispatchMode):
     """Counts the operators that write: neither views nor questions."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -35,12 +36,10 @@ class Counted(TorchDispatchMode):
 
 
 @pytest.fixture
-def plain_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plain_weights() -> Iterator[None]:
     """As on a GPU: weights that oneDNN has not packed."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = before
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_no_more_than_now(
 ) -> None:
     """Operators of the arithmetic alone, on a CPU: a norm is five of them, and one on a GPU."""
     model = small_model(num_layers=LAYERS, spacewise_every_n_layers=LAYERS).model
-    generate = forecasts.generate
+    generate = generation.generate
     counted = Counted()
 
     def counting(*args: Any) -> Any:

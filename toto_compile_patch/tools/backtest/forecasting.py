@@ -111,8 +111,9 @@ def _made(cut: Cut, forecast: Any, job: Job) -> Made | Problem:
     mean = forecast.mean[0, 0].double().cpu().numpy()
     median, quantiles = mean, np.empty((0, job.horizon))
     if forecast.samples is not None:
-        median, *quantiles = quantiles_of(forecast.samples[0, 0], [0.5, *job.levels])
+        found = quantiles_of(forecast.samples[0, 0], [0.5, *job.levels])
+        median, quantiles = found[0], found[1:]
     if not (np.isfinite(mean).all() and np.isfinite(quantiles).all()):
         told = "the model's forecast is not a number, or an infinite one"
         return Problem(cut.item, cut.index, "forecast failed", told)
-    return Made(cut, mean, np.asarray(quantiles), median)
+    return Made(cut, mean, quantiles, median)
