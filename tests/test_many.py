@@ -169,12 +169,27 @@ def test_a_broken_window_costs_itself_alone() -> None:
             torch.testing.assert_close(values(one_found), values(wanted), rtol=1e-9, atol=1e-9)
 
 
-def test_a_window_without_a_value_is_forecast_as_upstream_forecasts_it() -> None:
-    every, one = windows(5), forecaster()
-    every[2] = every[2]._replace(padding_mask=torch.zeros_like(every[2].padding_mask))
+@pytest.mark.parametrize("patched", [True, False])
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_a_window_of_nothing_but_padding_is_reported(value: float, patched: bool) -> None:
+    every, one = windows(40), forecaster()
     expected = alone(one, every)
-    toto_compile_patch.apply(fallback="error")
-    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+    empty = (2, 3, 20, 39)
+    for index in empty:
+        every[index] = every[index]._replace(
+            series=torch.full_like(every[index].series, value),
+            padding_mask=torch.zeros_like(every[index].padding_mask),
+        )
+    if patched:
+        toto_compile_patch.apply(fallback="error")
+    found = list(forecast_many(one, every, HORIZON))
+    for index in empty:
+        assert isinstance(found[index], FailedForecast)
+        assert found[index].index == index
+        with pytest.raises(ValueError, match="nothing but padding"):
+            _ = found[index].mean
+    others = [index for index in range(40) if index not in empty]
+    assert_equal([found[index] for index in others], [expected[index] for index in others])
 
 
 @pytest.mark.skipif(not HAS_EXOGENOUS, reason="this toto knows no exogenous variables")

@@ -682,7 +682,8 @@ def forecast_many(
     forecast one by one: the same code serves both sides of a comparison.
 
     A window that cannot be forecast costs itself alone: a ``FailedForecast`` stands in its place,
-    which holds its error, and raises it when it is asked for a mean or samples.
+    which holds its error, and raises it when it is asked for a mean or samples. So does one that
+    holds nothing but padding, though ``forecaster.forecast`` makes numbers of it.
 
     Args:
         forecaster: makes the forecasts.

@@ -268,10 +268,12 @@ class _Line:
 
     def _forecast(self, shape: _Shape) -> None:
         windows = self._waiting.pop(shape)
-        made = _group(self._asked, windows)
         self._bytes -= sum(_bytes_of(window.inputs) for window in windows)
-        for window, forecast in zip(windows, made, strict=True):
-            self._keep(window.index, forecast)
+        held = [window for window, empty in zip(windows, _empty(windows), strict=True) if not empty]
+        made = dict(zip((window.index for window in held), _group(self._asked, held), strict=True))
+        for window in windows:
+            forecast = made.get(window.index)
+            self._keep(window.index, _failed(window, _no_value()) if forecast is None else forecast)
 
     def _keep(self, index: int, forecast: Any) -> None:
         self._ready[index] = forecast
@@ -290,6 +292,8 @@ def _group(asked: Asked, windows: list[Window]) -> list[Any]:
 
     What is raised for all of them is some window's: halves are tried, and their halves.
     """
+    if not windows:
+        return []
     try:
         return _together(asked, windows)
     except Exception:
@@ -321,13 +325,37 @@ def _together(asked: Asked, windows: list[Window]) -> list[Any]:
 def _alone(asked: Asked, window: Window) -> Any:
     """A forecast of one window as the forecaster makes it by itself, or what it raises."""
     try:
+        if _empty([window])[0]:
+            raise _no_value()
         if asked.reseeds:
             torch.manual_seed(window.seed)
         with asked.drawing((window.seed,)):
             return asked.forecast(window.inputs, window.future)
     except Exception as error:
-        _logger.info("window %d cannot be forecast: %s", window.index, in_a_line(error))
-        return FailedForecast(window.index, error)
+        return _failed(window, error)
+
+
+def _failed(window: Window, error: Exception) -> FailedForecast:
+    _logger.info("window %d cannot be forecast: %s", window.index, in_a_line(error))
+    return FailedForecast(window.index, error)
+
+
+def _empty(windows: list[Window]) -> list[bool]:
+    """Which windows hold nothing but padding: a forecast of nothing would look like any other.
+
+    A device is asked once for all of them.
+    """
+    masks = [getattr(window.inputs, "padding_mask", None) for window in windows]
+    if any(not isinstance(mask, torch.Tensor) for mask in masks):
+        return [False] * len(windows)
+    held: list[bool] = torch.stack([mask.any() for mask in masks]).tolist()
+    return [not any_value for any_value in held]
+
+
+def _no_value() -> ValueError:
+    return ValueError(
+        "the window holds nothing but padding: give it a value, or leave the window out"
+    )
 
 
 def _grouped(forecaster: Any) -> bool:
