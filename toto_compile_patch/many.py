@@ -345,8 +345,9 @@ def _empty(windows: list[Window]) -> list[bool]:
 
     A device is asked once for all of them.
     """
-    masks = [getattr(window.inputs, "padding_mask", None) for window in windows]
-    if any(not isinstance(mask, torch.Tensor) for mask in masks):
+    found = [getattr(window.inputs, "padding_mask", None) for window in windows]
+    masks = [mask for mask in found if isinstance(mask, torch.Tensor)]
+    if len(masks) < len(found):
         return [False] * len(windows)
     held: list[bool] = torch.stack([mask.any() for mask in masks]).tolist()
     return [not any_value for any_value in held]
