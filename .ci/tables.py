@@ -87,10 +87,11 @@ def gpu_table(file: Path) -> str:
         cells.append(milliseconds(row["upstream"]) + (" ¹" if measured != whole else ""))
         cells += [milliseconds(row["patched"]), f"**{times(row['upstream']['ratio'])}**"]
         for side in sides:
-            found = [way[name][side] for way in ways if side in way.get(name, {})]
-            cells.append(milliseconds(found[0]) if found else "")
+            ratios = [way[name][side]["ratio"] for way in ways if side in way.get(name, {})]
+            cells.append(milliseconds(row["patched"], ratios[0]) if ratios else "")
         rows.append(cells)
-    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}; milliseconds."
+    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}; milliseconds. The last four "
+    legend += "columns are of runs of their own: patched, times the ratio to it found there."
     if some_batches:
         legend += " ¹ Measured on one of its batches of samples, times their number."
     headings = (
@@ -100,9 +101,10 @@ def gpu_table(file: Path) -> str:
     return markdown(headings, rows, legend)
 
 
-def milliseconds(side: dict[str, Any]) -> str:
-    """Milliseconds, to three digits."""
-    return f"{1000 * side['seconds']:.3g}"
+def milliseconds(side: dict[str, Any], ratio: float = 1.0) -> str:
+    """Milliseconds, times a ratio, to three digits."""
+    found = 1000 * side["seconds"] * ratio
+    return f"{found:.0f}" if found >= 1000 else f"{found:.3g}"
 
 
 def start_table(file: Path) -> str:

@@ -589,3 +589,25 @@ class TestTheLastAttempt:
         )
         ran = run_script(tmp_path / "forks.py", code)
         assert ran.stdout.splitlines() == ["child None", "child fast", "parent fast"], ran.stderr
+
+
+class NoModule:
+    """What a user puts around a model: what upstream reads of it, and nothing of torch's."""
+
+    def __init__(self, model: Any) -> None:
+        self.patch_embed = model.patch_embed
+        self.allocate_kv_cache = model.allocate_kv_cache
+        self.eval = model.eval
+        self._call = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+
+def test_a_model_that_is_no_module_is_upstreams_to_forecast(applied: None) -> None:
+    model = small_model().model
+    toto_compile_patch.revert()
+    expected = mean(TotoForecaster(model))
+    toto_compile_patch.apply("fast_decode", fallback="upstream")
+    assert torch.equal(mean(TotoForecaster(NoModule(model))), expected)
+    assert taken() == ("upstream", "the model is a NoModule, not a TotoBackbone")

@@ -153,9 +153,11 @@ def test_a_broken_window_costs_itself_alone() -> None:
     every[9] = every[9]._replace(id_mask=ids.float())
     every[11] = "no series"  # type: ignore[call-overload]
     every[13] = every[13]._replace(timestamp_seconds=torch.zeros(1, 1, 1, 1))
+    nowhere = torch.ones(every[15].series.shape, device="meta")
+    every[15] = every[15]._replace(padding_mask=nowhere)
     found = list(forecast_many(one, every, HORIZON, 8, 8, seed=0))
     failed = {f.index: f for f in found if isinstance(f, FailedForecast)}
-    assert failed.keys() == {7, 9, 11, 13}
+    assert failed.keys() == {7, 9, 11, 13, 15}
     for index, failure in failed.items():
         with pytest.raises(type(failure.error)) as raised:
             one.forecast(every[index], HORIZON, num_samples=8, samples_per_batch=8)

@@ -30,7 +30,6 @@ from toto_cases import (
 
 import toto_compile_patch
 from toto_compile_patch.decode import compile_call, weights
-from toto_compile_patch.decode.precision import Precision
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools.compile_health import CompileHealth
@@ -349,6 +348,47 @@ class TestACompilerThatFails:
         assert done.stdout.count("compiling failed") == 2
 
 
+TF32 = """
+import sys
+import torch
+from toto_compile_patch.decode.precision import Precision
+
+backends = torch.backends
+places = [backends, backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)]
+
+
+def settings():
+    found = [getattr(place, "fp32_precision", None) for place in places]
+    try:
+        found += [torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32]
+    except RuntimeError:
+        # Torch refuses to tell by the older names what was set by the newer ones.
+        pass
+    return found
+
+
+asked = sys.argv[1]
+if asked == "high":
+    torch.set_float32_matmul_precision("high")
+elif asked == "older":
+    backends.cuda.matmul.allow_tf32 = True
+elif asked == "newer":
+    backends.cuda.matmul.fp32_precision = "tf32"
+elif asked == "generic":
+    backends.fp32_precision = "tf32"
+before = settings()
+with Precision("tf32").of_products(torch.device("cuda")):
+    cuda = backends.cuda.matmul
+    assert getattr(cuda, "fp32_precision", None) == "tf32" or cuda.allow_tf32
+assert settings() == before, (before, settings())
+if hasattr(backends, "fp32_precision") and asked in ("nothing", "generic"):
+    # What was inherited is inherited still.
+    for value in ("ieee", "tf32"):
+        backends.fp32_precision = value
+        assert settings()[:3] == [value] * 3, settings()
+"""
+
+
 class TestPrecision:
     def point(self, precision: str, inputs: MaskedTimeseries, model: Any) -> torch.Tensor:
         toto_compile_patch.apply("fast_decode", fallback="error", precision=precision)
@@ -370,21 +410,17 @@ class TestPrecision:
         model, inputs = small_model().model, series(40)
         assert torch.equal(self.point("model", inputs, model), self.point("tf32", inputs, model))
 
-    @pytest.mark.parametrize("asked", ["highest", "high"])
-    def test_torchs_setting_is_what_it_was_after_tf32(self, asked: str) -> None:
-        matmul = torch.backends.cuda.matmul
-        before = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
-        if asked != "highest":
-            torch.set_float32_matmul_precision(asked)
-        set_by_user = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
-        device = torch.device("cuda")
-        with Precision("tf32").of_products(device):
-            assert matmul.allow_tf32
-        now = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
-        torch.set_float32_matmul_precision(before[0])
-        if before[1] is not None:
-            matmul.fp32_precision = before[1]
-        assert now == set_by_user
+    @pytest.mark.parametrize("asked", ["nothing", "high", "older", "newer", "generic"])
+    def test_torchs_settings_are_what_they_were_after_tf32(self, asked: str) -> None:
+        if asked in ("newer", "generic") and not hasattr(torch.backends, "fp32_precision"):
+            pytest.skip("this torch has no such setting")
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", TF32, asked],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("name", ["attention.wO.weight", "mlp.0.bias"])
     def test_a_changed_weight_is_followed_in_sixteen_bits_too(self, name: str) -> None:

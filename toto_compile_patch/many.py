@@ -349,7 +349,11 @@ def _empty(windows: list[Window]) -> list[bool]:
     masks = [mask for mask in found if isinstance(mask, torch.Tensor)]
     if len(masks) < len(found):
         return [False] * len(windows)
-    held: list[bool] = torch.stack([mask.any() for mask in masks]).tolist()
+    try:
+        held: list[bool] = torch.stack([mask.any() for mask in masks]).tolist()
+    except Exception:
+        # Whatever cannot be read is some window's own fault, which its forecast will tell.
+        return [False] * len(windows)
     return [not any_value for any_value in held]
 
 

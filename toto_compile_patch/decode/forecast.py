@@ -123,6 +123,7 @@ def _until_weights_stay(
             return _run(model, request, options, runtime, numbers)
         except WeightsChangedError:
             forget_prepared(model.backbone)
+            model = model._replace(parts=ModelParts.of(model.backbone))
 
 
 def _run(
@@ -147,7 +148,7 @@ def _run(
             checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
         return generate(model, request, numbers, checks), checks.outcomes()
 
-    alone = runtime.captures or device.type == "cuda"
+    alone = runtime.captures or device.type != "cpu"
     with graphs.one_at_a_time(device) if alone else nullcontext():
         if unseen and numbers is None:
             # Nothing is tried again once upstream's random numbers were drawn: wait.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,23 +79,30 @@ def _tf32() -> Iterator[None]:
 
 def _set_tf32() -> Callable[[], None]:
     """Set it in the way in which the user sets it, since torch refuses both at once."""
+    # The older setting writes both of the newer ones, which torch 2.9 has brought.
+    newer: list[Any] = [torch.backends.cuda.matmul]
+    newer += [getattr(torch.backends.mkldnn, "matmul", None)]
+    found = [(place, place.fp32_precision) for place in newer if hasattr(place, "fp32_precision")]
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:
-        matmul = torch.backends.cuda.matmul
-        found = matmul.fp32_precision
-        matmul.fp32_precision = "tf32"
-        return lambda: setattr(matmul, "fp32_precision", found)
-    found = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        return lambda: _put_back(*found[0])
     torch.set_float32_matmul_precision("high")
 
     def restore() -> None:
         torch.set_float32_matmul_precision(before)
-        if found is not None:
-            # The setter above writes what was only inherited before, in torch 2.9 and newer.
-            torch.backends.cuda.matmul.fp32_precision = found
+        for place, value in found:
+            _put_back(place, value)
 
     return restore
+
+
+def _put_back(place: Any, value: str) -> None:
+    """Give a newer setting its value again; what it had inherited, it inherits again."""
+    place.fp32_precision = "none"
+    if place.fp32_precision != value:
+        place.fp32_precision = value
 
 
 class TorchSettings(NamedTuple):

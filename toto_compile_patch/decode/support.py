@@ -96,12 +96,16 @@ def not_finite(error: Exception) -> Refusal:
     return Refusal(str(error), cure, upstream_decides=True)
 
 
-def why_not(forecaster: Any, backbone: Any, parts: ModelParts, request: Request) -> Refusal | None:
-    """Why a forecast has to be upstream's, or None where the decode path knows all about it."""
+def unknown(forecaster: Any, backbone: Any) -> Refusal | None:
+    """Code or a model that the decode path does not know; else the model is upstream's."""
+    return _other_code(forecaster, backbone) or _other_model(backbone)
+
+
+def why_not(backbone: Any, parts: ModelParts, request: Request) -> Refusal | None:
+    """Why a forecast by a model of upstream's has to be upstream's, or None where the decode path
+    knows all about it."""
     return (
-        _other_code(forecaster, backbone)
-        or _other_model(backbone)
-        or _other_modules(backbone, parts.modules)
+        _other_modules(backbone, parts.modules)
         or _other_weights(backbone, parts.parameters)
         or _other_request(backbone, request)
     )

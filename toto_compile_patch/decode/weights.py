@@ -138,6 +138,7 @@ class Weights:
         identity: of its parameters and buffers: if it differs, or the settings do, the weights are
             prepared anew.
         noted: the bits of those that were copied.
+        held: the model's parameters and buffers, so that none is freed which a CUDA graph reads.
         number: tells them from any that were prepared before or after.
     """
 
@@ -147,6 +148,7 @@ class Weights:
     settings: ModelSettings
     identity: tuple[Any, ...] = field(repr=False)
     noted: Noted = field(repr=False)
+    held: tuple[torch.Tensor, ...] = field(repr=False)
     number: int = field(default_factory=itertools.count().__next__)
 
 
@@ -237,6 +239,7 @@ def prepared_weights(
             settings,
             identity,
             noted,
+            (*parts.parameters, *parts.buffers),
         )
         if not capturing():
             if copied[0].is_cuda:

@@ -23,6 +23,7 @@ from toto_compile_patch.decode.support import (
     Refusal,
     not_finite,
     other_mode,
+    unknown,
     unusual,
     why_not,
 )
@@ -127,8 +128,10 @@ def _fast(
     except Exception as error:
         # Whatever cannot be read: upstream's code complains of it in its own words.
         return unusual(error)
+    if refusal := unknown(forecaster, backbone):
+        return refusal
     parts = ModelParts.of(backbone)
-    if refusal := why_not(forecaster, backbone, parts, request):
+    if refusal := why_not(backbone, parts, request):
         return refusal
     settings = in_force()
     options = ForecastOptions(settings.rng, settings.runtime, settings.precision)
