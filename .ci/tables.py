@@ -38,12 +38,11 @@ def bench_table(files: list[Path]) -> str:
         if "failed" in row:
             continue
         upstream, patched = row["upstream"], row["patched"]
-        measured, _, whole, *_ = upstream["measured"].split()
-        some_batches |= measured != whole
+        some_batches |= in_part(upstream)
         peaks = [side["peak_gb"] for side in (upstream, patched)]
         cells = [
             f"{name}, {row['what'].replace(' samples', '')}",
-            seconds(upstream) + (" ¹" if measured != whole else ""),
+            seconds(upstream) + (" ¹" if in_part(upstream) else ""),
             seconds(patched),
             f"**{times(upstream['ratio'])}**",
             seconds(row[COMPILED]) if COMPILED in row else "",
@@ -64,6 +63,12 @@ def bench_table(files: list[Path]) -> str:
     return markdown(headings, rows, legend)
 
 
+def in_part(upstream: dict[str, Any]) -> bool:
+    """Whether upstream was measured on one of its batches of samples."""
+    measured, _, whole, *_ = upstream["measured"].split()
+    return bool(measured != whole)
+
+
 GPU_RUNS = ("compiled", "precision", "upstream_compiled")
 """What a name ends in, where it is not of the benchmark's main run on a GPU (see .ci/gpu)."""
 
@@ -81,11 +86,11 @@ def gpu_table(file: Path) -> str:
     sides = ("patched, compile+cudagraph", "patched, tf32", "patched, bf16", "upstream compiled")
     rows, some_batches = [], False
     for name, row in run["workloads"].items():
-        measured, _, whole, *_ = row["upstream"]["measured"].split()
-        some_batches |= measured != whole
+        upstream = row["upstream"]
+        some_batches |= in_part(upstream)
         cells = [f"{name}, {row['what'].replace(' samples', '')}"]
-        cells.append(milliseconds(row["upstream"]) + (" ¹" if measured != whole else ""))
-        cells += [milliseconds(row["patched"]), f"**{times(row['upstream']['ratio'])}**"]
+        cells.append(milliseconds(upstream) + (" ¹" if in_part(upstream) else ""))
+        cells += [milliseconds(row["patched"]), f"**{times(upstream['ratio'])}**"]
         for side in sides:
             ratios = [way[name][side]["ratio"] for way in ways if side in way.get(name, {})]
             cells.append(milliseconds(row["patched"], ratios[0]) if ratios else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -57,22 +57,14 @@ class ForecastOptions:
     precision: str = MODEL
 
 
-class _AskedModel(NamedTuple):
-    """A backbone, and what it consists of."""
-
-    backbone: Any
-    parts: ModelParts
-
-
 def forecast(
-    model: Any, backbone: Any, parts: ModelParts, request: Request, options: ForecastOptions
+    model: Any, parts: ModelParts, request: Request, options: ForecastOptions
 ) -> tuple[torch.Tensor, Ran]:
     """Forecast what is asked for.
 
     Args:
         model: the backbone, or what ``torch.compile`` made of it: tells which runtime is wanted.
-        backbone: the backbone itself.
-        parts: what it consists of.
+        parts: the backbone itself, with what it consists of.
         request: series and horizon.
         options: how.
 
@@ -93,8 +85,7 @@ def forecast(
         numbers = GivenRandomNumbers(None) if capturing() else numbers_of_a_forecast(device)
     try:
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
-            asked = _AskedModel(backbone, parts)
-            result, ran = _until_weights_stay(asked, request, options, runtime, numbers)
+            result, ran = _until_weights_stay(parts, request, options, runtime, numbers)
     except RuntimeError as error:
         if (clear := said_clearly(error)) is error:
             raise
@@ -112,7 +103,7 @@ def forget_prepared(backbone: Any = None) -> None:
 
 
 def _until_weights_stay(
-    model: _AskedModel,
+    parts: ModelParts,
     request: Request,
     options: ForecastOptions,
     runtime: Runtime,
@@ -120,22 +111,22 @@ def _until_weights_stay(
 ) -> tuple[torch.Tensor, Ran]:
     while True:
         try:
-            return _run(model, request, options, runtime, numbers)
+            return _run(parts, request, options, runtime, numbers)
         except WeightsChangedError:
-            forget_prepared(model.backbone)
-            model = model._replace(parts=ModelParts.of(model.backbone))
+            forget_prepared(parts.root)
+            parts = ModelParts.of(parts.root)
 
 
 def _run(
-    asked: _AskedModel,
+    parts: ModelParts,
     request: Request,
     options: ForecastOptions,
     runtime: Runtime,
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
-    device, backbone = request.inputs.device, asked.backbone
+    device, backbone = request.inputs.device, parts.root
     time_steps = min(request.horizon, backbone.patch_embed.patch_size)
-    weights = prepared_weights(backbone, options.precision, time_steps, asked.parts)
+    weights = prepared_weights(backbone, options.precision, time_steps, parts)
     model = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
     # On a CPU that was seen to already, and in a capture of the user's nothing can be asked.
     unseen = device.type != "cpu" and not capturing()
@@ -156,8 +147,8 @@ def _run(
             checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
             raise_for(checks.outcomes())
         if runtime.captures and isinstance(numbers, OwnRandomNumbers):
-            wanted = AskedForecast(model, request, options, runtime, numbers, compute)
-            result, outcomes, ran = graphs.run(wanted)
+            asked = AskedForecast(model, request, options, runtime, numbers, compute)
+            result, outcomes, ran = graphs.run(asked)
         else:
             runtime = runtime.without_graphs()
             result, outcomes = compute(request, numbers)

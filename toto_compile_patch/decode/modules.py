@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,11 @@ class ModelParts(NamedTuple):
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
     buffers: list[torch.Tensor]
+
+    @property
+    def root(self) -> Any:
+        """The model itself."""
+        return self.modules[0]
 
     @classmethod
     def of(cls, root: nn.Module) -> ModelParts:

@@ -51,9 +51,7 @@ class RowLayout:
 
     def flatten(self, block: torch.Tensor) -> torch.Tensor:
         """``batch variate n features`` to ``row features``."""
-        rows = self.pad(block.reshape(-1, block.shape[-1])).contiguous()
-        # Always laid out alike, for compiled code.
-        return rows.clone() if rows.storage_offset() else rows
+        return _alike(self.pad(block.reshape(-1, block.shape[-1])))
 
     def unflatten(self, rows: torch.Tensor, *features: int) -> torch.Tensor:
         """``row features`` to ``batch variate n features``, these in another shape if given."""
@@ -69,10 +67,9 @@ class RowLayout:
         return torch.cat([rows, rows.new_zeros(1).expand(missing, *rows.shape[1:])])
 
     def last_position(self, rows: torch.Tensor) -> torch.Tensor:
-        """Those of ``row ...`` that are at the last position, always laid out alike."""
+        """Those of ``row ...`` that are at the last position."""
         last = self.unflatten(rows)[:, :, -1:].flatten(0, 2)
-        rows = self.of_last_position().pad(last).contiguous()
-        return rows.clone() if rows.storage_offset() else rows
+        return _alike(self.of_last_position().pad(last))
 
     def of_last_position(self) -> RowLayout:
         """The layout of a context's last position alone."""
@@ -82,3 +79,9 @@ class RowLayout:
     def of_samples(self, count: int) -> RowLayout:
         """The layout of one position in so many samples, which all have the groups of this one."""
         return replace(self, count=count)
+
+
+def _alike(rows: torch.Tensor) -> torch.Tensor:
+    """Always laid out alike, for compiled code."""
+    rows = rows.contiguous()
+    return rows.clone() if rows.storage_offset() else rows

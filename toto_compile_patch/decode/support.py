@@ -101,13 +101,13 @@ def unknown(forecaster: Any, backbone: Any) -> Refusal | None:
     return _other_code(forecaster, backbone) or _other_model(backbone)
 
 
-def why_not(backbone: Any, parts: ModelParts, request: Request) -> Refusal | None:
+def why_not(parts: ModelParts, request: Request) -> Refusal | None:
     """Why a forecast by a model of upstream's has to be upstream's, or None where the decode path
     knows all about it."""
     return (
-        _other_modules(backbone, parts.modules)
-        or _other_weights(backbone, parts.parameters)
-        or _other_request(backbone, request)
+        _other_modules(parts.root, parts.modules)
+        or _other_weights(parts.root, parts.parameters)
+        or _other_request(parts.root, request)
     )
 
 

@@ -60,10 +60,7 @@ def prefill(
     over_time = [idx for idx, layer in enumerate(layers) if layer.real.over_time]
     last_reader = -1 if every_position else max(over_time, default=0)
     with model.precision.of_products(hidden.device):
-        in_real_numbers = model.regions.in_real_numbers
-        positions = rotation(
-            model.rotary, layout, range(length), centre, in_real_numbers=in_real_numbers
-        )
+        positions = _rotation(model, layout, range(length), centre)
         for idx, layer in enumerate(layers):
             if idx == last_reader:
                 everywhere, everywhere_layout = hidden, layout
@@ -144,9 +141,7 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     with model.precision.of_products(hidden.device):
-        at = range(position, position + 1)
-        in_real_numbers = model.regions.in_real_numbers
-        here = rotation(model.rotary, layout, at, centre, in_real_numbers=in_real_numbers)
+        here = _rotation(model, layout, range(position, position + 1), centre)
         if isinstance(suffix, OnePathCache):
             return _step_of_one_path(model, hidden, layout, here, suffix, step)
         return _step_of_samples(model, hidden, layout, here, suffix, step)
@@ -202,6 +197,11 @@ def over_variates(
         return model.regions.over_one_variate(layer, hidden)
     attention = VariateAttention(_heads(layer, layout))
     return model.regions.over_variates(layer, hidden, attention)
+
+
+def _rotation(model: PreparedModel, layout: RowLayout, positions: range, centre: int) -> Rotation:
+    in_real_numbers = model.regions.in_real_numbers
+    return rotation(model.rotary, layout, positions, centre, in_real_numbers=in_real_numbers)
 
 
 def _heads(layer: Traceable, layout: RowLayout) -> Heads:

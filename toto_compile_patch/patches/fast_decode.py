@@ -131,12 +131,12 @@ def _fast(
     if refusal := unknown(forecaster, backbone):
         return refusal
     parts = ModelParts.of(backbone)
-    if refusal := why_not(backbone, parts, request):
+    if refusal := why_not(parts, request):
         return refusal
     settings = in_force()
     options = ForecastOptions(settings.rng, settings.runtime, settings.precision)
     try:
-        result, ran = forecast(forecaster.model, backbone, parts, request, options)
+        result, ran = forecast(forecaster.model, parts, request, options)
     except NotFiniteError as error:
         return not_finite(error)
     if ran.unexpected:

@@ -49,10 +49,21 @@ def naive_scale(window: Window, season: int) -> Floats:
     Hyndman & Koehler (2006).
     """
     values = window.known
-    change = np.abs(values[:, season:] - values[:, :-season])
-    known = ~np.isnan(change)
-    sums, counts = np.where(known, change, 0.0).sum(axis=-1), known.sum(axis=-1)
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=sums > 0)
+    change = mean_of_known(np.abs(values[:, season:] - values[:, :-season]))
+    return np.where(change > 0, change, np.nan)
+
+
+def mean_of_known(values: Floats) -> Floats:
+    """Over the last axis, of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    return over(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
+
+
+def over(values: Floats, by: Floats) -> Floats:
+    """NaN where it would be divided by 0."""
+    made = np.full(len(values), np.nan)
+    np.divide(values, by, out=made, where=by > 0)
+    return made
 
 
 def season_of(series: Series, context: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from toto_compile_patch.tools import scores
 from toto_compile_patch.tools.backtest.reading import Doubles
 from toto_compile_patch.tools.backtest.windows import Cut
-from toto_compile_patch.tools.series import Floats
+from toto_compile_patch.tools.scores import mean_of_known, over
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def scored(made: Sequence[Made], levels: Sequence[float]) -> dict[str, Doubles]:
         return found
     truth = np.stack([one.cut.window.truth for one in made])
     scales = np.array([_scale(one.cut) for one in made])
-    found["mase"] = _over(_mean(np.abs(truth[:, 0] - [one.median for one in made])), scales)
+    found["mase"] = over(mean_of_known(np.abs(truth[:, 0] - [one.median for one in made])), scales)
     naive = np.stack([scores.seasonal_naive(one.cut.window, one.cut.season)[:1] for one in made])
-    found["mase_naive"] = _over(_mean(np.abs(truth - naive)[:, 0]), scales)
+    found["mase_naive"] = over(mean_of_known(np.abs(truth - naive)[:, 0]), scales)
     if levels:
         quantiles = np.stack([one.quantiles for one in made])[:, :, None]
         loss = scores.pinball(quantiles, truth, levels)[:, 0]
-        found["wql"] = _over(_mean(loss), _mean(np.abs(truth[:, 0])))
+        found["wql"] = over(mean_of_known(loss), mean_of_known(np.abs(truth[:, 0])))
     if len(levels) > 1:
-        found["coverage"] = _mean(scores.covered(quantiles, truth)[:, 0])
+        found["coverage"] = mean_of_known(scores.covered(quantiles, truth)[:, 0])
     return found
 
 
@@ -81,17 +81,3 @@ def quantiles_of(samples: torch.Tensor, levels: Sequence[float]) -> Doubles:
 
 def _scale(cut: Cut) -> float:
     return float(scores.naive_scale(cut.window, cut.season)[0])
-
-
-def _mean(values: Floats) -> Doubles:
-    """Over the horizon, of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
-    sums, counts = np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1)
-    return _over(sums, counts)
-
-
-def _over(values: Floats, by: Floats) -> Doubles:
-    """NaN where it would be divided by 0."""
-    made = np.full(len(values), np.nan)
-    np.divide(values, by, out=made, where=by > 0)
-    return made
