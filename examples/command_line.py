@@ -11,7 +11,8 @@ from toto.model.toto import Toto
 
 from toto_compile_patch.tools import checks
 from toto_compile_patch.tools.models import BUNDLED, KNOWN, RANDOM, describe, load
-from toto_compile_patch.tools.series import Shape, Window, cut_windows, read_series
+from toto_compile_patch.tools.series.single import read_series
+from toto_compile_patch.tools.windows import Shape, Window, cut_windows
 
 __all__ = ["BUNDLED", "Parser", "Window", "describe"]
 

@@ -120,17 +120,18 @@ def _ab(ab: _Parser) -> None:
         nargs="?",
         type=Path,
         metavar="FILE",
-        help="CSV with a header line, or Parquet: a row per time step; empty cells are gaps; a "
-        "column named time, timestamp, datetime, date or ds gives the times (default: hourly "
-        "weather at JFK airport, 2013)",
+        help="CSV or Parquet, a row for each time step; empty cells and missing rows are gaps "
+        "(default: hourly weather at JFK airport, 2013)",
     )
     ab.add_argument(
         "--column",
         action="append",
         metavar="NAME",
         help="what to forecast; several make one series of several variates (default: the only "
-        "one; temp for the bundled series)",
+        "one of numbers; temp for the bundled series)",
     )
+    _reading(ab, "the column that names the series (default: item_id, unique_id, series_id or id)")
+    ab.add_argument("--item", help="the series to forecast, if the file holds several")
     _model(ab)
     ab.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     _compile(ab, "compile both sides as well", dest="mode")
@@ -145,6 +146,17 @@ def _ab(ab: _Parser) -> None:
     _number(ab, "--samples-per-batch", "that upstream decodes at once (default: all)")
     _report(ab)
     _json(ab)
+
+
+def _reading(parser: _Parser, id: str) -> None:
+    """How to read a file, where it can be read in several ways."""
+    parser.add_argument("--id", metavar="COLUMN", help=id)
+    told = "the column that gives the times (default: the one that holds times)"
+    parser.add_argument("--time", metavar="COLUMN", help=told)
+    told = "how times are written, as strptime has it, such as %%d/%%m/%%Y (default: as they show)"
+    parser.add_argument("--time-format", metavar="FORMAT", help=told)
+    told = "the mark before the decimals, a dot or a comma (default: as numbers show)"
+    parser.add_argument("--decimal", choices=(".", ","), help=told)
 
 
 def _model(ab: _Parser) -> None:
@@ -193,8 +205,8 @@ def _backtest(backtest: _Parser) -> None:
       toto-compile-patch backtest sales.parquet --horizon 28 --output out --engine ray --workers 8
       toto-compile-patch backtest sales.parquet --horizon 28 --output out --resume
 
-    The rows of a series stand together, and its times increase; rows that are missing are gaps. The
-    whole file is checked before anything is forecast; a series that cannot be forecast is a line of
+    The rows of a series stand together; rows that are missing are gaps. The whole
+    file is checked before anything is forecast; a series that cannot be forecast is a line of
     errors.csv, and costs no other one. The output holds part-*.parquet, one row for each window:
     item_id, cutoff (the last time of the context), window, mean, a column for each quantile, truth,
     mase, wql, coverage (of the outermost quantiles), mase_naive (the seasonal naive forecast's);
@@ -206,7 +218,7 @@ def _backtest(backtest: _Parser) -> None:
     backtest.add_argument(
         "file",
         metavar="FILE",
-        help="CSV with a header line, or Parquet; a path or any address that fsspec knows",
+        help="CSV or Parquet; a path or any address that fsspec knows",
     )
     backtest.add_argument(
         "--output", required=True, metavar="DIR", help="a new folder; likewise, any address"
@@ -222,12 +234,10 @@ def _backtest(backtest: _Parser) -> None:
 
 
 def _columns(backtest: _Parser) -> None:
-    for name, says in (
-        ("id", "names the series (default: item_id, unique_id, series_id or id; none: one series)"),
-        ("time", "gives the times (default: timestamp, ds, time, datetime or date)"),
-        ("target", "is to be forecast (default: target, y or value)"),
-    ):
-        backtest.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that {says}")
+    told = "names the series (default: item_id, unique_id, series_id or id; none: one series)"
+    _reading(backtest, f"the column that {told}")
+    told = "the column to forecast (default: target, y or value, or the only one of numbers)"
+    backtest.add_argument("--target", metavar="COLUMN", help=told)
     told = "each column is a series, but for the times and what is --known"
     backtest.add_argument("--wide", action="store_true", help=told)
     told = "a column whose future is known when a forecast is made; may be given several times"

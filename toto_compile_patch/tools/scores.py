@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toto_compile_patch.tools.series import Floats, Series, Window
+from toto_compile_patch.tools.series.single import Floats, Series
 from toto_compile_patch.tools.turns import QUANTILES
+from toto_compile_patch.tools.windows import Window
 
 _DAY = 86_400
 

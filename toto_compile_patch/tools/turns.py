@@ -18,7 +18,8 @@ from toto_compile_patch.tools import machine, models
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.screen import ProgressLine
-from toto_compile_patch.tools.series import Floats, Window
+from toto_compile_patch.tools.series.single import Floats
+from toto_compile_patch.tools.windows import Window
 from toto_compile_patch.tools.workers import Worker, WorkerError
 
 if TYPE_CHECKING:

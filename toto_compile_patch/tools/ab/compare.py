@@ -17,8 +17,10 @@ from toto_compile_patch.tools.ab import words
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series import Series, Shape, cut_windows, read_series
+from toto_compile_patch.tools.series.layout import Wanted
+from toto_compile_patch.tools.series.single import Series, read_series
 from toto_compile_patch.tools.turns import Job, Question, Way
+from toto_compile_patch.tools.windows import Shape, cut_windows
 from toto_compile_patch.tools.workers import WorkerError
 
 BUNDLED_COLUMN = "temp"
@@ -80,7 +82,8 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
         checks.check_model(options.model)
     _check_outputs(options)
     columns = options.column or ([] if options.file else [BUNDLED_COLUMN])
-    series = read_series(options.file or models.BUNDLED, columns)
+    wanted = Wanted(options.id, options.time, options.time_format, options.decimal)
+    series = read_series(options.file or models.BUNDLED, columns, wanted, options.item)
     shape = _shape(series, options)
     windows = cut_windows(series, shape)
     season = options.season or season_of(series, shape.context)

@@ -13,8 +13,9 @@ import pandas as pd
 
 from toto_compile_patch.tools import scores
 from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
-from toto_compile_patch.tools.series import Floats, Series, Shape, Window
+from toto_compile_patch.tools.series.single import Floats, Series
 from toto_compile_patch.tools.turns import Answer
+from toto_compile_patch.tools.windows import Shape, Window
 
 OTHER_SEED = "upstream, another seed"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toto_compile_patch.tools.series import Floats, Window
+from toto_compile_patch.tools.series.single import Floats
 from toto_compile_patch.tools.turns import QUANTILES
+from toto_compile_patch.tools.windows import Window
 
 LARGEST_MEAN_DIFFERENCE = 1e-3
 """Between mean forecasts, in standard deviations of the context, to call it rounding."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Figures, Forecasts
 from toto_compile_patch.tools.ab.words import headline, ratio
-from toto_compile_patch.tools.series import Floats
+from toto_compile_patch.tools.series.single import Floats
 
 UPSTREAM, PATCHED, TRUTH, PAST = "#3b6fb6", "#e4572e", "#111111", "#777777"
 OTHERS = ("#8a9bb0", "#b9a44c")

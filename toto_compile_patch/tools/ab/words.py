@@ -10,6 +10,7 @@ from rich.console import Console
 
 from toto_compile_patch.tools import models
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures
+from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.screen import table_of
 from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
 
@@ -19,16 +20,15 @@ STOLEN_WORTH_A_REMARK = 0.05
 def setting_of(data: Data, job: Job, facts: dict[str, str]) -> dict[str, str]:
     """What is compared on what, by label."""
     series, shape = data.series, data.shape
-    gaps = f", {series.gaps} gaps" if series.gaps else ""
-    plural = "" if series.skips == 1 else "s"
-    skips = f", {series.skips} jump{plural} in the times (rows are taken as they follow)"
+    gaps = f", {counted(series.gaps, 'gap')}" if series.gaps else ""
+    dialect, times = series.notes
     return {
-        "data": f"{series.source}, {series.rows} rows{gaps}{skips if series.skips else ''}: "
-        f"{', '.join(series.columns)}",
+        "data": f"{series.source}, {counted(series.rows, 'row')}{gaps}: "
+        f"{', '.join(series.columns)}" + (f" ({dialect})" if dialect else ""),
+        "times": f"{times}; season {data.season}",
         "model": models.describe(job.model),
         "forecasts": f"{shape.windows} windows, context {shape.context}, horizon {shape.horizon}, "
-        + (f"{job.samples} samples" if job.samples else "means")
-        + f", season {data.season}",
+        + (f"{job.samples} samples" if job.samples else "means"),
         "machine": "{device}, torch {torch}, {toto}".format_map(facts),
         "date": facts["date"],
     }

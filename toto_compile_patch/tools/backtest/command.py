@@ -14,19 +14,20 @@ import torch
 
 from toto_compile_patch.tools import checks
 from toto_compile_patch.tools.backtest import report
+from toto_compile_patch.tools.backtest.columns import columns_of
 from toto_compile_patch.tools.backtest.engine import Engine
 from toto_compile_patch.tools.backtest.engine_local import Local
 from toto_compile_patch.tools.backtest.engine_ray import Cluster, OnRay, import_ray
 from toto_compile_patch.tools.backtest.job import Job, job_of
-from toto_compile_patch.tools.backtest.layout import columns_of
 from toto_compile_patch.tools.backtest.output import Folder, check_same, manifest_of
-from toto_compile_patch.tools.backtest.reading import Reader
 from toto_compile_patch.tools.backtest.report import Speed
 from toto_compile_patch.tools.backtest.shards import Shard
 from toto_compile_patch.tools.backtest.survey import Plan, shards_in, survey
-from toto_compile_patch.tools.backtest.tables import identity, open_table
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.screen import ProgressLine
+from toto_compile_patch.tools.series.layout import Layout
+from toto_compile_patch.tools.series.reader import Reader
+from toto_compile_patch.tools.series.tables import identity, open_table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     job, folder = _job(options), Folder(options.output)
     file = identity(options.file)
-    table = open_table(options.file)
-    reader = Reader(table, columns_of(options.file, table.columns, job))
+    layout = Layout(open_table(options.file), job.wanted)
+    reader = Reader(layout, columns_of(layout, job))
     manifest = folder.manifest() if options.resume else None
     if manifest is not None:
         plan = check_same(manifest, job, file, options.output)
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         folder.check_new(may_exist=options.resume)
         plan = survey(reader, options.file, job)
         manifest = manifest_of(job, file, plan)
+    print(f"backtest: {options.file}: {plan.file}", file=sys.stderr)
     work = Work(options.file, job, plan, reader, folder)
     speed = _forecast(work, _engine(options, job, plan), manifest)
     figures = report.figures_of(folder, plan)

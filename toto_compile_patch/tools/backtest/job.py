@@ -12,6 +12,7 @@ import pandas as pd
 from toto_compile_patch.settings import ENV_TOGGLE, variable_of
 from toto_compile_patch.tools import checks, models
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.series.layout import Wanted
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Job:
 
     Attributes:
         id: column that names the series; None: a known one, if there is any.
-        time: column of times; None: a known one.
-        target: column to forecast; None: a known one.
+        time: column of times; None: one that holds times.
+        time_format: of the times, as ``strptime`` has it; None: as they are.
+        decimal: mark before the decimals of a CSV file's numbers; None: as they are.
+        target: column to forecast; None: a known one, or the only one of numbers.
         wide: whether each column is a series.
         known: columns whose values are known ahead.
         freq: step of the times, as pandas writes it; None: as they lie.
@@ -49,6 +52,8 @@ class Job:
 
     id: str | None
     time: str | None
+    time_format: str | None
+    decimal: str | None
     target: str | None
     wide: bool
     known: tuple[str, ...]
@@ -70,6 +75,11 @@ class Job:
     shard: int
     threads: int
     settings: tuple[tuple[str, str], ...]
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it says of the file."""
+        return Wanted(self.id, self.time, self.time_format, self.decimal)
 
     @property
     def shortest(self) -> int:
@@ -125,7 +135,19 @@ def job_of(options: argparse.Namespace, device: str, threads: int) -> Job:
 
 
 _AS_GIVEN = (
-    *("id", "time", "target", "wide", "freq", "horizon", "windows", "context", "min_context"),
+    *(
+        "id",
+        "time",
+        "time_format",
+        "decimal",
+        "target",
+        "wide",
+        "freq",
+        "horizon",
+        "windows",
+        "context",
+        "min_context",
+    ),
     *("samples", "model", "dtype", "seed", "season", "memory", "shard"),
 )
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from toto_compile_patch.tools.backtest.job import Job
-from toto_compile_patch.tools.backtest.reading import Doubles
 from toto_compile_patch.tools.backtest.regular import Problem
 from toto_compile_patch.tools.backtest.scoring import SCORES, Made, scored
+from toto_compile_patch.tools.series.notation import Doubles
 
 _PATHS = b"toto_compile_patch.paths"
 

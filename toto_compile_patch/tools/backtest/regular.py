@@ -9,16 +9,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from toto_compile_patch.tools.backtest.job import Job
-from toto_compile_patch.tools.backtest.reading import Doubles, RawSeries
-from toto_compile_patch.tools.backtest.times import even
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.series.notation import Doubles
+from toto_compile_patch.tools.series.reader import RawSeries
+from toto_compile_patch.tools.series.single import LARGEST
+from toto_compile_patch.tools.series.steps import even, seconds_between
 
 TOO_SHORT = "too short"
-
-_SECOND = 10**9
-
-# Upstream takes a value of half of float32's range or more for a defect and replaces it.
-_LARGEST = float(np.finfo(np.float32).max) / 2
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,9 @@ def regular(raw: RawSeries, path: str, job: Job) -> Regular | Problem:
         job: what was asked for.
 
     Raises:
-        UsageError: its times do not increase, or not in even steps.
+        UsageError: its times do not lie on even steps.
     """
     what = f"{path}, series {raw.item!r}"
-    _check_order(raw, what)
     steps = even(raw.times, job.freq)
     if steps is None:
         raise UsageError(_why_uneven(raw.times, what, job))
@@ -83,22 +79,8 @@ def regular(raw: RawSeries, path: str, job: Job) -> Regular | Problem:
     observed = ~np.isnan(values)
     if not observed.all():
         values = pd.DataFrame(values.T).ffill().fillna(0.0).to_numpy().T
-    times = steps.asi8
-    interval = max(1, round(float(np.median(np.diff(times))) / _SECOND))
-    return Regular(raw.item, times, values, observed, interval, _origins(len(steps), job))
-
-
-def _check_order(raw: RawSeries, what: str) -> None:
-    steps = np.diff(raw.times.asi8)
-    if (steps > 0).all():
-        return
-    at = int((steps <= 0).argmax()) + 1
-    row, time = raw.row + at, raw.times[at]
-    if steps[at - 1] == 0:
-        raise UsageError(f"{what}: {time} is there twice (data row {row}): leave one of them")
-    raise UsageError(
-        f"{what}: {time} (data row {row}) comes after {raw.times[at - 1]}: sort by time"
-    )
+    interval, origins = seconds_between(steps), _origins(len(steps), job)
+    return Regular(raw.item, steps.asi8, values, observed, interval, origins)
 
 
 def _why_uneven(times: pd.DatetimeIndex, what: str, job: Job) -> str:
@@ -129,7 +111,7 @@ def _problem(item: str, values: Doubles, job: Job) -> Problem | None:
         )
     if np.isnan(values[0]).all():
         return Problem(item, None, "all missing", "it holds nothing but gaps")
-    bad = ~np.isnan(values) & ~(np.abs(values) < _LARGEST)
+    bad = ~np.isnan(values) & ~(np.abs(values) < LARGEST)
     if bad.any():
         return Problem(
             item, None, "not a number", f"it holds {values[bad][0]:g}, which no model can take"

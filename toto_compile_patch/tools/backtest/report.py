@@ -95,6 +95,7 @@ def as_json(figures: Figures, job: Job, plan: Plan, speed: Speed, folder: Folder
         "seconds": speed.seconds,
         "windows_per_second": speed.windows / speed.seconds if speed.seconds else None,
         "output": folder.path,
+        "file": plan.file,
     }
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from toto_compile_patch.tools import scores
-from toto_compile_patch.tools.backtest.reading import Doubles
 from toto_compile_patch.tools.backtest.windows import Cut
 from toto_compile_patch.tools.scores import mean_of_known, over
+from toto_compile_patch.tools.series.notation import Doubles
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toto_compile_patch.tools.backtest.job import Job
-from toto_compile_patch.tools.backtest.reading import Doubles
 from toto_compile_patch.tools.backtest.regular import Problem, Regular
+from toto_compile_patch.tools.series.notation import Doubles
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from toto_compile_patch.tools.backtest.job import Job
-from toto_compile_patch.tools.backtest.reading import Reader
 from toto_compile_patch.tools.backtest.regular import TOO_SHORT, Problem, Regular, regular
 from toto_compile_patch.tools.backtest.shards import Shard, shards_of
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.screen import ProgressLine
+from toto_compile_patch.tools.series.reader import RawSeries, Reader
+from toto_compile_patch.tools.series.steps import named_step
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Plan:
         windows: to forecast.
         shards: that they are cut into.
         timezone: of the times.
+        file: what was found out about the file, in words.
     """
 
     series: int
@@ -32,6 +35,7 @@ class Plan:
     windows: int
     shards: int
     timezone: str | None
+    file: str
 
 
 def shards_in(reader: Reader, path: str, job: Job) -> Iterator[Shard]:
@@ -54,7 +58,7 @@ def survey(reader: Reader, path: str, job: Job) -> Plan:
     def counted(progress: ProgressLine) -> Iterator[Regular | Problem]:
         for raw in reader.series():
             one = regular(raw, path, job)
-            counts.add(one, len(raw.times))
+            counts.add(one, raw)
             if counts.series % 100 == 0:
                 progress.say(f"checking: {counts.series} series")
             yield one
@@ -66,25 +70,35 @@ def survey(reader: Reader, path: str, job: Job) -> Plan:
             windows, shards = windows + shard.windows, shards + 1
     if not windows:
         raise UsageError(f"{path} {counts.why_none()}")
-    return Plan(counts.series, counts.broken, counts.fewer, windows, shards, reader.timezone)
+    file = "; ".join([reader.notes, *counts.told()])
+    return Plan(counts.series, counts.broken, counts.fewer, windows, shards, reader.timezone, file)
 
 
 class _Counts:
     def __init__(self, job: Job) -> None:
         self._job = job
-        self.series = self.broken = self.fewer = 0
-        self._longest = 0
+        self.series = self.broken = self.fewer = self._sorted = self._longest = 0
+        self._step: str | None = None
         self._first: Problem | None = None
 
-    def add(self, one: Regular | Problem, rows: int) -> None:
+    def add(self, one: Regular | Problem, raw: RawSeries) -> None:
         self.series += 1
-        self._longest = max(self._longest, rows)
+        self._sorted += raw.was_sorted
+        self._longest = max(self._longest, len(raw.times))
         if isinstance(one, Regular):
             self.fewer += len(one.origins) < self._job.windows
+            self._step = self._step or named_step(raw.times)
             return
         self.broken += 1
         if self._first is None or self._first.kind == TOO_SHORT:
             self._first = one
+
+    def told(self) -> Iterator[str]:
+        """What was found out about the times of the series, in words."""
+        if self._step is not None:
+            yield self._step
+        if self._sorted:
+            yield f"{counted(self._sorted, 'series', 'series')} sorted by time"
 
     def why_none(self) -> str:
         """Why no window can be forecast."""

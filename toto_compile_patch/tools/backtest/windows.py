@@ -14,7 +14,8 @@ from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.regular import Problem
 from toto_compile_patch.tools.backtest.shards import Piece
 from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series import Floats, Series, Window
+from toto_compile_patch.tools.series.single import Floats, Series
+from toto_compile_patch.tools.windows import Window
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries

@@ -4,57 +4,91 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from toto_compile_patch.tools.backtest.layout import Columns
-from toto_compile_patch.tools.backtest.tables import Table
-from toto_compile_patch.tools.backtest.times import Times
 from toto_compile_patch.tools.checks import UsageError
-
-Doubles = npt.NDArray[np.float64]
+from toto_compile_patch.tools.series.layout import Layout
+from toto_compile_patch.tools.series.notation import Doubles
+from toto_compile_patch.tools.series.order import in_order
 
 _WIDE_BYTES = 2**28
 """Of the columns of a wide file that are held at once."""
 
-_GAPS = ("", "na", "n/a", "nan", "<na>", "null", "none", "#n/a", "-")
-"""What a cell of a CSV file says where there is no number."""
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read.
+
+    Attributes:
+        id: that names the series; None: the file holds one series, or each target is one.
+        time: that gives the times.
+        targets: to be forecast: one, or in a wide file one for each series.
+        known: known ahead.
+        wide: whether each target is a series.
+    """
+
+    id: str | None
+    time: str
+    targets: tuple[str, ...]
+    known: tuple[str, ...]
+    wide: bool
+
+    @property
+    def of_a_row(self) -> list[str]:
+        """Those of a row of a long file."""
+        return [*([self.id] if self.id else []), self.time, *self.targets, *self.known]
 
 
 @dataclass(frozen=True)
 class RawSeries:
-    """The rows of one series, as they stand in the file.
+    """The rows of one series.
 
     Attributes:
         item: its id.
-        row: data row of its first value.
-        times: of the rows, in whatever order.
+        row: data row that it begins with.
+        times: of the rows, sorted.
         values: the target, then what is known ahead, NaN in the gaps (``variate rows``).
+        was_sorted: whether they stood in another order.
     """
 
     item: str
     row: int
     times: pd.DatetimeIndex
     values: Doubles
+    was_sorted: bool = False
 
 
 class Reader:
     """Reads the series of a file, as often as it is asked.
 
     Args:
-        table: the file.
-        columns: what its columns are.
+        layout: of the file.
+        columns: those to read.
 
     Attributes:
         timezone: of its times; None where they have none, and before they are read.
     """
 
-    def __init__(self, table: Table, columns: Columns) -> None:
-        self._table, self._columns = table, columns
+    def __init__(self, layout: Layout, columns: Columns) -> None:
+        self._layout, self._columns = layout, columns
+        self._table = layout.table
         self.timezone: str | None = None
+
+    @property
+    def notes(self) -> str:
+        """What was found out about the file, in words."""
+        columns, writing = self._columns, self._layout.writing
+        written = f" ({writing.words})" if writing and writing.words else ""
+        roles = [f"times in column {columns.time}{written}"]
+        if columns.id is not None:
+            roles.append(f"series named by column {columns.id}")
+        if not columns.wide:
+            roles.append(f"to forecast: column {columns.targets[0]}")
+        return "; ".join([*self._layout.told, *roles])
 
     def series(self) -> Iterator[RawSeries]:
         """Every series, in the order of the file.
@@ -69,7 +103,7 @@ class Reader:
         held: list[RawSeries] = []
         for run in self._runs():
             if held and held[0].item != run.item:
-                yield _joined(held)
+                yield self._in_order(_joined(held))
                 held = []
             if not held and run.item in seen:
                 raise UsageError(
@@ -79,19 +113,19 @@ class Reader:
             seen.add(run.item)
             held.append(run)
         if held:
-            yield _joined(held)
+            yield self._in_order(_joined(held))
 
     def _runs(self) -> Iterator[RawSeries]:
         """Rows of one series that follow each other in a chunk of the file."""
-        columns, times = self._columns, Times(self._table.path, self._columns.time)
-        row = 1
+        columns, row = self._columns, 1
         for chunk in self._table.chunks(columns.of_a_row):
             if chunk.empty:
                 continue
+            rows = range(row, row + len(chunk))
             ids = self._ids(chunk, row)
-            read = self._zoned(times.read(chunk[columns.time], row))
+            read = self._times(chunk, rows)
             names = (*columns.targets, *columns.known)
-            values = np.stack([self._numbers(chunk[name], row) for name in names])
+            values = np.stack([self._layout.read_numbers(chunk[name], rows) for name in names])
             edges = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
             for start, stop in itertools.pairwise(edges):
                 part = slice(start, stop)
@@ -110,13 +144,19 @@ class Reader:
             )
         return cells.astype(str).to_numpy(object)
 
+    def _times(self, chunk: pd.DataFrame, rows: range) -> pd.DatetimeIndex:
+        times = self._layout.read_times(chunk[self._columns.time], rows)
+        if times.tz is not None:
+            import pyarrow
+
+            self.timezone = str(pyarrow.lib.tzinfo_to_string(times.tz))
+        return times
+
     def _wide(self) -> Iterator[RawSeries]:
-        columns, path = self._columns, self._table.path
-        reader = Times(path, columns.time)
-        times, row = pd.DatetimeIndex([]), 1
-        parts = []
+        columns, row = self._columns, 1
+        times, parts = pd.DatetimeIndex([]), []
         for chunk in self._table.chunks([columns.time]):
-            parts.append(self._zoned(reader.read(chunk[columns.time], row)))
+            parts.append(self._times(chunk, range(row, row + len(chunk))))
             row += len(chunk)
         if parts:
             times = parts[0].append(parts[1:])
@@ -125,42 +165,23 @@ class Reader:
         for first in range(0, len(columns.targets), together):
             names = columns.targets[first : first + together]
             for name, target in zip(names, self._read_columns(names, len(times)), strict=True):
-                yield _trimmed(RawSeries(name, 1, times, np.vstack([target[None], known])))
+                raw = RawSeries(name, 1, times, np.vstack([target[None], known]))
+                yield _trimmed(self._in_order(raw))
 
-    def _read_columns(self, names: tuple[str, ...], rows: int) -> Doubles:
-        found, row = np.empty((len(names), rows)), 1
+    def _in_order(self, series: RawSeries) -> RawSeries:
+        what = f"{self._table.path}, series {series.item!r}"
+        times, values, was_sorted = in_order(series.times, series.values, what)
+        return replace(series, times=times, values=values, was_sorted=was_sorted)
+
+    def _read_columns(self, names: tuple[str, ...], length: int) -> Doubles:
+        found, rows = np.empty((len(names), length)), range(1, 1)
         for chunk in self._table.chunks(names) if names else ():
+            rows = range(rows.stop, rows.stop + len(chunk))
             for values, name in zip(found, names, strict=True):
-                values[row - 1 : row - 1 + len(chunk)] = self._numbers(chunk[name], row)
-            row += len(chunk)
-        return found
-
-    def _numbers(self, cells: pd.Series, row: int) -> Doubles:
-        column = f"column {cells.name!r} of {self._table.path}"
-        if getattr(cells.dtype, "kind", "") in "mM":
-            raise UsageError(f"{column} holds times: name another column")
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan)
-        empty = np.isnan(numbers)
-        if empty.any():
-            # Text, or nothing at all?
-            left = cells[empty]
-            words = left.astype(str).str.strip().str.lower()
-            text = (left.notna() & ~words.isin(_GAPS)).to_numpy()
-            if text.any():
-                at = int(text.argmax())
-                raise UsageError(
-                    f"{column}, data row {row + int(np.flatnonzero(empty)[at])}: "
-                    f"{str(left.iloc[at])!r} is not a number: name another column, or leave the "
-                    "cell empty if it is a gap"
+                values[rows.start - 1 : rows.stop - 1] = self._layout.read_numbers(
+                    chunk[name], rows
                 )
-        return np.asarray(numbers, float)
-
-    def _zoned(self, times: pd.DatetimeIndex) -> pd.DatetimeIndex:
-        if times.tz is not None:
-            import pyarrow
-
-            self.timezone = str(pyarrow.lib.tzinfo_to_string(times.tz))
-        return times
+        return found
 
 
 def _joined(runs: list[RawSeries]) -> RawSeries:
@@ -177,4 +198,4 @@ def _trimmed(series: RawSeries) -> RawSeries:
     if not len(known):
         return series
     part = slice(int(known[0]), int(known[-1]) + 1)
-    return RawSeries(series.item, 1 + part.start, series.times[part], series.values[:, part])
+    return replace(series, times=series.times[part], values=series.values[:, part])

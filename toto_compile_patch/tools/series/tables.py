@@ -11,9 +11,13 @@ import fsspec
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.series.dialect import HEAD_BYTES, dialect_of
 
 _ROWS = 65_536
 """Of a chunk."""
+
+_SAMPLE_ROWS, _SAMPLE_CELLS = 20_000, 2_000_000
+"""By which the columns of a file are judged, at most."""
 
 
 class Table(Protocol):
@@ -22,10 +26,14 @@ class Table(Protocol):
     Attributes:
         path: as it was given.
         columns: their names.
+        separator: of the cells of a CSV file; empty where there is none.
+        told: what of its dialect is not what most files have, in words.
     """
 
     path: str
     columns: tuple[str, ...]
+    separator: str
+    told: list[str]
 
     def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         """Some of its columns, in the order of the rows.
@@ -37,14 +45,27 @@ class Table(Protocol):
 
 
 def open_table(path: str) -> Table:
-    """A Parquet file if it is named ``.parquet`` or ``.pq``, else a CSV file with a header.
+    """A Parquet file if it is named ``.parquet`` or ``.pq``, else a CSV file.
 
     Raises:
         UsageError: it is not there, or not such a file.
     """
-    if path.endswith((".parquet", ".pq")):
-        return _Parquet(path)
-    return _Csv(path)
+    table: Table = _Parquet(path) if path.endswith((".parquet", ".pq")) else _Csv(path)
+    if len(set(table.columns)) < len(table.columns):
+        raise UsageError(f"{path} has columns of one name: {listed(table.columns)}: rename one")
+    return table
+
+
+def sample(table: Table) -> pd.DataFrame:
+    """The first rows of all columns, by which they are judged.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    rows = max(64, min(_SAMPLE_ROWS, _SAMPLE_CELLS // len(table.columns)))
+    for chunk in table.chunks(table.columns):
+        return chunk.head(rows)
+    return pd.DataFrame(columns=list(table.columns), dtype=str)
 
 
 def identity(path: str) -> dict[str, Any]:
@@ -64,23 +85,36 @@ def identity(path: str) -> dict[str, Any]:
     return {"name": place.rpartition("/")[2], "size": found.get("size"), "state": str(mark)}
 
 
+_MOST_LISTED = 20
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, if there are not too many."""
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
+
+
 class _Parquet:
+    separator = ""
+
     def __init__(self, path: str) -> None:
         self.path = path
+        self.told: list[str] = []
         with self._opened() as file:
             self.columns = tuple(map(str, file.schema_arrow.names))
 
     def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         with self._opened() as file:
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
-                # In the order asked for; without the index that pandas may have kept.
+                # In the order asked for; an index that pandas kept is a column like the others.
                 yield batch.select(list(columns)).to_pandas(ignore_metadata=True)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        import pyarrow.parquet
-
         with _readable(self.path), fsspec.open(self.path, "rb") as stream:
+            # Whoever reads CSV files alone need not have it.
+            import pyarrow.parquet
+
             yield pyarrow.parquet.ParquetFile(stream)
 
 
@@ -90,31 +124,37 @@ class _Csv:
     def __init__(self, path: str) -> None:
         self.path = path
         self._is_checked = False
-        how = {"compression": "infer", "newline": "", "encoding": "utf-8-sig"}
-        with _readable(path), fsspec.open(path, "rt", **how) as stream:
-            self.columns = tuple(next(csv.reader(stream), ()))
-        if not self.columns:
-            raise UsageError(f"{path} is empty: give a table with a header line")
-        if len(self.columns) == 1 and (mark := _separator(self.columns[0])):
-            raise UsageError(f"{path} is separated by {mark!r}: separate the cells by commas")
+        with _readable(path), fsspec.open(path, "rb", compression="infer") as stream:
+            head = stream.read(HEAD_BYTES)
+        self._dialect = dialect_of(head, path)
+        self.columns = self._dialect.columns
+        self.separator = self._dialect.separator
+        self.told = self._dialect.told
 
     def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        # Where some columns alone are asked for, pandas takes no notice of cells too many.
-        some = list(columns) if self._is_checked else None
-        how = {"dtype": str, "keep_default_na": False, "usecols": some, "encoding": "utf-8-sig"}
+        how = {
+            "sep": self.separator,
+            "encoding": self._dialect.encoding,
+            "header": 0 if self._dialect.has_header else None,
+            "names": list(self.columns),
+            "dtype": str,
+            "keep_default_na": False,
+            "skipinitialspace": True,
+            # Where some columns alone are asked for, pandas takes no notice of cells too many.
+            "usecols": list(columns) if self._is_checked else None,
+        }
         with _readable(self.path), pd.read_csv(self.path, chunksize=_ROWS, **how) as chunks:
             for chunk in chunks:
                 if not isinstance(chunk.index, pd.RangeIndex):
-                    raise UsageError(
-                        f"{self.path} has rows with more cells than its header line: name every "
-                        "column there"
-                    )
+                    raise UsageError(f"{self.path} {_TOO_MANY_CELLS}")
                 yield chunk[list(columns)]
         self._is_checked = True
 
 
-def _separator(header: str) -> str | None:
-    return next((mark for mark in ";\t|" if mark in header), None)
+_TOO_MANY_CELLS = (
+    "has rows with more cells than its header line: name every column there, and if commas are "
+    "decimal marks, separate the cells by semicolons"
+)
 
 
 @contextmanager
@@ -128,10 +168,21 @@ def _readable(path: str) -> Iterator[None]:
         problem = f"there is no file {path}"
     except IsADirectoryError:
         problem = f"{path} is a folder"
-    except (OSError, ImportError) as error:
-        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or _said(error)}"
+    except ModuleNotFoundError as error:
+        problem = f"cannot read {path} without {error.name}"
+    except ImportError:
+        # Built for another numpy, say.
+        problem = f"cannot read {path} with the pyarrow that is installed: install another one"
+    except OSError as error:
+        problem = f"cannot read {path}: {error.strerror or _said(error)}"
+    except UnicodeDecodeError:
+        problem = f"{path} is not in one encoding: save it in UTF-8"
+    except pd.errors.ParserError as error:
+        if "Expected" in str(error):
+            raise UsageError(f"{path} {_TOO_MANY_CELLS}") from None
+        problem = f"{path} cannot be read as CSV ({_said(error)})"
     except (ValueError, csv.Error) as error:
-        kind = "Parquet" if path.endswith((".parquet", ".pq")) else "CSV (in UTF-8, with a header)"
+        kind = "Parquet" if path.endswith((".parquet", ".pq")) else "CSV"
         problem = f"{path} cannot be read as {kind} ({_said(error)})"
     else:
         return

@@ -1,9 +1,8 @@
-"""Times of rows: how cells are read as times, and the even steps that times lie on."""
+"""The even steps that times lie on, and what people call them."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from toto_compile_patch.tools.checks import UsageError
-
 Longs = npt.NDArray[np.int64]
 
-_DAY = 86_400 * 10**9
+_SECOND = 10**9
+_DAY = 86_400 * _SECOND
 
 _STRETCHES = (24, 12, 6, 3)
 """Rows in which a calendar's frequency is looked for, where some rows are missing."""
@@ -23,89 +21,36 @@ _STRETCHES = (24, 12, 6, 3)
 _TRIES = 8
 """Stretches of each length that are looked at."""
 
-
-class Times:
-    """Reads a column of times. How it is written is decided by its first rows, for all of it: a
-    day shall not be taken for a month in one row, and for a day in another.
-
-    Args:
-        path: of the file, for messages.
-        column: name of the column.
-    """
-
-    def __init__(self, path: str, column: str) -> None:
-        self._what = f"column {column!r} of {path}"
-        self._read: Callable[[pd.Series], Any] | None = None
-        self._like = ""
-
-    def read(self, cells: pd.Series, row: int) -> pd.DatetimeIndex:
-        """The times in cells, of which the first one's data row is given.
-
-        Raises:
-            UsageError: a cell is no time.
-        """
-        with warnings.catch_warnings():
-            # What pandas warns of here ends as an error that names the row.
-            warnings.simplefilter("ignore")
-            if self._read is None and len(cells):
-                self._read, self._like = _way_of(cells)
-            found = pd.DatetimeIndex(self._read(cells) if self._read else [])
-        unknown = np.asarray(found.isna())
-        if unknown.any():
-            at = int(unknown.argmax())
-            raise UsageError(
-                f"{self._what}, data row {row + at}: {str(cells.iloc[at])!r} is not a time"
-                f"{self._like}: correct it, or name the column of times with --time"
-            )
-        return found.as_unit("ns")
+_NAMES = {
+    1: "every second",
+    60: "every minute",
+    3_600: "hourly",
+    86_400: "daily",
+    7 * 86_400: "weekly",
+}
+_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+_MONTHS = ((28, 31, "monthly"), (90, 92, "quarterly"), (365, 366, "yearly"))
 
 
-def _way_of(cells: pd.Series) -> tuple[Callable[[pd.Series], Any], str]:
-    """How cells are read as times, and what a message says of it."""
-    if getattr(cells.dtype, "kind", "") == "M":
-        return (lambda given: given), ""
-    numbers = pd.to_numeric(cells, errors="coerce")
-    if numbers.notna().all():
-        return _way_of_numbers(numbers)
-    first = str(cells.iloc[0]).strip()
-    form = _format_of(first)
-    zoned = _zoned(first)
-
-    def read(given: pd.Series) -> Any:
-        found = pd.to_datetime(given, format=form, utc=True, errors="coerce")
-        return found if zoned else found.dt.tz_localize(None)
-
-    return read, f" like {first!r}" if form else ""
+def seconds_between(times: pd.DatetimeIndex) -> int:
+    """The usual distance of times, the median, in whole seconds, and at least one."""
+    if len(times) < 2:
+        return 1
+    return max(1, round(float(np.median(np.diff(times.asi8))) / _SECOND))
 
 
-def _way_of_numbers(numbers: pd.Series) -> tuple[Callable[[pd.Series], Any], str]:
-    """Dates as 20240131; else seconds since 1970, or thousandths, millionths or billionths."""
-    days = pd.to_datetime(numbers.astype(str), format="%Y%m%d", errors="coerce")
-    if days.notna().all():
-        form = {"format": "%Y%m%d", "errors": "coerce"}
-        return (lambda given: pd.to_datetime(given.astype(str), **form)), " like 20240131"
-    size = float(numbers.abs().max())
-    units = (("ns", 1e17), ("us", 1e14), ("ms", 1e11))
-    unit = next((unit for unit, least in units if size > least), "s")
-
-    def read(given: pd.Series) -> Any:
-        return pd.to_datetime(pd.to_numeric(given, errors="coerce"), unit=unit, errors="coerce")
-
-    return read, f" in {unit} since 1970"
-
-
-def _format_of(first: str) -> str | None:
-    with suppress(ValueError):
-        pd.to_datetime(first, format="ISO8601")
-        return "ISO8601"
-    guess: str | None = pd.tseries.api.guess_datetime_format(first)
-    return guess
-
-
-def _zoned(first: str) -> bool:
-    with suppress(ValueError):
-        return pd.Timestamp(first).tzinfo is not None
-    return False
+def named_step(times: pd.DatetimeIndex) -> str:
+    """What people call the usual distance of times: hourly, every 15 minutes, monthly."""
+    seconds = seconds_between(times)
+    days = seconds / 86_400
+    if seconds == 86_400 and bool((times.weekday < 5).all()) and len(times) > 5:
+        return "on business days"
+    if seconds in _NAMES:
+        return _NAMES[seconds]
+    if named := next((name for low, high, name in _MONTHS if low <= days <= high), None):
+        return named
+    size, unit = next((size, unit) for size, unit in _UNITS if seconds % size == 0)
+    return f"every {seconds // size} {unit}"
 
 
 def even(times: pd.DatetimeIndex, freq: str | None) -> pd.DatetimeIndex | None:

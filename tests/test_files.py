@@ -1,0 +1,68 @@
+"""Files as people have them are read rightly, or refused in a line that names the cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from people_files import CASES, LOAD, Case
+
+from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.scores import season_of
+from toto_compile_patch.tools.series.layout import Layout, Wanted
+from toto_compile_patch.tools.series.reader import Columns, Reader
+from toto_compile_patch.tools.series.single import Series, read_series
+from toto_compile_patch.tools.series.tables import open_table
+
+
+def read(case: Case, folder: Path) -> Series:
+    path = folder / case.name
+    case.write(path)
+    options = dict(case.options)
+    item = options.pop("item", None)
+    return read_series(path, (), Wanted(**options), item)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_is_read_rightly_or_refused(case: Case, tmp_path: Path) -> None:
+    if case.name.endswith("parquet"):
+        pytest.importorskip("pyarrow", exc_type=ImportError)
+    if case.refused:
+        with pytest.raises(UsageError) as refusal:
+            read(case, tmp_path)
+        assert case.says in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+        return
+    series = read(case, tmp_path)
+    values = LOAD if case.values is None else case.values
+    np.testing.assert_array_equal(series.values[0], values)
+    assert case.says in "; ".join(series.notes)
+    assert series.timed == (case.start is not None)
+    if case.start is not None:
+        assert pd.Timestamp(series.seconds[0], unit="s") == pd.Timestamp(case.start)
+        assert series.interval == case.step
+        assert (np.diff(series.seconds) > 0).all()
+    assert season_of(series, 512) == case.season
+
+
+READ = [case for case in CASES if not case.refused and case.start and "item" not in case.options]
+
+
+@pytest.mark.parametrize("case", READ, ids=lambda case: case.name)
+def test_a_backtest_reads_the_same(case: Case, tmp_path: Path) -> None:
+    if case.name.endswith("parquet"):
+        pytest.importorskip("pyarrow", exc_type=ImportError)
+    path = tmp_path / case.name
+    case.write(path)
+    layout = Layout(open_table(str(path)), Wanted(**case.options))
+    assert layout.time is not None
+    (target,) = layout.numbers()
+    (raw,) = Reader(layout, Columns(None, layout.time, (target,), (), wide=False)).series()
+    series = read(case, tmp_path)
+    known = ~np.isnan(series.values[0])
+    found = ~np.isnan(raw.values[0])
+    np.testing.assert_array_equal(raw.values[0][found], series.values[0][known])
+    seconds = raw.times[found].asi8 // 10**9
+    np.testing.assert_array_equal(seconds, series.seconds[known])
