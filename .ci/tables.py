@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,6 +215,20 @@ def many_table(file: Path) -> str:
     return markdown(headings, rows, f"{legend}torch {run['torch']}, {run['date']}.")
 
 
+def files_table() -> str:
+    """Files as people have them, and what is said of each."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from people_files import CASES, outcome
+
+    with TemporaryDirectory() as folder:
+        rows = [
+            [f"`{case.name}{case.asked}`", case.tests, outcome(case, Path(folder))]
+            for case in CASES
+        ]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return markdown("| file | what it tests | what is said of it |", rows, f"{len(rows)} files.")
+
+
 def times(ratio: float) -> str:
     """A ratio, to three digits."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
@@ -232,6 +247,7 @@ def tables() -> dict[str, str]:
         "ab-cpu": ab_table(RESULTS / "ab_cpu.json"),
         "many-cpu": many_table(RESULTS / "many_cpu.json"),
         "clients": clients_table(CLIENTS),
+        "files": files_table(),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
     found["bench-gpu"] = "\n\n".join(

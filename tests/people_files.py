@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.scores import season_of
+from toto_compile_patch.tools.series.layout import Wanted
+from toto_compile_patch.tools.series.single import Series, read_series
+
 ROWS = 60
 HOURS = pd.date_range("2024-01-01", periods=ROWS, freq="h")
 DAYS = pd.date_range("2024-01-01", periods=ROWS, freq="D")
@@ -46,6 +51,37 @@ class Case:
     says: str = ""
     refused: bool = False
     options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """The options as they are typed."""
+        return "".join(
+            f" --{name.replace('_', '-')} {value}" for name, value in self.options.items()
+        )
+
+
+def read(case: Case, folder: Path) -> Series:
+    """Write a file and read it, as ``ab`` does.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    path = folder / case.name
+    case.write(path)
+    options = dict(case.options)
+    item = options.pop("item", None)
+    return read_series(path, (), Wanted(**options), item)
+
+
+def outcome(case: Case, folder: Path) -> str:
+    """What is said of a file."""
+    try:
+        series = read(case, folder)
+    except UsageError as error:
+        return f"refused: {str(error).replace(f'{folder}/', '')}"
+    dialect, times = series.notes
+    notes = [*filter(None, [dialect]), f"times: {times}; season {season_of(series, 512)}"]
+    return f"read: {'; '.join(notes)}"
 
 
 def csv(
@@ -110,7 +146,9 @@ def local_offsets() -> list[str]:
 
 def long_layout(items: int, order: str) -> pd.DataFrame:
     tables = [frame(item_id=f"shop {i}").assign(load=np.array(LOAD) + i) for i in range(items)]
-    return pd.concat(tables).sort_values(["time", "item_id"] if order == "time" else ["item_id"])
+    return pd.concat(tables).sort_values(
+        ["time", "item_id"] if order == "time" else "item_id", kind="stable"
+    )
 
 
 def parquet(table: pd.DataFrame, **how: Any) -> Callable[[Path], object]:

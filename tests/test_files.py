@@ -7,22 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from people_files import CASES, LOAD, Case
+from people_files import CASES, LOAD, Case, read
 
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series.layout import Layout, Wanted
 from toto_compile_patch.tools.series.reader import Columns, Reader
-from toto_compile_patch.tools.series.single import Series, read_series
 from toto_compile_patch.tools.series.tables import open_table
-
-
-def read(case: Case, folder: Path) -> Series:
-    path = folder / case.name
-    case.write(path)
-    options = dict(case.options)
-    item = options.pop("item", None)
-    return read_series(path, (), Wanted(**options), item)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ LARGEST = float(np.finfo(np.float32).max) / 2
 _FEWEST_ROWS = 16
 """Of a file that windows can be cut from."""
 
+_PARQUETS_INDEX = re.compile(r"__index_level_\d+__")
 _SECOND = 10**9
 
 
@@ -161,7 +163,8 @@ def _timed(series: Series, layout: Layout, cells: pd.Series, dialect: str) -> Se
         layout.read_times(cells, cells.index + 1), series.values, what
     )
     writing = layout.writing
-    told = [f"column {cells.name}" + (f" ({writing.words})" if writing and writing.words else "")]
+    name = "the index" if _PARQUETS_INDEX.fullmatch(str(cells.name)) else f"column {cells.name}"
+    told = [name + (f" ({writing.words})" if writing and writing.words else "")]
     if writing and writing.is_calendar:
         told.append(named_step(times))
         grid = even(times, None)
