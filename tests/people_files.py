@@ -50,7 +50,7 @@ class Case:
     values: Any = None
     says: str = ""
     refused: bool = False
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def asked(self) -> str:
@@ -68,9 +68,9 @@ def read(case: Case, folder: Path) -> Series:
     """
     path = folder / case.name
     case.write(path)
-    options = dict(case.options)
-    item = options.pop("item", None)
-    return read_series(path, (), Wanted(**options), item)
+    options: dict[str, Any] = dict(case.options)
+    item, column = options.pop("item", None), options.pop("column", None)
+    return read_series(path, [column] if column else [], Wanted(**options), item)
 
 
 def outcome(case: Case, folder: Path) -> str:
@@ -442,5 +442,235 @@ CASES = [
         csv(stamps("%H:%M")),
         refused=True,
         says="data row 1: '00:00'",
+    ),
+    Case(
+        "weather.csv",
+        "hours as 2024013123",
+        csv(stamps("%Y%m%d%H"), header="MESS_DATUM;TT", separator=";"),
+        says="column MESS_DATUM (%Y%m%d%H), hourly",
+    ),
+    Case("minutes.csv", "202401312359", csv(stamps("%Y%m%d%H%M")), says="(%Y%m%d%H%M), hourly"),
+    Case("seconds.csv", "20240131235959", csv(stamps("%Y%m%d%H%M%S")), says="hourly"),
+    Case(
+        "figures_told.csv",
+        "2024013123.0, as a table with gaps has it, with --time-format",
+        csv([f"{stamp}.0" for stamp in stamps("%Y%m%d%H")]),
+        options={"time_format": "%Y%m%d%H"},
+        says="%Y%m%d%H",
+    ),
+    Case(
+        "short_years.csv",
+        "yy/mm/dd",
+        csv(stamps("%y/%m/%d", DAYS)),
+        step=DAILY,
+        season=7,
+        says="(%y/%m/%d), daily",
+    ),
+    Case(
+        "short_german.csv",
+        "dd.mm.yy",
+        csv(stamps("%d.%m.%y", DAYS)),
+        step=DAILY,
+        season=7,
+        says="(%d.%m.%y), daily",
+    ),
+    Case(
+        "last_century.csv",
+        "years of two figures from 1947 on",
+        csv(stamps("%m/13/%y", pd.date_range("1947-01-01", periods=ROWS, freq="MS"))),
+        refused=True,
+        says="may be of this century or of the last: write them with four figures",
+    ),
+    Case(
+        "months_by_name.csv",
+        "months by name, the newest first",
+        csv(stamps("%b %Y", MONTHS[::-1]), LOAD[::-1], "Month,Sales"),
+        start="2020-01-01",
+        step=31 * DAILY,
+        season=12,
+        says="column Month (%b %Y), monthly, sorted",
+    ),
+    Case(
+        "short_months.csv",
+        "Jan-24",
+        csv(stamps("%b-%y", MONTHS)),
+        start="2020-01-01",
+        step=31 * DAILY,
+        season=12,
+        says="(%b-%y), monthly",
+    ),
+    Case(
+        "weeks.csv",
+        "ISO weeks",
+        csv(
+            stamps("%G-W%V", pd.date_range("2024-01-01", periods=ROWS, freq="7D")), header="w,load"
+        ),
+        step=7 * DAILY,
+        season=52,
+        says="column w (weeks), weekly",
+    ),
+    Case(
+        "quarters.csv",
+        "quarters",
+        csv([f"{2010 + i // 4}Q{i % 4 + 1}" for i in range(ROWS)], header="quarter,load"),
+        start="2010-01-01",
+        step=91 * DAILY,
+        season=4,
+        says="column quarter (quarters), quarterly",
+    ),
+    Case(
+        "bigquery.csv",
+        "times that end with UTC",
+        csv(stamps("%Y-%m-%d %H:%M:%S UTC"), header="hour_start,load"),
+        says="column hour_start, hourly",
+    ),
+    Case(
+        "intervals.csv",
+        "intervals, as grid operators publish them",
+        csv([f"{one} - {one}" for one in stamps("%d.%m.%Y %H:%M")], header="MTU,load"),
+        says="column MTU (%d.%m.%Y %H:%M), hourly",
+    ),
+    Case(
+        "excels_days.csv",
+        "Excel's numbers of days",
+        csv(range(45292, 45292 + ROWS), header="Datum,load"),
+        step=DAILY,
+        season=7,
+        says="column Datum (Excel's days), daily",
+    ),
+    Case(
+        "unknown_times.csv",
+        "times in a form that is not known",
+        csv([f"{stamp} Uhr" for stamp in stamps("%d.%m.%Y %H:%M")], header="wann,load"),
+        refused=True,
+        says="column 'wann' of unknown_times.csv holds no times that are known (data row 1: "
+        "'01.01.2024 00:00 Uhr'): say how they are written with --time-format",
+    ),
+    Case(
+        "unknown_dates.csv",
+        "the column date in an unknown form beside another one of times",
+        to_csv(pd.DataFrame({"date": [f"day {i}" for i in range(ROWS)], "sent": HOURS, "y": LOAD})),
+        refused=True,
+        says="column 'date' of unknown_dates.csv holds no times that are known",
+    ),
+    Case(
+        "prices_like_years.csv",
+        "values like years beside months by name",
+        to_csv(
+            pd.DataFrame(
+                {"Monat": MONTHS.strftime("%b %Y"), "Preis": range(1950, 1950 + ROWS), "n": LOAD}
+            )
+        ),
+        refused=True,
+        says="name what to forecast with --column, once for each: Preis, n",
+    ),
+    Case(
+        "ids.csv",
+        "an id for each row",
+        to_csv(pd.DataFrame({"id": range(10**8, 10**8 + ROWS), "time": HOURS, "load": LOAD})),
+        says="column time, hourly",
+    ),
+    Case(
+        "tabs_thousands.tsv",
+        "tabs, and dots that may be thousands",
+        csv(ISO, [f"{v:,}".replace(",", ".") for v in range(900, 1500, 10)], "t\tv", "\t"),
+        refused=True,
+        says="column 'v' of tabs_thousands.tsv: '1.000' may be 1000 or 1.000",
+    ),
+    Case(
+        "clock_beside.csv",
+        "12.30 in another column says nothing of decimals",
+        csv(ISO, [f"12.30;{v:,}".replace(",", ".") for v in range(1000, 1060)], "t;Uhr;v", ";"),
+        refused=True,
+        says="'1.000' may be 1000 or 1.000",
+        options={"column": "v"},
+    ),
+    Case(
+        "percent.csv",
+        "the target with a unit, beside another column of numbers",
+        csv(ISO, [f"{value:.1f}%,8" for value in LOAD], "time,CPU,hosts"),
+        refused=True,
+        says="column 'CPU' of percent.csv holds cells that are no numbers, such as '1234.5%'",
+    ),
+    Case(
+        "pandas_series.csv",
+        "a series as pandas writes it",
+        lambda path: pd.Series(LOAD, index=HOURS).to_csv(path),
+        says="column 1, hourly",
+    ),
+    Case(
+        "numbered.csv",
+        "0 as the name of the only column",
+        to_csv(pd.DataFrame(LOAD)),
+        refused=True,
+        says="its first row, 0, may hold names or values: name the columns by words",
+    ),
+    Case(
+        "first_gap.csv",
+        "no header line, and a gap first",
+        csv(ISO, ["n.a.", *LOAD[1:]], header=None),
+        values=gappy(0),
+        says="no header line",
+    ),
+    Case(
+        "trailing.csv",
+        "decimal commas between commas that fit the header",
+        csv(ISO, [f"{int(value)},5" for value in LOAD], "time,load,"),
+        refused=True,
+        says="column 3 has no name in the header line: name it there, and if commas are decimal",
+    ),
+    Case(
+        "title.csv",
+        "a title above the header",
+        csv(ISO, header="Load of a town\n\ntime,load"),
+        refused=True,
+        says="has 1 row before its table ('Load of a town'): delete what stands there",
+    ),
+    Case(
+        "units.csv",
+        "a row of units below the header",
+        csv(["UTC", *ISO[:-1]], ["MW", *LOAD[:-1]]),
+        refused=True,
+        says="the row after its header holds no values (UTC, MW): delete it",
+    ),
+    Case(
+        "told.csv",
+        "sep=; in the first line",
+        csv(ISO, map(comma, LOAD), "sep=;\ntime;load", ";"),
+        says="cells separated by semicolons, decimal commas",
+    ),
+    Case(
+        "footer.csv",
+        "a total below the rows",
+        csv([*ISO, "Total"], [*LOAD, 99]),
+        refused=True,
+        says="data row 61: 'Total' is not a time: correct it, delete the row",
+    ),
+    Case(
+        "half_time.csv",
+        "24:00 for midnight",
+        csv([stamp.replace(" 00:00", " 24:00") for stamp in stamps("%d.%m.%Y %H:%M")]),
+        refused=True,
+        says="data row 1: '01.01.2024 24:00' is not a time written as %d.%m.%Y %H:%M",
+    ),
+    Case(
+        "minus.csv",
+        "minus signs as typesetters make them",
+        csv(ISO, [f"\u2212{value}" for value in LOAD]),
+        values=[-value for value in LOAD],
+    ),
+    Case(
+        "trading_days.csv",
+        "business days",
+        csv(stamps("%Y-%m-%d", pd.bdate_range("2024-01-01", periods=ROWS)), header="Date,Close"),
+        step=DAILY,
+        season=5,
+        says="column Date, on business days",
+    ),
+    Case(
+        "counted_rows.csv",
+        "the column load counts like an index",
+        csv(ISO, range(ROWS)),
+        values=range(ROWS),
     ),
 ]

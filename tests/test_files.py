@@ -23,7 +23,7 @@ def test_a_file_is_read_rightly_or_refused(case: Case, tmp_path: Path) -> None:
     if case.refused:
         with pytest.raises(UsageError) as refusal:
             read(case, tmp_path)
-        assert case.says in str(refusal.value)
+        assert case.says in str(refusal.value).replace(f"{tmp_path}/", "")
         assert "\n" not in str(refusal.value)
         return
     series = read(case, tmp_path)
@@ -49,7 +49,7 @@ def test_a_backtest_reads_the_same(case: Case, tmp_path: Path) -> None:
     case.write(path)
     layout = Layout(open_table(str(path)), Wanted(**case.options))
     assert layout.time is not None
-    (target,) = layout.numbers()
+    target = layout.only_number("target")
     (raw,) = Reader(layout, Columns(None, layout.time, (target,), (), wide=False)).series()
     series = read(case, tmp_path)
     known = ~np.isnan(series.values[0])

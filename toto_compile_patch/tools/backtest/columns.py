@@ -32,7 +32,7 @@ def columns_of(layout: Layout, job: Job) -> Columns:
         targets = tuple(
             name
             for name in names
-            if name not in (layout.time, *job.known) and not layout.is_count(name)
+            if name not in (layout.time, *job.known) and not layout.is_index(name)
         )
         if not targets:
             beside = listed((layout.time, *job.known))
@@ -53,10 +53,4 @@ def _target(layout: Layout, job: Job) -> str:
         return layout.named("target", job.target)
     if name := known(names, TARGETS):
         return name
-    numbers = [name for name in layout.numbers() if name not in job.known]
-    if len(numbers) == 1:
-        return numbers[0]
-    raise UsageError(
-        f"{layout.table.path} has no column named {', '.join(TARGETS[:-1])} or {TARGETS[-1]}: name "
-        f"one with --target; it has {listed(names)}"
-    )
+    return layout.only_number("target", job.known)

@@ -79,7 +79,9 @@ class Job:
     @property
     def wanted(self) -> Wanted:
         """What it says of the file."""
-        return Wanted(self.id, self.time, self.time_format, self.decimal)
+        targets = () if self.target is None else (self.target,)
+        others = (*targets, *self.known)
+        return Wanted(self.id, self.time, self.time_format, self.decimal, others)
 
     @property
     def shortest(self) -> int:

@@ -10,10 +10,12 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.series.notation import GAPS
 
 HEAD_BYTES = 2**20
@@ -33,18 +35,25 @@ _MARKS = (
 
 _OTHERS = (
     (b"PAR1", "a Parquet file: name it .parquet"),
-    (b"PK\x03\x04", "an Excel or zip file: save the table as CSV, and give that"),
-    (b"\xd0\xcf\x11\xe0", "an Excel file: save the table as CSV, and give that"),
+    (b"ARROW1", "a Feather file: save the table as Parquet or CSV"),
+    (b"PK\x03\x04", "an Excel or zip file: save the table as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an Excel file: save the table as CSV"),
+    (b"\x1f\x8b", "compressed: name it .csv.gz"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
+    (b"<", "a page of HTML or XML: save the table as CSV"),
+    (b"{", "JSON: save the table as CSV"),
+    (b"[", "JSON: save the table as CSV"),
 )
+
+_SEPARATORS = ";\t|,"
+_TOLD_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 
 _FEWEST_TIMES = 3
 """Columns that are named by times, to say that a file stands on its side."""
 
 _YEAR = re.compile(r"(18|19|20|21)\d\d")
-_DATE = re.compile(
-    r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?(\D.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(\D.*)?"
-)
-_NUMBER = re.compile(r"[-+]?(\d[\d.,'\s]*|[.,]\d+)([eE][-+]?\d+)?")
+_DATE = re.compile(r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ,].*)?")
+_NUMBER = re.compile(r"[-+\u2212]?(\d[\d.,'\s\u00a0\u202f]*|[.,]\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,14 @@ class Dialect:
     Attributes:
         encoding: as Python names it.
         separator: of the cells.
+        is_told: whether a line before the table tells its separator.
         has_header: whether its first line names the columns.
         columns: their names; without a header, their places, counted from 1.
     """
 
     encoding: str
     separator: str
+    is_told: bool
     has_header: bool
     columns: tuple[str, ...]
 
@@ -75,51 +86,54 @@ class Dialect:
         return found
 
 
-def dialect_of(head: bytes, path: str) -> Dialect:
-    """Tell the dialect of a file by its first bytes, ``HEAD_BYTES`` at most.
+def dialect_of(head: bytes, is_whole: bool, path: str) -> Dialect:
+    """Tell the dialect of a file by its first bytes.
 
     Args:
         head: those bytes.
+        is_whole: whether they are all that there are.
         path: of the file, for messages.
 
     Raises:
         UsageError: it is no CSV file, or not one that can be read rightly.
     """
     for start, what in _OTHERS:
-        if head.startswith(start):
-            raise UsageError(f"{path} is {what}")
-    encoding, text = _decoded(head, path)
-    separator = _separator(text, path)
+        if head.lstrip().startswith(start):
+            raise UsageError(f"{path} is {what}, and give that")
+    encoding, text = _decoded(head, is_whole, path)
+    told = _TOLD_SEPARATOR.fullmatch(text.partition("\n")[0].strip().strip('"'))
+    if told:
+        text = text.partition("\n")[2]
+    separator = told[1] if told and told[1] in _SEPARATORS else _separator(text, path)
     rows = list(itertools.islice(_rows(text, separator), _ROWS))
     if not rows:
         raise UsageError(f"{path} is empty: give a table with a header line")
+    _check_beginning(rows, path)
     first, others = rows[0], rows[1:]
     if _times_at_end(first) >= _FEWEST_TIMES:
         raise UsageError(
             f"{path} has columns that are named by times ({first[-1]}): turn it about, so that "
             "each row is a time and each column a series"
         )
-    has_header = _is_header(first, others)
-    names = (
-        tuple(cell or f"column {place}" for place, cell in enumerate(first, 1))
-        if has_header
-        else tuple(map(str, range(1, len(first) + 1)))
-    )
-    return Dialect(encoding, separator, has_header, names)
+    has_header = _is_header(first, others, path)
+    if has_header:
+        columns = _names(first, others, path)
+    else:
+        columns = tuple(map(str, range(1, len(first) + 1)))
+    return Dialect(encoding, separator, bool(told), has_header, columns)
 
 
-def _decoded(head: bytes, path: str) -> tuple[str, str]:
+def _decoded(head: bytes, is_whole: bool, path: str) -> tuple[str, str]:
     """The encoding, and the text up to its last whole line."""
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     for encoding in [marked] if marked else _guesses(head):
         # The last character may be cut in two.
         decoder = codecs.getincrementaldecoder(encoding)()
         try:
-            text = decoder.decode(head, final=len(head) < HEAD_BYTES)
+            text = decoder.decode(head, final=is_whole)
         except UnicodeDecodeError:
             continue
-        whole = text if len(head) < HEAD_BYTES else text[: text.rfind("\n") + 1] or text
-        return encoding, whole
+        return encoding, text if is_whole else text[: text.rfind("\n") + 1] or text
     raise UsageError(f"{path} is no text in UTF-8, UTF-16 or Latin-1: save it as CSV in UTF-8")
 
 
@@ -135,53 +149,134 @@ def _guesses(head: bytes) -> list[str]:
 
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
     found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    return ([cell.strip() for cell in row] for row in found if any(row))
+    return ([cell.strip() for cell in row] for row in found if any(map(str.strip, row)))
 
 
 def _separator(text: str, path: str) -> str:
+    """What splits most rows alike, and then makes most numbers and times."""
+    best, choice = (0.0, 0), ","
     try:
-        for mark in ";\t|,":
-            widths = [len(row) for row in itertools.islice(_rows(text, mark), _ROWS)]
-            same = sum(width == widths[0] for width in widths)
-            if widths and widths[0] > 1 and same > len(widths) / 2:
-                return mark
+        for mark in _SEPARATORS:
+            rows = list(itertools.islice(_rows(text, mark), _ROWS))
+            if not rows:
+                continue
+            width, count = Counter(map(len, rows)).most_common(1)[0]
+            clean = sum(_kind(cell) in ("number", "time") for row in rows for cell in row)
+            if width > 1 and (found := (round(count / len(rows), 1), clean)) > best:
+                best, choice = found, mark
     except csv.Error as error:
         raise UsageError(f"{path} cannot be read as CSV ({error}): correct it") from None
-    first = text.strip().partition("\n")[0].split()
-    if len(first) > 1 and _is_spaced(text, len(first)):
+    if not best[1] and _is_spaced(text):
         raise UsageError(f"{path} is separated by spaces: separate the cells by commas")
-    return ","
+    return choice
 
 
-def _is_spaced(text: str, width: int) -> bool:
+def _is_spaced(text: str) -> bool:
     lines = [line.split() for line in itertools.islice(io.StringIO(text), _ROWS) if line.strip()]
-    return all(len(line) == width for line in lines) and any(
-        _NUMBER.fullmatch(line[-1]) for line in lines
-    )
+    widths = {len(line) for line in lines[1:]}
+    numbers = sum(bool(_NUMBER.fullmatch(line[-1])) for line in lines)
+    return len(widths) == 1 and widths != {1} and 2 * numbers > len(lines)
+
+
+def _check_beginning(rows: Sequence[Sequence[str]], path: str) -> None:
+    """Whether the table begins in the first row.
+
+    Raises:
+        UsageError: lines stand before it.
+    """
+    width, _ = Counter(map(len, rows)).most_common(1)[0]
+    start = next(place for place, row in enumerate(rows) if len(row) == width)
+    begins_with_words = {_kind(cell) for cell in rows[start]} <= {"text", ""}
+    # A header that is one cell short lacks a name for the first column.
+    if start and (begins_with_words or len(rows[0]) < width - 1):
+        raise UsageError(
+            f"{path} has {counted(start, 'row')} before its table ({rows[0][0]!r}): delete what "
+            "stands there, so that the names of the columns come first"
+        )
 
 
 def _times_at_end(row: Sequence[str]) -> int:
     """How many of the last cells of a row are times, one later than the other."""
-    found = list(itertools.takewhile(lambda cell: _DATE.fullmatch(cell), reversed(row)))
-    years = list(itertools.takewhile(lambda cell: _YEAR.fullmatch(cell), reversed(row)))
+    found = list(itertools.takewhile(_DATE.fullmatch, reversed(row)))
+    years = list(itertools.takewhile(_YEAR.fullmatch, reversed(row)))
     if any(one <= other for one, other in itertools.pairwise(years)):
         years = []
     return max(len(found), len(years))
 
 
-def _is_header(first: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: it holds words where the others do not."""
+def _is_header(first: Sequence[str], others: Sequence[Sequence[str]], path: str) -> bool:
+    """Whether the first row names the columns: it holds words where the others do not.
+
+    Raises:
+        UsageError: it may as well be one of them.
+    """
+    below = [[row[place] for row in others if place < len(row)] for place in range(len(first))]
+    if any(_are_alike(cell, cells) for cell, cells in zip(first, below, strict=True)):
+        return False
     kinds = [_kind(cell) for cell in first]
-    if set(kinds) <= {"text", ""}:
+    if set(kinds) <= {"text", ""} or not first[0]:
         return True
-    named = [cell for cell in first if cell]
-    if named == [str(place) for place in range(len(named))] and len(named) > 1:
-        # As pandas names columns that have no names, unless the first one counts rows.
-        return not (others and others[0][0] == "1" and first[0] == "0")
-    for place, kind in enumerate(kinds):
-        below = [_kind(row[place]) for row in others if place < len(row)]
-        known = [kind for kind in below if kind]
+    if _count_up(first) and not all(map(_count_up, others[:3])):
+        raise UsageError(
+            f"{path}: its first row, {', '.join(first)}, may hold names or values: name the "
+            "columns by words"
+        )
+    for kind, cells in zip(kinds, below, strict=True):
+        known = [kind for kind in map(_kind, cells) if kind]
         if kind == "text" and known and known.count("text") < len(known) / 2:
+            return True
+    return False
+
+
+def _are_alike(cell: str, below: Sequence[str]) -> bool:
+    """Whether a cell with letters or marks is written as most of those below it are."""
+    if not re.search(r"\d", cell) or _kind(cell) == "number":
+        return False
+    alike = sum(_shape(other) == _shape(cell) for other in below)
+    return bool(below) and 2 * alike > len(below)
+
+
+def _shape(cell: str) -> str:
+    return re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", cell))
+
+
+def _count_up(row: Sequence[str]) -> bool:
+    """Whether a row is 0, or 0, 1, 2, or 101, 102: as programs name columns without names."""
+    if not all(cell.isdecimal() for cell in row):
+        return False
+    numbers = list(map(int, row))
+    return numbers == list(range(numbers[0], numbers[0] + len(row))) and (
+        len(row) > 1 or numbers == [0]
+    )
+
+
+def _names(first: Sequence[str], others: Sequence[Sequence[str]], path: str) -> tuple[str, ...]:
+    """The names of the columns.
+
+    Raises:
+        UsageError: one that holds something has none, and is no index that a program wrote.
+    """
+    for place, name in enumerate(first):
+        cells = [row[place] for row in others if place < len(row)]
+        if place and not name and any(cells):
+            raise UsageError(
+                f"{path}: column {place + 1} has no name in the header line: name it there, and "
+                "if commas are decimal marks, separate the cells by semicolons"
+            )
+    if len(others) > 1 and _is_of_units(others[0], others[1:]):
+        raise UsageError(
+            f"{path}: the row after its header holds no values ({', '.join(others[0])}): delete it"
+        )
+    return tuple(name or f"column {place}" for place, name in enumerate(first, 1))
+
+
+def _is_of_units(row: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
+    """Whether a row holds words alone where those below hold numbers or times."""
+    if not {_kind(cell) for cell in row} <= {"text", ""}:
+        return False
+    for place, cell in enumerate(row):
+        below = [kind for kind in (_kind(other[place]) for other in others if place < len(other))]
+        if _kind(cell) == "text" and below and 2 * below.count("text") < len(below):
             return True
     return False
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.series.notation import GAPS, Doubles, Notation, is_text, notation_of
+from toto_compile_patch.tools.series.notation import (
+    GAPS,
+    NUMBER_WITH_A_UNIT,
+    Doubles,
+    Notation,
+    is_text,
+    notation_of,
+    proves_commas,
+    words_of,
+)
 from toto_compile_patch.tools.series.tables import Table, listed, sample
-from toto_compile_patch.tools.series.times import Writing, writing_of
+from toto_compile_patch.tools.series.times import check_format, may_be_times, writing_of
+from toto_compile_patch.tools.series.writing import Writing
 
 IDS = ("item_id", "unique_id", "series_id", "id")
-TIMES = ("timestamp", "ds", "time", "datetime", "date", "ts", "epoch")
+TIMES = ("timestamp", "ds", "time", "datetime", "date")
 TARGETS = ("target", "y", "value")
 
-_UNNAMED = re.compile(r"column \d+|Unnamed: \d+|index|__index_level_\d+__", re.IGNORECASE)
+_INDEX = re.compile(r"column 1|Unnamed: 0|index|__index_level_\d+__", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,14 @@ class Wanted:
         time: column of times.
         time_format: of the times, as ``strptime`` has it.
         decimal: mark before the decimals, a dot or a comma.
+        others: columns that are asked for by name, and so are neither ids nor times.
     """
 
     id: str | None = None
     time: str | None = None
     time_format: str | None = None
     decimal: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class Layout:
@@ -48,9 +60,7 @@ class Layout:
     Attributes:
         table: the file.
         first: those rows.
-        notation: how numbers are written.
         id: column that names the series; None: there is none.
-        guessed_id: whether that follows from its name alone.
         time: column that gives the times; None: there is none.
         writing: of the times; None: there are none.
 
@@ -63,20 +73,23 @@ class Layout:
         self.first = sample(table)
         if self.first.empty:
             raise UsageError(f"{table.path} has no rows: give a longer file")
-        self.notation: Notation = notation_of(
-            self.first, table.separator, wanted.decimal, table.path
-        )
+        for option, name in (("id", wanted.id), ("time", wanted.time)):
+            if name is not None:
+                self.named(option, name)
+        if wanted.id is not None and wanted.id == wanted.time:
+            raise UsageError(f"column {wanted.id!r} cannot be both --id and --time: correct one")
+        check_format(wanted.time_format)
+        self.id = self._find_id() if wanted.id is None else wanted.id
         self.time: str | None = None
         self.writing: Writing | None = None
         if found := self._find_times():
             self.time, self.writing = found
-        self.guessed_id = wanted.id is None
-        self.id = known(table.columns, IDS) if wanted.id is None else self.named("id", wanted.id)
+        self._notations: dict[str, Notation] = {}
 
-    @property
-    def told(self) -> list[str]:
-        """What was found of its dialect, in words."""
-        return [*self.table.told, *self.notation.told]
+    def told(self, columns: Sequence[str]) -> list[str]:
+        """What was found of the file's dialect and of columns of numbers, in words."""
+        notations = (self._notations[name].told for name in columns if name in self._notations)
+        return [*self.table.told, *dict.fromkeys(filter(None, notations))]
 
     def named(self, option: str, name: str) -> str:
         """A column's name, as given.
@@ -91,19 +104,43 @@ class Layout:
             )
         return name
 
-    def numbers(self) -> list[str]:
-        """The columns that hold numbers, for the most part; without times, ids and counts."""
-        found = []
-        for name in self.table.columns:
-            cells = self.first[name]
-            if name in (self.time, self.id) or self.is_count(name):
-                continue
-            if is_text(cells):
-                cells = cells[~cells.astype(str).str.strip().str.lower().isin(GAPS)]
-            known = ~pd.isna(self.notation.numbers(cells))
-            if len(cells) == 0 or 2 * known.sum() > len(cells):
-                found.append(name)
-        return found
+    def only_number(self, option: str, besides: Sequence[str] = ()) -> str:
+        """The only column of numbers, beside times, ids, indices and some others.
+
+        Args:
+            option: by which the user names one.
+            besides: the others.
+
+        Raises:
+            UsageError: there is none, or more than one, or another one nearly is.
+        """
+        names = [name for name in self._others() if name not in besides]
+        found = [name for name in names if self._share_of_numbers(name) > 0.5]
+        if len(found) > 1:
+            each = ", once for each" if option == "column" else ""
+            raise UsageError(
+                f"{self.table.path}: name what to forecast with --{option}{each}: {listed(found)}"
+            )
+        for name in names:
+            if name not in found and (cell := self._nearly_a_number(name)) is not None:
+                raise UsageError(
+                    f"column {name!r} of {self.table.path} holds cells that are no numbers, such "
+                    f"as {cell!r}: write them as numbers alone, or name what to forecast with "
+                    f"--{option}"
+                )
+        if not found:
+            raise UsageError(
+                f"{self.table.path} has no column of numbers to forecast; it has "
+                f"{listed(self.table.columns)}: name one with --{option}"
+            )
+        return found[0]
+
+    def is_index(self, name: str) -> bool:
+        """Whether a column counts rows, as programs write it beside a table."""
+        if not _INDEX.fullmatch(name):
+            return False
+        numbers = pd.to_numeric(self.first[name], errors="coerce")
+        return len(numbers) > 1 and bool((numbers.diff().dropna() == 1).all())
 
     def read_numbers(self, cells: pd.Series, rows: Sequence[int]) -> Doubles:
         """Numbers of a column, NaN in its gaps.
@@ -118,7 +155,7 @@ class Layout:
         column = f"column {cells.name!r} of {self.table.path}"
         if getattr(cells.dtype, "kind", "") in "mM":
             raise UsageError(f"{column} holds times: name another column")
-        numbers = self.notation.numbers(cells)
+        numbers = self._notation_of(cells, column).numbers(cells)
         empty = np.isnan(numbers)
         if empty.any() and is_text(cells):
             left = cells[empty]
@@ -128,8 +165,8 @@ class Layout:
                 at = int(text.argmax())
                 raise UsageError(
                     f"{column}, data row {rows[int(np.flatnonzero(empty)[at])]}: "
-                    f"{str(left.iloc[at])!r} is not a number: name another column, or leave the "
-                    "cell empty if it is a gap"
+                    f"{str(left.iloc[at])!r} is not a number: correct it, delete the row, leave "
+                    "the cell empty if it is a gap, or name another column"
                 )
         return numbers
 
@@ -147,50 +184,107 @@ class Layout:
             return pd.DatetimeIndex([])
         return self.writing.read(cells, rows, f"column {cells.name!r} of {self.table.path}")
 
-    def is_count(self, name: str) -> bool:
-        """Whether a column is an index of rows that some program wrote."""
-        if not _UNNAMED.fullmatch(name):
-            return False
-        numbers = pd.to_numeric(self.first[name], errors="coerce")
-        return bool((numbers.diff().dropna() == 1).all()) and len(numbers) > 1
+    def _notation_of(self, cells: pd.Series, column: str) -> Notation:
+        """How a column's numbers are written: told by the first cells with marks in them."""
+        name = str(cells.name)
+        found = self._notations.get(name)
+        if found is None or not found.is_settled:
+            separator, asked = self.table.separator, self._wanted.decimal
+            others = (self.first[other] for other in self._others() if other != name)
+            has_commas = separator != "," and any(map(proves_commas, others))
+            found = notation_of(cells, separator, asked, has_commas, column)
+            self._notations[name] = found
+        return found
+
+    def _others(self) -> Iterator[str]:
+        """Columns that give neither times nor ids, and are no index."""
+        for name in self.table.columns:
+            is_id = name == self.id or name.lower() in IDS
+            if name != self.time and not is_id and not self.is_index(name):
+                yield name
+
+    def _share_of_numbers(self, name: str) -> float:
+        cells = self.first[name]
+        if getattr(cells.dtype, "kind", "") in "mMb":
+            return 0.0
+        if not is_text(cells):
+            return float(cells.notna().any())
+        words = words_of(cells)
+        if words.empty:
+            return 0.0
+        marks = r"^[-+\u2212]?[\d.,'\u2019\s\u00a0\u202f]*\d[\d.,]*(?:[eE][-+]?\d+)?$"
+        return float(words.str.contains(marks).mean())
+
+    def _nearly_a_number(self, name: str) -> str | None:
+        """A cell of a column that holds numbers, were it not for a unit or a word."""
+        cells = self.first[name]
+        if not is_text(cells):
+            return None
+        words = words_of(cells)
+        if words.empty:
+            return None
+        if self._share_of_numbers(name) >= 0.1:
+            return str(words[pd.to_numeric(words, errors="coerce").isna()].iloc[0])
+        nearly = words.str.fullmatch(NUMBER_WITH_A_UNIT)
+        return str(words[nearly].iloc[0]) if nearly.mean() > 0.5 else None
+
+    def _find_id(self) -> str | None:
+        """A column of a well-known name, if it does not name each row."""
+        name = known(self.table.columns, IDS)
+        if name is None or name in self._wanted.others or name == self._wanted.time:
+            return None
+        ids = self.first[name]
+        return None if len(ids) > 1 and ids.is_unique else name
 
     def _find_times(self) -> tuple[str, Writing] | None:
         asked = self._wanted.time
         if asked is not None:
-            return self._times_of(self.named("time", asked), needed=True)
-        names = [name for name in self.table.columns if name != self._wanted.id]
+            return self._times_of(asked, needed=True)
+        apart = (self.id, *self._wanted.others)
+        names = [
+            name for name in self.table.columns if name not in apart and name.lower() not in IDS
+        ]
         well_known = [name for name in names if name.lower() in TIMES]
-        for some in (well_known, [name for name in names if name not in well_known]):
-            tried = (self._times_of(name, needed=False) for name in some)
-            found = [times for times in tried if times is not None]
-            found = [times for times in found if times[1].is_calendar] or found
-            if len(found) > 1:
-                both = listed([name for name, _ in found])
-                raise UsageError(
-                    f"{self.table.path} has several columns of times: {both}: name one with --time"
-                )
-            if found:
-                return found[0]
-        # A column that should hold them is not passed over without a word.
-        name = known(self.table.columns, TIMES)
-        return self._times_of(name, needed=True) if name and self._is_wordy(name) else None
+        if found := self._one_of(well_known):
+            return found
+        # One that should hold times is not passed over without a word.
+        for name in well_known:
+            if self._is_wordy(name):
+                return self._times_of(name, needed=True)
+        found = self._one_of([name for name in names if name not in well_known])
+        if found is None:
+            for name in names:
+                if name in well_known or may_be_times(self.first[name]):
+                    return self._times_of(name, needed=True)
+        return found
+
+    def _one_of(self, names: Sequence[str]) -> tuple[str, Writing] | None:
+        tried = (self._times_of(name, needed=False) for name in names)
+        found = [times for times in tried if times is not None]
+        found = [times for times in found if times[1].is_calendar] or found
+        if len(found) > 1:
+            both = listed([name for name, _ in found])
+            raise UsageError(
+                f"{self.table.path} has several columns of times: {both}: name one with --time"
+            )
+        return found[0] if found else None
 
     def _is_wordy(self, name: str) -> bool:
         cells = self.first[name]
         return is_text(cells) and bool(pd.to_numeric(cells, errors="coerce").isna().all())
 
     def _times_of(self, name: str, needed: bool) -> tuple[str, Writing] | None:
-        what = f"column {name!r} of {self.table.path}"
-        form, is_named = self._wanted.time_format, needed or name.lower() in TIMES
-        writing = writing_of(self.first[name], is_named, form, what)
+        what, form = f"column {name!r} of {self.table.path}", self._wanted.time_format
+        writing = writing_of(self.first[name], name, form, what)
         if writing is not None:
             return name, writing
         if not needed:
             return None
         like = f" like {form}" if form else ""
         raise UsageError(
-            f"{what} holds no times{like} (data row 1: {str(self.first[name].iloc[0])!r}): correct "
-            "it, name another column with --time, or say how they are written with --time-format"
+            f"{what} holds no times{like} that are known (data row 1: "
+            f"{str(self.first[name].iloc[0])!r}): say how they are written with --time-format, as "
+            "in %d.%m.%Y, name another column with --time, or leave this one out of the file"
         )
 
 

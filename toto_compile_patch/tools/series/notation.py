@@ -1,4 +1,5 @@
-"""How numbers are written: which mark stands before the decimals, and which between thousands."""
+"""How the numbers of a column are written: which mark stands before the decimals, and which
+between thousands."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from toto_compile_patch.tools.checks import UsageError
 Doubles = npt.NDArray[np.float64]
 
 GAPS = frozenset(
-    ("", "na", "n/a", "#n/a", "nan", "-nan", "<na>", "null", "none", "missing", "-", ".", "?")
+    (
+        *("", "na", "n/a", "n.a.", "#n/a", "nan", "-nan", "<na>", "null", "none", "\\n"),
+        *("missing", "unavailable", "unknown", "-", "--", "---", ".", "..", "?"),
+        *("#value!", "#ref!", "#div/0!"),
+    )
 )
 """What a cell of a CSV file says, in lower case, where there is no number."""
 
@@ -24,28 +29,31 @@ _SPACES = " \u00a0\u202f'\u2019"
 
 _SIGN, _EXPONENT = r"[-+\u2212]?", r"([eE][-+]?\d+)?"
 _NUMBER = re.compile(rf"{_SIGN}[\d.,{_SPACES}]*\d[\d.,{_SPACES}]*{_EXPONENT}")
+NUMBER_WITH_A_UNIT = re.compile(r"[^\w\s]{0,2}\s?[-+]?\d[\d.,' ]*\s?[^\d\s]{0,6}")
 _ONE_MARK = re.compile(rf"{_SIGN}(\d*)([.,])(\d*){_EXPONENT}")
 _GROUPS = re.compile(rf"{_SIGN}\d{{1,3}}(?:([.,])\d{{3}})(?:\1\d{{3}})*(?:([.,])\d*)?{_EXPONENT}")
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How numbers are written in a file.
+    """How numbers are written in a column.
 
     Attributes:
         decimal: the mark before the decimals.
-        is_plain: whether all numbers are written as Python writes them.
+        is_plain: whether all of them are written as Python writes numbers.
+        is_settled: whether there was a mark to tell it by.
     """
 
     decimal: str = "."
     is_plain: bool = True
+    is_settled: bool = True
 
     @property
-    def told(self) -> list[str]:
+    def told(self) -> str:
         """What of it is not what most files have, in words."""
         if self.decimal == ",":
-            return ["decimal commas"]
-        return [] if self.is_plain else ["marks between thousands"]
+            return "decimal commas"
+        return "" if self.is_plain else "marks between thousands"
 
     def numbers(self, cells: pd.Series) -> Doubles:
         """Numbers, NaN where a cell holds none."""
@@ -62,67 +70,86 @@ class Notation:
         )
 
 
+_MOST_JUDGED = 20_000
+"""Cells by which the notation of a column is told."""
+
+
 def is_text(cells: pd.Series) -> bool:
     """Whether a column may hold text, and not numbers or times alone."""
     return not (pd.api.types.is_numeric_dtype(cells) or getattr(cells.dtype, "kind", "") in "mM")
 
 
-def notation_of(table: pd.DataFrame, separator: str, asked: str | None, path: str) -> Notation:
-    """Tell how numbers are written by those of a file.
+def words_of(cells: pd.Series) -> pd.Series:
+    """The cells of a column of text that say something, without space around them."""
+    words = cells.dropna().astype(str).str.strip()
+    return words[~words.str.lower().isin(GAPS)]
+
+
+def notation_of(
+    cells: pd.Series, separator: str, asked: str | None, has_commas: bool, what: str
+) -> Notation:
+    """Tell how the numbers of a column are written.
 
     Args:
-        table: some of its rows.
-        separator: of its cells.
+        cells: of the column.
+        separator: of the cells of its file.
         asked: the decimal mark, where the user says which it is.
-        path: of the file, for messages.
+        has_commas: whether another column proves decimal commas.
+        what: the column, for messages.
 
     Raises:
         UsageError: they are written in two ways, or may mean one number or another.
     """
-    cells = [cell for name in table for cell in _marked(table[name])]
-    grouped = any(re.search(rf"[,{_SPACES}]", cell) for cell in cells)
+    if not is_text(cells):
+        return Notation()
+    words = words_of(cells)
+    words = words[words.str.fullmatch(_NUMBER)]
+    is_grouped = bool(words.str.contains(rf"[,\u2212{_SPACES}]").any())
     if asked is not None:
-        return Notation(asked, is_plain=asked == "." and not grouped)
-    proven, doubtful = _decimals_in(cells)
+        return Notation(asked, is_plain=asked == "." and not is_grouped)
+    marked = words[words.str.contains("[.,]")].unique()[:_MOST_JUDGED]
+    proven, doubtful = _decimals_in(marked)
     if len(proven) > 1:
         raise UsageError(
-            f"{path} has numbers written in two ways, {proven[',']!r} and {proven['.']!r}: "
+            f"{what} has numbers written in two ways, {proven[',']!r} and {proven['.']!r}: "
             "write all of them alike, or say with --decimal which mark stands before the decimals"
         )
-    if proven:
-        (decimal,) = proven
-        return Notation(decimal, is_plain=decimal == "." and not grouped)
-    # Dots are decimal points where nothing speaks for another custom.
-    if "," in doubtful or ("." in doubtful and separator == ";"):
+    if proven or not doubtful:
+        decimal = next(iter(proven), ".")
+        plain = decimal == "." and not is_grouped
+        return Notation(decimal, is_plain=plain, is_settled=bool(len(marked)))
+    if has_commas and "," not in doubtful:
+        return Notation(",", is_plain=False)
+    # Three figures after a dot are decimals where nothing speaks for thousands.
+    has_whole = len(marked) < words.nunique()
+    if "," in doubtful or separator == ";" or has_whole:
         cell = doubtful.get(",") or doubtful["."]
         without = re.sub(r"[.,]", "", cell)
         raise UsageError(
-            f"{path}: {cell!r} may be {without} or {cell.replace(',', '.')}: say which mark stands "
+            f"{what}: {cell!r} may be {without} or {cell.replace(',', '.')}: say which mark stands "
             "before the decimals, --decimal . or --decimal ,"
         )
-    return Notation(is_plain=not grouped)
+    return Notation(is_plain=not is_grouped)
 
 
-def _marked(cells: pd.Series) -> Iterable[str]:
-    """Numbers with marks in them, of a column that holds numbers for the most part."""
+def proves_commas(cells: pd.Series) -> bool:
+    """Whether a column has numbers with decimal commas, beyond doubt."""
     if not is_text(cells):
-        return []
-    words = cells.dropna().astype(str).str.strip()
-    words = words[~words.str.lower().isin(GAPS)]
+        return False
+    words = words_of(cells)
     numbers = words[words.str.fullmatch(_NUMBER)]
     if 2 * len(numbers) <= len(words):
-        return []
-    found: Iterable[str] = numbers[numbers.str.contains(rf"[.,{_SPACES}]")].unique()
-    return found
+        return False
+    return "," in _decimals_in(numbers[numbers.str.contains(",", regex=False)].unique())[0]
 
 
 def _decimals_in(cells: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """By decimal mark: a cell that proves it; by mark: a cell that may be read in two ways."""
     proven: dict[str, str] = {}
     doubtful: dict[str, str] = {}
+    other = {".": ",", ",": "."}
     for cell in cells:
         word = re.sub(rf"[{_SPACES}]", "", cell)
-        other = {".": ",", ",": "."}
         if alone := _ONE_MARK.fullmatch(word):
             before, mark, after = alone[1], alone[2], alone[3]
             if len(after) == 3 and 1 <= len(before) <= 3 and before[0] != "0":

@@ -88,7 +88,7 @@ class Reader:
             roles.append(f"series named by column {columns.id}")
         if not columns.wide:
             roles.append(f"to forecast: column {columns.targets[0]}")
-        return "; ".join([*self._layout.told, *roles])
+        return "; ".join([*self._layout.told(columns.targets), *roles])
 
     def series(self) -> Iterator[RawSeries]:
         """Every series, in the order of the file.

@@ -83,12 +83,11 @@ def read_series(
     Raises:
         UsageError: the file cannot be read, or a column is missing or holds no usable series.
     """
-    layout = Layout(open_table(str(path)), wanted or Wanted())
-    names = tuple(dict.fromkeys(columns)) or _only(layout)
+    table, wanted = open_table(str(path)), wanted or Wanted()
+    layout = Layout(table, replace(wanted, others=tuple(columns)))
+    names = tuple(dict.fromkeys(columns)) or (layout.only_number("column"),)
     for name in names:
         layout.named("column", name)
-        if name == layout.time:
-            raise UsageError(f"column {name!r} of {path} holds times: choose another --column")
     frame = _rows_of(layout, names, item)
     if len(frame) < _FEWEST_ROWS:
         raise UsageError(
@@ -97,22 +96,10 @@ def read_series(
         )
     values = np.stack([_numbers(layout, frame[name]) for name in names])
     series = Series(path.name, names, values, np.arange(len(frame)), 1, False)
-    dialect = ", ".join(layout.told)
+    dialect = ", ".join(layout.told(names))
     if layout.time is None:
         return replace(series, notes=(dialect, "no column, rows are taken as they follow"))
     return _timed(series, layout, frame[layout.time], dialect)
-
-
-def _only(layout: Layout) -> tuple[str, ...]:
-    found = layout.numbers()
-    if len(found) == 1:
-        return tuple(found)
-    path = layout.table.path
-    if not found:
-        raise UsageError(
-            f"{path} has no column of numbers beside its times: {listed(layout.table.columns)}"
-        )
-    raise UsageError(f"{path}: name what to forecast with --column, once for each: {listed(found)}")
 
 
 def _rows_of(layout: Layout, names: Sequence[str], item: str | None) -> pd.DataFrame:
@@ -124,10 +111,13 @@ def _rows_of(layout: Layout, names: Sequence[str], item: str | None) -> pd.DataF
         if item is not None:
             raise UsageError(f"{path}: name the column of --item {item} with --id")
         return frame
+    if frame[id].isna().any():
+        row = int(frame[id].isna().argmax()) + 1
+        raise UsageError(f"column {id!r} of {path}, data row {row}: the id is missing: fill it in")
     ids = frame[id].astype(str)
     items = list(dict.fromkeys(ids))
     if item is None:
-        if len(items) == 1 or (layout.guessed_id and len(items) == len(frame)):
+        if len(items) == 1:
             return frame
         raise UsageError(
             f"{path} holds {counted(len(items), 'series', 'series')}, named by column {id!r}: "

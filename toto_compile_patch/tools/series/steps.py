@@ -39,8 +39,14 @@ def seconds_between(times: pd.DatetimeIndex) -> int:
     return max(1, round(float(np.median(np.diff(times.asi8))) / _SECOND))
 
 
+def _milliseconds_between(times: pd.DatetimeIndex) -> float:
+    return float(np.median(np.diff(times.asi8))) / 1e6
+
+
 def named_step(times: pd.DatetimeIndex) -> str:
     """What people call the usual distance of times: hourly, every 15 minutes, monthly."""
+    if len(times) > 1 and (short := _milliseconds_between(times)) < 999:
+        return f"every {short:g} milliseconds, which Toto takes for a second"
     seconds = seconds_between(times)
     days = seconds / 86_400
     if seconds == 86_400 and bool((times.weekday < 5).all()) and len(times) > 5:

@@ -16,6 +16,9 @@ from toto_compile_patch.tools.series.dialect import HEAD_BYTES, dialect_of
 _ROWS = 65_536
 """Of a chunk."""
 
+_FEWEST_LINES = 3
+"""By which the dialect of a CSV file is told."""
+
 _SAMPLE_ROWS, _SAMPLE_CELLS = 20_000, 2_000_000
 """By which the columns of a file are judged, at most."""
 
@@ -35,8 +38,12 @@ class Table(Protocol):
     separator: str
     told: list[str]
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    def chunks(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pd.DataFrame]:
         """Some of its columns, in the order of the rows.
+
+        Args:
+            columns: their names.
+            rows: of a chunk; None: as many as suit.
 
         Raises:
             UsageError: the file cannot be read.
@@ -51,6 +58,8 @@ def open_table(path: str) -> Table:
         UsageError: it is not there, or not such a file.
     """
     table: Table = _Parquet(path) if path.endswith((".parquet", ".pq")) else _Csv(path)
+    if not table.columns:
+        raise UsageError(f"{path} has no column of numbers, text or times: give another table")
     if len(set(table.columns)) < len(table.columns):
         raise UsageError(f"{path} has columns of one name: {listed(table.columns)}: rename one")
     return table
@@ -63,8 +72,8 @@ def sample(table: Table) -> pd.DataFrame:
         UsageError: the file cannot be read.
     """
     rows = max(64, min(_SAMPLE_ROWS, _SAMPLE_CELLS // len(table.columns)))
-    for chunk in table.chunks(table.columns):
-        return chunk.head(rows)
+    for chunk in table.chunks(table.columns, rows):
+        return chunk
     return pd.DataFrame(columns=list(table.columns), dtype=str)
 
 
@@ -101,11 +110,11 @@ class _Parquet:
         self.path = path
         self.told: list[str] = []
         with self._opened() as file:
-            self.columns = tuple(map(str, file.schema_arrow.names))
+            self.columns = tuple(field.name for field in file.schema_arrow if _is_usable(field))
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    def chunks(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pd.DataFrame]:
         with self._opened() as file:
-            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+            for batch in file.iter_batches(batch_size=rows or _ROWS, columns=list(columns)):
                 # In the order asked for; an index that pandas kept is a column like the others.
                 yield batch.select(list(columns)).to_pandas(ignore_metadata=True)
 
@@ -118,6 +127,15 @@ class _Parquet:
             yield pyarrow.parquet.ParquetFile(stream)
 
 
+def _is_usable(field: Any) -> bool:
+    """Whether a column holds numbers, text or times, and nothing within."""
+    from pyarrow import types
+
+    unusable = (types.is_nested, types.is_binary, types.is_large_binary, types.is_duration)
+    kinds = (*unusable, types.is_fixed_size_binary, types.is_null, types.is_time)
+    return not any(is_one(field.type) for is_one in kinds)
+
+
 class _Csv:
     """Cells are read as text, so that a bad one can be named instead of changing a type."""
 
@@ -125,16 +143,20 @@ class _Csv:
         self.path = path
         self._is_checked = False
         with _readable(path), fsspec.open(path, "rb", compression="infer") as stream:
-            head = stream.read(HEAD_BYTES)
-        self._dialect = dialect_of(head, path)
+            head, more = b"", b"more"
+            while more and (len(head) < HEAD_BYTES or head.count(b"\n") < _FEWEST_LINES):
+                more = stream.read(HEAD_BYTES)
+                head += more
+        self._dialect = dialect_of(head, not more, path)
         self.columns = self._dialect.columns
         self.separator = self._dialect.separator
         self.told = self._dialect.told
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    def chunks(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pd.DataFrame]:
         how = {
             "sep": self.separator,
             "encoding": self._dialect.encoding,
+            "skiprows": 1 if self._dialect.is_told else 0,
             "header": 0 if self._dialect.has_header else None,
             "names": list(self.columns),
             "dtype": str,
@@ -143,7 +165,7 @@ class _Csv:
             # Where some columns alone are asked for, pandas takes no notice of cells too many.
             "usecols": list(columns) if self._is_checked else None,
         }
-        with _readable(self.path), pd.read_csv(self.path, chunksize=_ROWS, **how) as chunks:
+        with _readable(self.path), pd.read_csv(self.path, chunksize=rows or _ROWS, **how) as chunks:
             for chunk in chunks:
                 if not isinstance(chunk.index, pd.RangeIndex):
                     raise UsageError(f"{self.path} {_TOO_MANY_CELLS}")
@@ -170,13 +192,15 @@ def _readable(path: str) -> Iterator[None]:
         problem = f"{path} is a folder"
     except ModuleNotFoundError as error:
         problem = f"cannot read {path} without {error.name}"
-    except ImportError:
+    except ImportError as error:
+        if "compression" in str(error):
+            raise UsageError(f"cannot read {path} ({_said(error)}): unpack it") from None
         # Built for another numpy, say.
         problem = f"cannot read {path} with the pyarrow that is installed: install another one"
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or _said(error)}"
     except UnicodeDecodeError:
-        problem = f"{path} is not in one encoding: save it in UTF-8"
+        raise UsageError(f"{path} is in UTF-8, but not all of it: save it in UTF-8") from None
     except pd.errors.ParserError as error:
         if "Expected" in str(error):
             raise UsageError(f"{path} {_TOO_MANY_CELLS}") from None

@@ -5,77 +5,44 @@ A day shall not be taken for a month in one row, and for a day in another.
 
 from __future__ import annotations
 
+import datetime
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.series.notation import GAPS, is_text
+from toto_compile_patch.tools.series.notation import NUMBER_WITH_A_UNIT, is_text, words_of
+from toto_compile_patch.tools.series.numeric_times import writing_of_numbers
+from toto_compile_patch.tools.series.writing import Writing
 
-_YEARS = (1700, 2261)
-"""That pandas' nanoseconds reach, in whole."""
+_CLOCKS = ("", "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I %p")
+_DATES = (
+    *("%Y/%m/%d", "%Y-%m-%d", "%Y.%m.%d", "%Y. %m. %d."),
+    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%d %b %y", "%d. %B %Y"),
+    *("%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%a %b %d %Y", "%a, %d %b %Y"),
+    *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y", "%Y-%b", "%Y %b", "%Y %B"),
+    *("%m/%Y", "%m.%Y", "%m-%Y", "%YM%m", "%Y M%m", "%Y-M%m"),
+)
+_THREE_NUMBERS = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?:[T ,].*)?")
+_ZONE = re.compile(r":\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_QUARTER = re.compile(r"(?:(\d{4})[ -]?Q([1-4])|Q([1-4])[ -/]?(\d{4}))", re.IGNORECASE)
+_WEEK = re.compile(r"(\d{4})-?W(\d\d)", re.IGNORECASE)
+_INTERVAL = re.compile(r"(\d\S*(?: \S+)?) - \d.*|(\d{4}-\d\d-\d\d)/\d{4}-\d\d-\d\d")
 
-_EPOCHS = (("s", 1e8), ("ms", 1e11), ("us", 1e14), ("ns", 1e17))
-"""Units of numbers since 1970, and the least of each: all of them begin in 1973."""
-
-_DAY_OR_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)")
-_CLOCKS = ("", "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p")
-_ZONE = re.compile(r":\d\d(?:[.,]\d+)?\s*(?:Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
-_QUARTER = re.compile(r"\d{4}[ -]?[qQ][1-4]")
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How the times of a column are written.
-
-    Attributes:
-        words: that, for people; empty where it is ISO 8601, or a column of times.
-        is_calendar: False where the column counts steps, and tells no time.
-        parse: makes times of cells, NaT where a cell is written otherwise.
-    """
-
-    words: str
-    is_calendar: bool
-    parse: Callable[[pd.Series], Any]
-
-    def read(self, cells: pd.Series, rows: Sequence[int], what: str) -> pd.DatetimeIndex:
-        """The times in cells.
-
-        Args:
-            cells: of the column.
-            rows: their data rows, counted from 1.
-            what: the column, for messages.
-
-        Raises:
-            UsageError: a cell is no time, or some have a time zone and others none.
-        """
-        with warnings.catch_warnings():
-            # What pandas warns of here ends as an error that names the row.
-            warnings.simplefilter("ignore")
-            found = pd.DatetimeIndex(self.parse(cells))
-        unknown = np.asarray(found.isna())
-        if unknown.any():
-            at = int(unknown.argmax())
-            like = f" written as {self.words}" if self.words else ""
-            raise UsageError(
-                f"{what}, data row {rows[at]}: {str(cells.iloc[at])!r} is not a time{like}: "
-                "correct it, or name the column of times with --time"
-            )
-        return found.as_unit("ns")
+_YEARS_AHEAD = 20
+"""A year of two figures that lies further ahead than this may be one of the last century."""
 
 
-def writing_of(cells: pd.Series, is_named: bool, form: str | None, what: str) -> Writing | None:
+def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writing | None:
     """Tell how the times of a column are written, by as many of its cells as are at hand.
 
     Args:
         cells: of the column.
-        is_named: whether its name says that it holds times: then a cell or two may be none, and
-            numbers need not look like times in any other way.
+        name: of the column: numbers are taken for times more readily if it says so.
         form: of the times, as ``strptime`` has it, where the user says so.
         what: the column, for messages.
 
@@ -85,152 +52,205 @@ def writing_of(cells: pd.Series, is_named: bool, form: str | None, what: str) ->
     Raises:
         UsageError: the cells may be one time or another.
     """
-    if not is_text(cells):
-        kind = getattr(cells.dtype, "kind", "")
-        if kind == "M":
-            return Writing("", True, lambda given: given)
-        return None if kind == "m" else _of_numbers(cells.dropna(), is_named)
-    words = _words(cells)
-    words = words[~words.str.lower().isin(GAPS)]
-    if words.empty:
+    kind = getattr(cells.dtype, "kind", "")
+    if kind == "M":
+        return Writing("", True, lambda given: given)
+    if kind in "mb":
         return None
     with warnings.catch_warnings():
+        # What pandas warns of here ends as an error that names the row.
         warnings.simplefilter("ignore")
+        words = words_of(cells) if is_text(cells) else cells.dropna()
+        if words.empty:
+            return None
+        if len(words) > 1 and words.nunique() == 1:
+            # The same for all rows.
+            return None
         if form is not None:
             given = _of_form(form, zoned="%z" in form)
             return given if _most(given, words) else None
         numbers = pd.to_numeric(words, errors="coerce")
         if 2 * numbers.notna().sum() > len(words):
-            return _of_numbers(numbers.dropna(), is_named)
+            return writing_of_numbers(numbers.dropna(), name)
         return next((each for each in _of_text(words, what) if _most(each, words)), None)
 
 
-def _words(cells: pd.Series) -> pd.Series:
-    return cells.dropna().astype(str).str.strip()
+def check_format(form: str | None) -> None:
+    """Whether a form of times is one.
+
+    Raises:
+        UsageError: it is none, or names no year.
+    """
+    if form is None:
+        return
+    cure = "write it as strptime has it, such as %d.%m.%Y or %Y-%m-%d %H:%M"
+    if not re.search("%[YyGcx]", form):
+        raise UsageError(f"--time-format {form!r} names no year: {cure}")
+    try:
+        pd.to_datetime(pd.Series(["x"]), format=form, errors="coerce")
+    except (ValueError, re.error):
+        raise UsageError(f"--time-format {form!r} is no form of times: {cure}") from None
+
+
+def may_be_times(cells: pd.Series) -> bool:
+    """Whether a column of text looks as if it held times, however they are written: most of its
+    cells differ, and all of them hold figures."""
+    if not is_text(cells):
+        return False
+    words = words_of(cells)
+    return (
+        len(words) > 1
+        and bool(words.str.contains(r"\d").all())
+        and words.nunique() > 0.9 * len(words)
+        and 2 * words.str.fullmatch(NUMBER_WITH_A_UNIT).sum() < len(words)
+    )
 
 
 def _most(writing: Writing, words: pd.Series) -> bool:
-    return 2 * int(pd.DatetimeIndex(writing.parse(words)).notna().sum()) > len(words)
+    return 2 * int(pd.isna(writing.parse(words)).sum()) < len(words)
+
+
+def _plain(given: pd.Series) -> pd.Series:
+    """Cells without what does not belong to a time: of intervals the beginning, one space in
+    place of several, and zones that need no name as an offset."""
+    words = given.astype(str).str.strip()
+    words = words.str.replace(_INTERVAL, lambda found: found[1] or found[2], regex=True)
+    words = words.str.replace(r"\s+", " ", regex=True)
+    # As spreadsheets and pandas write whole numbers beside gaps.
+    words = words.str.replace(r"^(\d{4}(?:\d\d)+)\.0$", r"\1", regex=True)
+    return words.str.replace(r"(:\d\d(?:\.\d+)?) ?(?:UTC|GMT)$", r"\1Z", regex=True)
 
 
 def _of_text(words: pd.Series, what: str) -> Iterator[Writing]:
     """The ways in which text may be written, likely ones first."""
+    words = _plain(words)
     zoned = words.str.contains(_ZONE)
     if zoned.any() and not zoned.all():
         one, other = words[zoned].iloc[0], words[~zoned].iloc[0]
-        if _most(_of_form("ISO8601", zoned=True), words):
+        read = pd.to_datetime(words, format="ISO8601", utc=True, errors="coerce")
+        if read.notna().mean() > 0.5:
             raise UsageError(
                 f"{what} has times with a time zone and times without, {one!r} and {other!r}: "
                 "write all of them alike"
             )
     yield _of_form("ISO8601", zoned=bool(zoned.all()))
-    parts = words.str.extract(_DAY_OR_MONTH)
-    parts = parts[parts[0].notna()]
+    parts = words.str.extract(f"^{_THREE_NUMBERS.pattern}$").dropna()
     if 2 * len(parts) > len(words):
-        yield _of_days_and_months(parts, words, what)
-    guess = pd.tseries.api.guess_datetime_format(words.iloc[0])
-    if guess is not None and re.search("%[bB]", guess):
-        yield _of_form(guess, zoned="%z" in guess)
+        yield _of_three_numbers(parts, words, bool(zoned.all()), what)
+        return
+    for date in _DATES:
+        if forms := _forms(date, words, bool(zoned.all())):
+            yield _of_forms(forms, bool(zoned.all()))
     if words.str.fullmatch(_QUARTER).mean() > 0.5:
         yield Writing("quarters", True, _quarters)
+    if words.str.fullmatch(_WEEK).mean() > 0.5:
+        yield Writing("weeks", True, _weeks)
 
 
 def _of_form(form: str, zoned: bool) -> Writing:
-    def parse(given: pd.Series) -> Any:
-        words = given.astype(str).str.strip()
-        if not zoned:
-            # pandas would take no notice of a zone that some of them have.
-            words = words.mask(words.str.contains(_ZONE))
-        found = pd.to_datetime(words, format=form, utc=True, errors="coerce")
-        return found if zoned else found.dt.tz_localize(None)
-
-    return Writing("" if form == "ISO8601" else form, True, parse)
+    words = "" if form == "ISO8601" else form
+    return Writing(words, True, lambda given: _parsed(_plain(given), form, zoned))
 
 
-def _of_days_and_months(parts: pd.DataFrame, words: pd.Series, what: str) -> Writing:
-    """Which of two numbers is the day: for all cells, by those in which one exceeds 12."""
-    first, second = (pd.to_numeric(parts[place]) for place in (0, 2))
-    mark, year = parts[1].iloc[0], "%Y" if parts[3].iloc[0][2:] else "%y"
-    day_first, month_first = bool((first > 12).any()), bool((second > 12).any())
-    example = words[parts.index[0]]
-    if day_first and month_first:
-        one, other = words[first[first > 12].index[0]], words[second[second > 12].index[0]]
-        raise UsageError(
-            f"{what} has days before months and months before days, {one!r} and {other!r}: "
-            "write all of them alike, best as 2024-12-31"
-        )
-    # Nobody writes dots after months.
-    if not day_first and not month_first and mark != ".":
-        forms = [f"%d{mark}%m{mark}{year}", f"%m{mark}%d{mark}{year}"]
-        raise UsageError(
-            f"{what}: no day is above 12, so {example!r} may be day or month first: say which, "
-            f"with --time-format {forms[0]!r} or {forms[1]!r}, followed by what stands after it"
-        )
-    date = f"%m{mark}%d" if month_first else f"%d{mark}%m"
-    zone = "%z" if words.str.contains(_ZONE).all() else ""
-    clocks = [f"{date}{mark}{year}{f' {clock}{zone}' if clock else ''}" for clock in _CLOCKS]
+def _parsed(words: pd.Series, form: str, zoned: bool) -> pd.Series:
+    # pandas would take no notice of a zone, or of its lack, where it is told to read both.
+    has_zone = words.str.contains(_ZONE)
+    if form == "ISO8601" or "%z" in form:
+        words = words.where(has_zone == zoned)
+    found = pd.to_datetime(words, format=form, utc=True, errors="coerce")
+    return found if zoned else found.dt.tz_localize(None)
+
+
+def _forms(date: str, words: pd.Series, zoned: bool) -> list[str]:
+    """The forms of a date, followed by a time of day or not, in which there is a cell."""
+    zone = "%z" if zoned else ""
+    forms = [f"{date} {clock}{zone}" if clock else date for clock in _CLOCKS]
+    return [form for form in forms if _in_one_of(words, [form], zoned).notna().any()]
+
+
+def _of_forms(forms: Sequence[str], zoned: bool) -> Writing:
     # Midnight is often left out, and the rest of the form is there in other rows.
-    forms = [form for form in clocks if _in_one_of(words, [form], zone).notna().any()]
-    return Writing(forms[-1] if forms else date, True, lambda given: _in_one_of(given, forms, zone))
+    return Writing(forms[-1], True, lambda given: _in_one_of(_plain(given), forms, zoned))
 
 
-def _in_one_of(given: pd.Series, forms: Sequence[str], zone: str) -> pd.Series:
-    cells = given.astype(str).str.strip().str.replace(r"(?<=\d)(T|,? +)(?=\d)", " ", regex=True)
-    found = pd.Series(pd.NaT, cells.index, dtype=f"datetime64[ns{', UTC' if zone else ''}]")
+def _in_one_of(words: pd.Series, forms: Sequence[str], zoned: bool) -> pd.Series:
+    words = words.str.replace(r"(?<=\d)(T|, ?)(?=\d)", " ", regex=True)
+    found = pd.Series(pd.NaT, words.index, dtype=f"datetime64[ns{', UTC' if zoned else ''}]")
     for form in forms:
-        found = found.fillna(pd.to_datetime(cells, format=form, errors="coerce", utc=bool(zone)))
+        found = found.fillna(pd.to_datetime(words, format=form, errors="coerce", utc=zoned))
     return found
 
 
-def _quarters(given: pd.Series) -> Any:
-    words = given.astype(str).str.strip()
-    good = words.str.fullmatch(_QUARTER)
-    plain = words.str.replace(r"[ -]?[qQ]", "Q", regex=True).where(good)
-    return pd.PeriodIndex(plain, freq="Q").to_timestamp()
+def _of_three_numbers(parts: pd.DataFrame, words: pd.Series, zoned: bool, what: str) -> Writing:
+    """Which of three numbers is the day: for all cells, by those in which it can be no other."""
+    mark, is_short = parts[1].iloc[0], len(parts[3].iloc[0]) == 2
+    year = "%y" if is_short else "%Y"
+    orders = [("%d", "%m", year), ("%m", "%d", year), *([("%y", "%m", "%d")] if is_short else [])]
+    found = {}
+    for order in orders:
+        if forms := _forms(mark.join(order), words, zoned):
+            found[order] = forms, _in_one_of(words[parts.index], forms, zoned)
+    complete = {order: one for order, one in found.items() if one[1].notna().all()}
+    if not complete:
+        _check_one_order(parts, words, what)
+        # Cells that are no times are named when they are read.
+        most = max((one[1].notna().sum() for one in found.values()), default=0)
+        complete = {order: one for order, one in found.items() if one[1].notna().sum() == most}
+    found = complete
+    if len(found) > 1:
+        found = _in_order(found) or found
+    if len(found) > 1 and mark == "." and orders[0] in found:
+        # Nobody writes dots after months, and few after years of two figures.
+        found = {orders[0]: found[orders[0]]}
+    if len(found) > 1:
+        either = " or ".join(repr(each[-1]) for each, _ in found.values())
+        raise UsageError(
+            f"{what}: {words.iloc[0]!r} and all others may be read in more than one way: say which "
+            f"with --time-format {either}"
+        )
+    nothing = [mark.join(orders[0])], pd.Series(dtype="M8[ns]")
+    forms, times = next(iter(found.values()), nothing)
+    if is_short:
+        _check_century(times, words, what)
+    return _of_forms(forms, zoned)
 
 
-def _of_numbers(numbers: pd.Series, is_named: bool) -> Writing | None:
-    """Dates as 20240131, months as 202401, years; seconds since 1970, or their thousandths,
-    millionths or billionths; or a count of steps."""
-    values = numbers.to_numpy(float)
-    if not len(values) or not np.isfinite(values).all():
-        return None
-    is_whole, counts = bool((values == np.floor(values)).all()), _counts(values)
-    low, high = float(values.min()), float(values.max())
-    for form, unit in (("%Y%m%d", 10_000), ("%Y%m", 100), ("%Y", 1)):
-        if is_whole and _YEARS[0] * unit <= low and high < (_YEARS[1] + 1) * unit:
-            writing = _of_digits(form)
-            if (unit > 1 or counts) and not pd.isna(writing.parse(numbers)).any():
-                return writing
-    if low >= _EPOCHS[0][1] and (counts or is_named):
-        return _since_1970(next(unit for unit, least in reversed(_EPOCHS) if high >= least))
-    if is_named and is_whole and counts:
-        return Writing("a count of steps", False, _since_1970("s").parse)
-    return None
+def _check_one_order(parts: pd.DataFrame, words: pd.Series, what: str) -> None:
+    first, second = (pd.to_numeric(parts[place]) for place in (0, 2))
+    if (first > 12).any() and (second > 12).any():
+        one, other = (words[part[part > 12].index[0]] for part in (first, second))
+        raise UsageError(
+            f"{what} has days before months and months before days, {one!r} and {other!r}: write "
+            "all of them alike, best as 2024-12-31"
+        )
 
 
-def _counts(values: Any) -> bool:
-    """Whether numbers grow by the same step for the most part, as they stand or when sorted."""
-    for ordered in (values, np.sort(values)):
-        steps, numbers = np.unique(np.diff(ordered), return_counts=True)
-        # Sorted values lie densely if they are many of a few: then some are alike.
-        if len(steps) and steps[numbers.argmax()] > 0 and 2 * numbers.max() >= len(values) - 1:
-            return True
-    return False
+def _in_order(found: dict[Any, Any]) -> dict[Any, Any]:
+    """Those ways of reading in which times only rise, or only fall."""
+    kept = {}
+    for order, one in found.items():
+        steps = np.diff(one[1].dropna().astype("int64"))
+        if (steps >= 0).all() or (steps <= 0).all():
+            kept[order] = one
+    return kept
 
 
-def _of_digits(form: str) -> Writing:
-    def parse(given: pd.Series) -> Any:
-        digits = pd.to_numeric(given, errors="coerce").map("{:.0f}".format)
-        return pd.to_datetime(digits, format=form, errors="coerce")
+def _check_century(times: pd.Series, words: pd.Series, what: str) -> None:
+    ahead = times.dt.year > datetime.date.today().year + _YEARS_AHEAD
+    if ahead.any():
+        raise UsageError(
+            f"{what}: the years of {words[ahead[ahead].index[0]]!r} and others may be of this "
+            "century or of the last: write them with four figures"
+        )
 
-    return Writing(form, True, parse)
+
+def _quarters(given: pd.Series) -> pd.Series:
+    parts = given.astype(str).str.strip().str.extract(f"^{_QUARTER.pattern}$", re.IGNORECASE)
+    years, quarters = parts[0].fillna(parts[3]), parts[1].fillna(parts[2])
+    months = pd.to_numeric(quarters, errors="coerce") * 3 - 2
+    return pd.to_datetime(years + months.map("-{:.0f}".format), format="%Y-%m", errors="coerce")
 
 
-def _since_1970(unit: str) -> Writing:
-    def parse(given: pd.Series) -> Any:
-        numbers = pd.to_numeric(given, errors="coerce")
-        return pd.to_datetime(numbers, unit=unit, errors="coerce")
-
-    names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-    return Writing(f"{names[unit]} since 1970", True, parse)
+def _weeks(given: pd.Series) -> pd.Series:
+    parts = given.astype(str).str.strip().str.extract(f"^{_WEEK.pattern}$", re.IGNORECASE)
+    return pd.to_datetime(parts[0] + parts[1] + "1", format="%G%V%u", errors="coerce")

@@ -1,0 +1,135 @@
+"""Numbers that are times: dates written without marks, seconds since 1970, Excel's days, counts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from toto_compile_patch.tools.series.writing import Writing
+
+Doubles = npt.NDArray[np.float64]
+
+_NAMES = frozenset(
+    (
+        *("time", "timestamp", "datetime", "date", "ds", "ts", "t", "dt", "epoch", "stamp", "when"),
+        *("day", "hour", "week", "month", "year", "yr", "fy", "period", "fecha", "hora", "data"),
+        *("heure", "jour", "mois", "tag", "jahr", "monat", "woche", "stunde"),
+    )
+)
+"""What columns of times are called, in some languages, as one of the words of their names."""
+
+_ENDINGS = ("datum", "zeit", "stempel", "timestamp", "datetime")
+_COUNTS = ("ds", "time", "timestamp", "t", "step")
+_WORD = re.compile(r"[A-Z]?[a-zéèû]+|[A-Z]+(?![a-z])")
+
+_FIGURES = {"%Y%m%d%H%M%S": 14, "%Y%m%d%H%M": 12, "%Y%m%d%H": 10, "%Y%m%d": 8, "%Y%m": 6, "%Y": 4}
+_FIRST_YEAR, _LAST_YEAR = 1700, 2150
+
+# Seconds since 1970: the least and the greatest that are taken for such.
+_UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
+_SHORT = {"seconds": "s", "milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
+_EARLIEST = {"seconds": 1e8, "milliseconds": 1e8, "microseconds": 8e8, "nanoseconds": 8e8}
+_LATEST = 4.2e9
+_MODERN = 6.3e8
+"""Seconds since 1970 in 1990: before, numbers of a column of another name are no times."""
+
+_EXCELS_DAYS = (20_000, 80_000)
+_FARTHEST_START = 10
+"""Where a count of steps begins, at most."""
+
+
+def names_times(name: str) -> bool:
+    """Whether a column's name says that it holds times."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return any(word in _NAMES or word.endswith(_ENDINGS) for word in words)
+
+
+def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
+    """Tell which times numbers are.
+
+    In a column whose name does not say so they must be written like nothing else, or lie as evenly
+    as only times do.
+
+    Args:
+        numbers: of the column.
+        name: of the column.
+
+    Returns:
+        None where they are none.
+    """
+    values = numbers.to_numpy(float)
+    if not np.isfinite(values).all() or not len(values):
+        return None
+    is_named, is_whole = names_times(name), bool((values == np.floor(values)).all())
+    step = _even_step(values)
+    if is_whole and (written := _in_figures(numbers, values, is_named, step is not None)):
+        return written
+    if since := _since_1970(values, is_named, step):
+        return since
+    low, high = float(values.min()), float(values.max())
+    if is_named and step is not None and _EXCELS_DAYS[0] < low and high < _EXCELS_DAYS[1]:
+        return Writing("Excel's days", True, _excels_days)
+    is_count = is_named and is_whole and step == 1 and low <= _FARTHEST_START
+    if is_count and (numbers.is_unique or name.lower() in _COUNTS):
+        return Writing("a count of steps", False, _parser("s"))
+    return None
+
+
+def _even_step(values: Doubles) -> float | None:
+    """The step by which numbers rise or fall for the most part, as they stand, or when sorted if
+    none is there twice; None: there is no such step."""
+    candidates = [values] if len(np.unique(values)) < len(values) else [values, np.sort(values)]
+    for ordered in candidates:
+        steps, counts = np.unique(np.round(np.diff(ordered), 6), return_counts=True)
+        if len(steps) and 2 * counts.max() >= len(values) - 1 and steps[counts.argmax()] != 0:
+            return abs(float(steps[counts.argmax()]))
+    return None
+
+
+def _in_figures(
+    numbers: pd.Series, values: Doubles, is_named: bool, is_even: bool
+) -> Writing | None:
+    for form, figures in _FIGURES.items():
+        scale = 10.0 ** (figures - 4)
+        inside = _FIRST_YEAR * scale <= values.min() and values.max() < _LAST_YEAR * scale
+        if inside and (figures > 6 or (is_even and (is_named or figures > 4))):
+            writing = Writing(form, True, _figures_parser(form))
+            if not pd.isna(writing.parse(numbers)).any():
+                return writing
+    return None
+
+
+def _since_1970(values: Doubles, is_named: bool, step: float | None) -> Writing | None:
+    for unit, scale in _UNITS.items():
+        seconds = values / scale
+        if _EARLIEST[unit] <= seconds.min() and seconds.max() <= _LATEST:
+            even = step is not None and step / scale >= 60 and seconds.min() >= _MODERN
+            if is_named or even:
+                return Writing(f"{unit} since 1970", True, _parser(_SHORT[unit]))
+    return None
+
+
+def _figures_parser(form: str) -> Any:
+    def parse(given: pd.Series) -> pd.Series:
+        figures = pd.to_numeric(given, errors="coerce").map("{:.0f}".format)
+        return pd.to_datetime(figures, format=form, errors="coerce")
+
+    return parse
+
+
+def _parser(unit: str) -> Any:
+    def parse(given: pd.Series) -> pd.Series:
+        numbers = pd.to_numeric(given, errors="coerce")
+        return pd.to_datetime(numbers, unit=unit, errors="coerce")
+
+    return parse
+
+
+def _excels_days(given: pd.Series) -> pd.Series:
+    days = pd.to_numeric(given, errors="coerce")
+    # Of a day in parts, the rest is rounding.
+    return pd.to_datetime(days, unit="D", origin="1899-12-30", errors="coerce").dt.round("s")
