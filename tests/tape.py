@@ -56,7 +56,7 @@ class Call:
                 # What reads it before it is written shows.
                 result.fill_(float("nan") if result.is_floating_point() else 77)
             return
-        made = _tensors(self.operator(*self.args, **self.kwargs))
+        made = tensors_in(self.operator(*self.args, **self.kwargs))
         if self.results:
             for result, computed in zip(self.results, made, strict=True):
                 result.copy_(computed)
@@ -80,9 +80,9 @@ class Tape(TorchDispatchMode):
         if operator.overloadpacket in ASKS or _indexes_by_a_mask(operator, args):
             raise NotOnAGpuError(f"{operator}: a question while a graph is captured")
         result = operator(*args, **kwargs)
-        given = {_memory(part) for part in _tensors((args, kwargs))}
-        made = _tensors(result)
-        own = tuple(part for part in made if _memory(part) not in given)
+        given = {memory(part) for part in tensors_in((args, kwargs))}
+        made = tensors_in(result)
+        own = tuple(part for part in made if memory(part) not in given)
         if operator._schema.is_mutable or own:
             self.calls.append(Call(operator, args, kwargs, own))
         return result
@@ -94,13 +94,13 @@ class Tape(TorchDispatchMode):
                 call.again()
 
     def read_from_outside(self) -> set[int]:
-        """Addresses of memory that is read, and that no operator here has given."""
+        """Memory that is read, and that no operator here has given (see ``memory_of``)."""
         own: set[int] = set()
         outside: set[int] = set()
         for call in self.calls:
-            read = _tensors((call.args, call.kwargs))
-            outside |= {_memory(part) for part in read if not _is_hosts_number(part)} - own
-            own |= {_memory(part) for part in call.results}
+            read = tensors_in((call.args, call.kwargs))
+            outside |= {memory(part) for part in read if not _is_hosts_number(part)} - own
+            own |= {memory(part) for part in call.results}
         return outside
 
 
@@ -151,16 +151,19 @@ class TapeRecorder:
 
 
 def memory_of(*parts: Any) -> set[int]:
-    """Addresses of the memory of all tensors within named tuples, lists and dictionaries."""
-    return {_memory(part) for part in _tensors(parts)}
+    """What tells apart the memory of tensors within named tuples, lists and dictionaries."""
+    return {memory(part) for part in tensors_in(parts)}
 
 
-def _tensors(parts: Any) -> list[torch.Tensor]:
+def tensors_in(parts: Any) -> list[torch.Tensor]:
+    """All tensors within tuples, lists and dictionaries."""
     return [part for part in tree_iter(parts) if isinstance(part, torch.Tensor)]
 
 
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def memory(tensor: torch.Tensor) -> int:
+    """What tells a tensor's memory from that of others that are alive."""
+    # The address of what keeps the memory: without elements, or on the meta device, there is none.
+    return tensor.untyped_storage()._cdata
 
 
 def _is_hosts_number(tensor: torch.Tensor) -> bool:
@@ -173,4 +176,4 @@ def _indexes_by_a_mask(operator: Any, args: Any) -> bool:
     packet = operator.overloadpacket
     if packet not in (aten.index, aten.index_put, aten.index_put_):
         return False
-    return any(part.dtype in (torch.bool, torch.uint8) for part in _tensors(args[1]))
+    return any(part.dtype in (torch.bool, torch.uint8) for part in tensors_in(args[1]))

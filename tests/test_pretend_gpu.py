@@ -19,6 +19,8 @@ from tape import TapeRecorder, memory_of
 from toto_cases import PATCH, series, small_model
 
 import toto_compile_patch
+from toto_compile_patch import upstream
+from toto_compile_patch.carriers import TOTO
 from toto_compile_patch.decode import forecast as forecasts
 from toto_compile_patch.decode import graphs
 from toto_compile_patch.decode.forecast import ForecastOptions
@@ -85,6 +87,8 @@ def with_other_contents(request: Request) -> Request:
 
 @pytest.fixture
 def gpu() -> Iterator[PretendGpu]:
+    # What apply() would do: decoding knows no class of Toto's before.
+    upstream.load(TOTO)
     with PretendGpu() as gpu:
         yield gpu
 
@@ -224,6 +228,8 @@ class TestTheNet:
             lambda x: x * float(x[0]),
             lambda x: x[: int(x[0])],
             lambda x: x[x > 0],
+            lambda x: x[x.argmax()],
+            lambda x: x[: x.argmax()],
             lambda x: torch.masked_select(x, x > 0),
             lambda x: x[torch.nonzero(x)[0]],
             lambda x: x * torch.tensor(x.tolist(), device=x.device),
