@@ -107,6 +107,26 @@ def gpu_table(file: Path) -> str:
     return markdown(headings, rows, legend)
 
 
+def work_table(file: Path) -> str:
+    """What a GPU has to do, upstream and patched, as counted."""
+    run = json.loads(file.read_text())
+    columns = ("operators", "float64", "tflop", "gb", "questions", "floor_ms")
+    rows = []
+    for name, row in sorted(run["workloads"].items()):
+        both = ((row["upstream"][column], row["patched"][column]) for column in columns)
+        cells = [
+            " / ".join(f"{count:.0f}" if count >= 100 else f"{count:.2g}" for count in pair)
+            for pair in both
+        ]
+        rows.append([f"{name}, {row['what'].replace(' samples', '')}", *cells])
+    headings = (
+        "| upstream / patched | operators | in float64 | TFLOP | GB read and written | questions | "
+        "floor, ms |"
+    )
+    legend = f"Computed, not measured; {run['card']}, torch {run['torch']}, {run['date']}."
+    return markdown(headings, rows, legend)
+
+
 def milliseconds(side: dict[str, Any], ratio: float = 1.0) -> str:
     """Milliseconds, times a ratio, to three digits."""
     found = 1000 * side["seconds"] * ratio
@@ -250,6 +270,7 @@ def tables() -> dict[str, str]:
         "files": files_table(),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
+    found["work-gpu"] = work_table(RESULTS / "work_h100.json")
     found["bench-gpu"] = "\n\n".join(
         gpu_table(file) for file in sorted(RESULTS.glob("bench_*.json")) if is_of_a_gpu(file)
     )
