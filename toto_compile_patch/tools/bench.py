@@ -154,9 +154,12 @@ def run(options: argparse.Namespace) -> int:
     device, dtype = torch.device(choose_device(options.device)), getattr(torch, options.dtype)
     toto_compile_patch.revert()
     sides = sides_of(options)
-    sides[PATCHED].put_in_force()
+    try:
+        sides[PATCHED].put_in_force()
+    except toto_compile_patch.TotoCompilePatchError as error:
+        raise UsageError(" ".join(str(error).split())) from None
     if not toto_compile_patch.is_applied("fast_decode"):
-        raise UsageError("TOTO_COMPILE_PATCH=0: nothing to compare upstream with")
+        raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
     rates = machine.measure_rates(device, dtype)
     workloads: dict[str, Any] = {}
     figures = {
