@@ -27,6 +27,7 @@ from toto_compile_patch.tools.backtest.survey import Plan, shards_in, survey
 from toto_compile_patch.tools.backtest.tables import identity, open_table
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.screen import ProgressLine
+from toto_compile_patch.tools.wording import counted
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,8 +98,8 @@ def _forecast(work: Work, engine: Engine, manifest: dict[str, Any]) -> Speed:
     except KeyboardInterrupt:
         there = len(work.folder.done())
         print(
-            f"backtest: {there} of {work.plan.shards} parts are in {work.folder.path}: the same "
-            "command with --resume goes on",
+            f"backtest: {work.folder.path} holds {there} of {counted(work.plan.shards, 'part')}: "
+            "the same command with --resume goes on",
             file=sys.stderr,
         )
         raise

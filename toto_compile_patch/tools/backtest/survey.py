@@ -11,6 +11,7 @@ from toto_compile_patch.tools.backtest.regular import TOO_SHORT, Problem, Regula
 from toto_compile_patch.tools.backtest.shards import Shard, shards_of
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.screen import ProgressLine
+from toto_compile_patch.tools.wording import counted
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ class _Counts:
         if first is None:
             return "holds no rows: give a longer file"
         if first.kind == TOO_SHORT:
+            rows = counted(self._longest, "row")
             return (
-                f"is too short for --horizon {job.horizon}: its longest series has "
-                f"{self._longest} rows, and with --min-context {job.min_context} a window needs "
-                f"{job.shortest}: ask for less"
+                f"is too short for --horizon {job.horizon}: its longest series has {rows}, and "
+                f"with --min-context {job.min_context} a window needs {job.shortest}: ask for less"
             )
         return f"holds no series that can be forecast; {first.item!r}: {first.message}"

@@ -12,6 +12,7 @@ from typing import Any
 from toto_compile_patch.tools.doctor.environment import Environment
 from toto_compile_patch.tools.doctor.examination import Examination, Group
 from toto_compile_patch.tools.doctor.findings import Finding, problems
+from toto_compile_patch.tools.wording import counted
 
 _MOST_ROWS = 12
 _MOST_NAMES = 3
@@ -110,7 +111,7 @@ def show(found: Environment | Examination) -> None:
 def _show_environment(screen: Screen, found: Environment) -> None:
     untested = [(symbol.name, symbol.problem) for symbol in found.symbols if symbol.problem]
     tested, symbols = len(found.symbols) - len(untested), len(found.symbols)
-    code = f"{tested} of {symbols} symbols are code that was tested"
+    code = f"code that was tested: {tested} of {counted(symbols, 'symbol')}"
     code = code if symbols else "could not be read"
     screen.heading("installed")
     screen.table(("", "version"), [*found.versions.items(), ("toto's code", code)])
@@ -156,8 +157,8 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     if not any(counts.values()):
         screen.line("torch.compile: no graph was compiled in this process.\n")
         return
-    told = "{graphs} graphs, {graph_breaks} breaks, {recompilations} recompilations, {limit_hits} "
-    screen.line(f"torch {found.torch}: {told.format_map(counts)}recompile limits hit")
+    told = "{graphs}, {graph_breaks}, {recompilations}, {limit_hits} hit"
+    screen.line(f"torch {found.torch}: {told.format_map(found.counts_in_words)}")
     if found.seconds:
         told = "Compiling took {compiling:.1f} s, all forecasts together {forecasting:.1f} s beside"
         screen.line(f"{told.format_map(found.seconds)} that.")
@@ -170,10 +171,10 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     screen.table(headings, functions, whole=("function", "where"))
     breaks = [(g.count, g.reason, g.place, _some(g.functions)) for g in found.breaks]
     screen.table(("breaks", "reason", "where", "in"), breaks, whole=("where",))
-    listed, counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
-    if breaks and listed != counted:
+    listed, breaks_counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
+    if breaks and listed != breaks_counted:
         screen.line(
-            f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n", "dim"
+            f"(Dynamo's log lists {listed}, and its counter says {breaks_counted}.)\n", "dim"
         )
     for heading, groups in (("recompiled", found.recompilations), ("limits hit", found.limits)):
         rows = [(g.count, _reason(g), _some(g.functions, between=",\n")) for g in groups]
