@@ -102,6 +102,13 @@ class Examination(Examined):
     applied: list[str] = field(default_factory=list)
 
     @property
+    def last_word(self) -> str:
+        """What is in the way and what to do next, the gravest first, or that nothing is."""
+        if self.healthy and not self.forecasts:
+            return f"{self.all_well} To do next: show the doctor a script that forecasts itself."
+        return super().last_word
+
+    @property
     def counts_in_words(self) -> dict[str, str]:
         """The counts, as ``1 graph``; none where nothing imported the compiler."""
         return {name: counted(count, _COUNTED[name]) for name, count in (self.counts or {}).items()}
