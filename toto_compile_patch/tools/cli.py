@@ -332,9 +332,10 @@ def _deactivate(deactivate: _Parser) -> None:
 
 
 def _doctor(doctor: _Parser) -> None:
-    """Say what is installed, what apply() does here, and which known traps this environment holds,
-    each with its cure. Or run a script, and say what torch.compile made of it, which code made its
-    forecasts, and what is to be done about it.
+    """Say what is installed, what apply() does here, by which path a small forecast goes, whether
+    products in 16 bits pay on this machine, and which known traps this environment holds, each with
+    its cure. Or run a script, and say what torch.compile made of it, which code made its forecasts,
+    and what is to be done about it. The last line says what to do next.
 
     examples:
       toto-compile-patch doctor
@@ -342,8 +343,8 @@ def _doctor(doctor: _Parser) -> None:
       toto-compile-patch doctor --json health.json --script backtest.py
       toto-compile-patch doctor --json -
 
-    Exit codes: 0: everything asked for is applied, the script is well; 1: something waits for a
-    cure; 2: bad usage.
+    Exit codes: 0: everything asked for is applied and the small forecast was fast, or the script is
+    well; 1: something waits for a cure; 2: bad usage.
     """
     doctor.usage = "%(prog)s [-h] [--json FILE] [--script FILE [ARGUMENTS ...]]"
     doctor.add_argument(

@@ -77,8 +77,8 @@ def _backtest(options: argparse.Namespace) -> None:
     _check_model(options.model)
     _check_engine(options)
     checks.check_readable(options.file)
-    _check_pyarrow()
     _check_output(options)
+    _check_pyarrow()
     if options.freq is not None:
         _check_freq(options.freq)
 
