@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, ClassVar
 
 _CATALOGUE = json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8"))
 _PREFIXES = ("TOTO_COMPILE_PATCH", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE")
+
+_LONGEST_REASON = 160
+"""In the last line; the diagnosis above has it whole."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Examined:
         first = waiting[0]
         lead = f"In the way, first of {len(waiting)}" if len(waiting) > 1 else "In the way"
         cure = first.cure or "mend that, and ask the doctor again"
-        return f"{lead}: {first.what} To do next: {cure}"
+        what = textwrap.shorten(first.what, _LONGEST_REASON, placeholder=" ...")
+        return f"{lead}: {what} To do next: {cure}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
