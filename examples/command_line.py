@@ -39,7 +39,9 @@ class Parser(argparse.ArgumentParser):
         )
         for name in RANDOM:
             self.add_argument(f"--{name}", dest="model", action="store_const", const=name)
-        self.add_argument("--device", help="default: cuda if there is one, else cpu")
+        self.add_argument(
+            "--device", type=checks.device, help="default: cuda if there is one, else cpu"
+        )
         for name, default in numbers.items():
             self.add_argument(f"--{name}", type=checks.positive, default=default, metavar="N")
 

@@ -53,7 +53,7 @@ def numbers(count: int = 400) -> list[object]:
         ("more cells", ["wide.csv", "--column", "load"], "more cells than its header"),
         ("one name twice", ["same.csv"], "load, load"),
         ("nothing to forecast", ["ends.csv", "--column", "load"], "nothing but gaps from data row"),
-        ("a folder", ["."], "is a folder"),
+        ("a folder", ["."], ". is a folder"),
         ("json is the report", ["--json", "toto_ab.png"], "--json"),
         ("a model that is none", ["--model", "broken"], "broken"),
         ("not parquet", ["good.parquet", "--column", "load"], "good.parquet"),

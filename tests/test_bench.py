@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,26 @@ def test_the_peak_is_this_processs() -> None:
     block = torch.ones(50_000_000)
     grown = machine.peak_bytes(torch.device("cpu")) - before
     assert 0 <= grown <= 1.5 * block.numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "says"),
+    [
+        (2, 2, ["W9: 2 pairs of measurements"]),
+        (5, 1, ["W9: 1 pair of measurements, for which the --budget was enough, not 5"]),
+        (5, 5, []),
+    ],
+)
+@pytest.mark.parametrize("measured", ["8 of 8 batches of 64", "1 of 8 batches of 64"])
+def test_how_many_pairs_there_were_is_said(
+    asked: int, made: int, says: list[str], measured: str
+) -> None:
+    sides: dict[str, dict[str, Any]] = {
+        bench.UPSTREAM: {"measured": measured, "ratios": [2] * made}
+    }
+    told = list(bench._notes("W9", {**sides, "disturbed": False}, sides, asked))
+    batches = [f"W9: upstream measured on {measured}, times the rest"]
+    assert told == [*(batches if measured.startswith("1") else []), *says]
 
 
 @pytest.mark.slow

@@ -516,3 +516,27 @@ def test_doctor_lists_them(clone: Path, autogluon: Path) -> None:
     [carrier] = report["carriers"]
     assert (carrier["name"], carrier["reached"]) == (CLONE, False)
     assert {f["level"] for f in report["findings"] if "does not reach" in f["what"]} == {"problem"}
+
+
+DOCTOR = """\
+sys.may_import = True
+from toto_compile_patch.tools.cli import main
+sys.exit(main(["doctor", "--json", "-"]))
+"""
+
+
+def test_the_doctor_forecasts_with_what_is_here(autogluon: Path) -> None:
+    run = python(WITHOUT_TOTO + DOCTOR, autogluon)
+    found = json.loads(run.stdout)
+    [trial] = found["trials"]
+    assert trial["path"]["taken"] == "fast", trial
+    assert found["healthy"] == (run.returncode == 0)
+    assert found["healthy"], found["findings"]
+
+
+def test_the_doctor_names_a_carrier_that_cannot_be_imported(autogluon: Path) -> None:
+    run = python(WITHOUT_TOTO + DOCTOR.replace("sys.may_import = True", ""), autogluon)
+    found = json.loads(run.stdout)
+    assert run.returncode == 1
+    assert "SystemExit: heavy" in found["last_word"]
+    assert "Traceback" not in run.stderr

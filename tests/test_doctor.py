@@ -8,19 +8,28 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+from toto.inference.forecaster import TotoForecaster
 
 import toto_compile_patch
 from toto_compile_patch.errors import TotoNotFoundError
+from toto_compile_patch.patches import fast_decode
+from toto_compile_patch.path_taken import PathTaken
+from toto_compile_patch.settings import in_force
 from toto_compile_patch.tools.cli import main
-from toto_compile_patch.tools.doctor import environment
+from toto_compile_patch.tools.doctor import environment, products
 from toto_compile_patch.tools.doctor.diagnosis import diagnose
 from toto_compile_patch.tools.doctor.examination import Examination, Group
 from toto_compile_patch.tools.doctor.findings import problems
 from toto_compile_patch.tools.doctor.places import function_at, short
+from toto_compile_patch.tools.doctor.products import Products
 from toto_compile_patch.tools.doctor.script import examine_script
 
 HERE = Path(__file__).parent
@@ -96,7 +105,12 @@ def test_what_is_installed_and_applied(tmp_path: Path, capsys: pytest.CaptureFix
     assert {row["state"] for row in found["patches"]} == {"applied"}
     assert not [symbol for symbol in found["symbols"] if symbol["problem"]]
     assert "toto.model.util.KVCache" in {symbol["name"] for symbol in found["symbols"]}
-    assert "apply() applies everything" in capsys.readouterr().out
+    [trial] = found["trials"]
+    assert (trial["device"], trial["path"]["taken"], trial["error"]) == ("cpu", "fast", "")
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == found["last_word"]
+    assert "Nothing is in the way: a small forecast took the fast path." in last
+    assert "toto-compile-patch ab" in last
 
 
 def test_plain_text_without_rich(
@@ -104,7 +118,9 @@ def test_plain_text_without_rich(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["doctor"]) == 0
-    assert "fast_decode           applied\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fast_decode           applied\n" in printed
+    assert printed.splitlines()[-1].startswith("Nothing is in the way: ")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +141,10 @@ def test_a_toggle_that_stops_it(
     assert main(["doctor", "--json", "-"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert cure in told(found, says)["cure"]
+    assert found["trials"] == []
+    assert found["last_word"].startswith("In the way: ")
+    assert says in found["last_word"]
+    assert cure in found["last_word"]
     assert found["variables"]["TOTO_COMPILE_PATCH"] == text
     assert told(found, "toto.compile() compiles nothing")["level"] == "trap"
 
@@ -142,9 +162,145 @@ def test_a_foreign_patch_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_nothing_is_left_applied() -> None:
-    assert environment.examine_environment().healthy
-    assert not any(row.state == "applied" for row in toto_compile_patch.status())
+def state_of_the_process() -> list[Any]:
+    from torch.backends import cuda
+
+    return [
+        torch.get_rng_state().tolist(),
+        toto_compile_patch.last_path(),
+        [row.state for row in toto_compile_patch.status()],
+        in_force(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_float32_matmul_precision(),
+        cuda.matmul.allow_tf32,
+        warnings.filters[:],
+        dict(os.environ),
+    ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_process_is_as_it_was(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state_of_the_process()
+    with monkeypatch.context() as context:
+        if fails:
+            context.setattr(fast_decode, "forecast", broken)
+        assert environment.examine_environment().healthy != fails
+    assert state_of_the_process() == before
+
+
+def broken(*arguments: object, **keywords: object) -> None:
+    raise RuntimeError("illegal instruction\nin a kernel")
+
+
+def test_a_forecast_that_is_not_fast() -> None:
+    hook = register_module_forward_hook(lambda *_: None)
+    try:
+        found = environment.examine_environment()
+    finally:
+        hook.remove()
+    assert not found.healthy
+    [finding] = problems(found.findings)
+    assert "on cpu was made by upstream's code: there are global forward hooks" in finding.what
+    assert finding.cure == "remove them before forecasting"
+    assert found.last_word == f"In the way: {finding.what} To do next: {finding.cure}"
+
+
+def test_a_forecast_without_the_patch_that_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "kv_cache")
+    [finding] = problems(environment.examine_environment().findings)
+    assert "TOTO_COMPILE_PATCH=kv_cache leaves out fast_decode" in finding.what
+    assert "unset TOTO_COMPILE_PATCH" in finding.cure
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "says", "cure"),
+    [
+        (fast_decode, "forecast", "and not by upstream's code", "set TOTO_COMPILE_PATCH=0"),
+        (TotoForecaster, "forecast", "by upstream's code as well", "in a new environment"),
+    ],
+)
+def test_a_forecast_that_fails(
+    owner: Any, attribute: str, says: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, attribute, broken)
+    found = environment.examine_environment()
+    assert not found.healthy
+    [finding] = problems(found.findings)
+    assert f"fails, {says}: RuntimeError: illegal instruction." in finding.what
+    assert cure in finding.cure
+    assert cure in found.last_word
+
+
+def test_a_forecast_that_fails_in_a_known_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_FALLBACK", "error")
+    hook = register_module_forward_hook(lambda *_: None)
+    try:
+        [finding] = problems(environment.examine_environment().findings)
+    finally:
+        hook.remove()
+    assert "global forward hooks" in finding.what
+    assert "forbids upstream's code" in finding.what
+    assert "apply(fallback='upstream')" in finding.cure
+
+
+# Matrix products.
+
+
+def products_of(*ratios: float) -> Products:
+    least, middle, greatest = ratios
+    return Products("cpu", "bf16", 256, (100.0, 100.0 * middle), (least, middle, greatest))
+
+
+@pytest.mark.parametrize(
+    ("found", "pays", "says"),
+    [
+        (products_of(3.0, 4.0, 5.0), True, "precision='bf16' pays on cpu: its products run at 400"),
+        (products_of(0.1, 0.5, 1.1), False, "precision='bf16' does not pay on cpu"),
+        (products_of(0.5, 1.5, 4.0), None, "cannot be told now"),
+    ],
+)
+def test_whether_16_bits_pay(found: Products, pays: bool | None, says: str) -> None:
+    assert found.pays is pays
+    assert says in found.sentence
+    assert "float32's at 100" in found.sentence
+
+
+def test_products_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    cpu = torch.device("cpu")
+    turns = products._in_turn(cpu, lambda: begun.append("a"), lambda: begun.append("b"))
+    assert begun == ["a", "b"] * (1 + products._MOST_TURNS)
+    assert len(turns) == products._MOST_TURNS
+    start = time.perf_counter()
+    slow = products._in_turn(cpu, lambda: time.sleep(0.05), lambda: None)
+    assert len(slow) == products._FEWEST_TURNS
+    assert time.perf_counter() - start < 2
+
+
+def test_what_this_machine_reaches() -> None:
+    found = products.measure()
+    assert {(one.device, one.precision) for one in found} >= {("cpu", "bf16")}
+    for one in found:
+        least, middle, greatest = one.ratios
+        assert 0 < least <= middle <= greatest
+        assert min(one.gflops) > 0
+
+
+def test_16_bits_that_are_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "measure", lambda: [products_of(0.1, 0.5, 1.1)])
+    assert environment.examine_environment().findings == []
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_PRECISION", "bf16")
+    [finding] = environment.examine_environment().findings
+    assert finding.level == "trap"
+    assert "unset TOTO_COMPILE_PATCH_PRECISION" in finding.cure
+
+
+def test_products_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "measure", broken)
+    found = environment.examine_environment()
+    assert found.healthy
+    assert "RuntimeError: illegal instruction" in found.findings[0].what
 
 
 @pytest.mark.parametrize(
@@ -179,9 +335,11 @@ def test_no_compiler_is_a_trap_and_a_problem_where_it_is_asked_for(
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert [f.level for f in environment.examine_environment().findings] == ["trap"]
     monkeypatch.setenv("TOTO_COMPILE_PATCH_RUNTIME", "compile")
-    [finding] = environment.examine_environment().findings
-    assert finding.level == "problem"
+    found = environment.examine_environment()
+    [finding] = problems(found.findings)
     assert "no-such-compiler" in finding.what
+    assert told(found.as_json(), "what is compiled was not tried")["level"] == "note"
+    assert found.trials[0].path == PathTaken("fast", runtime="eager")
 
 
 def test_other_traps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +382,9 @@ def test_on_a_sick_environment(names: list[str], says: str) -> None:
     )
     assert run.returncode == 1, run.stderr
     assert says in run.stdout
+    *_, last = run.stdout.splitlines()
+    assert last.startswith("In the way")
+    assert says in last
     assert "Traceback" not in run.stderr
 
 
@@ -295,7 +456,9 @@ print("printed by the script", sys.argv[1:])
     assert way["place"] == line_of(tmp_path, "    forecaster.forecast")
     printed, heading = report["stdout"].split("doctor: ", 1)
     assert printed.strip().startswith("printed by the script ['--windows', '8']")
-    assert "NOTHING WAS COMPILED" in heading
+    *_, last = heading.splitlines()
+    assert last.startswith("In the way: NOTHING WAS COMPILED")
+    assert last.endswith(f"To do next: {finding['cure']}")
     assert len(report["findings"]) == 1
 
 
@@ -325,7 +488,11 @@ def test_a_compiled_backtest_of_upstreams(tmp_path: Path) -> None:
     assert {"inputs", "q"} <= set(reasons["size along axis 2 of N"]["values"])
     assert any(group["place"].startswith("toto/model/util.py:") for group in report["breaks"])
     assert all(way["compiled"] for way in report["forecasts"])
-    assert max(map(len, report["stdout"].splitlines())) <= 100
+    *lines, last = report["stdout"].splitlines()
+    assert max(map(len, lines)) <= 100
+    assert last.startswith("In the way")
+    assert "Upstream's compiled model falls to pieces: " in last
+    assert "To do next: before the first forecast: " in last
 
 
 def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
@@ -337,7 +504,9 @@ def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
     assert sum(way["count"] for way in report["forecasts"]) == 2
     assert report["counts"]["graphs"] > 0
     assert report["counts"]["graph_breaks"] == 0
-    assert report["healthy"] == ("Nothing is in the way." in report["stdout"])
+    *_, last = report["stdout"].splitlines()
+    assert last == report["last_word"]
+    assert report["healthy"] == (last == "Nothing is in the way.")
     seconds = report["seconds"]
     assert seconds["compiling"] > seconds["forecasting"] > 0
     assert f"Compiling took {seconds['compiling']:.1f} s" in report["stdout"]
@@ -427,6 +596,8 @@ def test_how_a_script_may_end(tmp_path: Path, code: str, exit_code: int, says: s
     assert found.exit_code == exit_code
     assert any(says in finding.what for finding in found.findings)
     assert found.healthy == (code == "raise SystemExit")
+    next_step = "show the doctor a script that forecasts" if found.healthy else "In the way"
+    assert next_step in found.last_word
 
 
 def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:

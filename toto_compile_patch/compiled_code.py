@@ -68,7 +68,8 @@ def others_kept_out(timeout_s: float) -> Iterator[None]:
         if threading.get_ident() in busy or time.monotonic() > deadline:
             raise CompiledCodeBusyError(
                 "patches cannot be changed while compiled code runs (torch would crash), and "
-                f"{len(busy)} thread(s) stayed inside it; let the forecasts end first"
+                f"{'a thread' if len(busy) == 1 else f'{len(busy)} threads'} stayed inside it; let "
+                "the forecasts end first"
             )
         time.sleep(_POLL_S)
 

@@ -19,6 +19,7 @@ from rich.console import Console
 import toto_compile_patch
 from toto_compile_patch.tools import machine, models, screen
 from toto_compile_patch.tools.checks import UsageError, choose_device, is_stdout, write_json
+from toto_compile_patch.tools.wording import counted
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
@@ -36,6 +37,9 @@ UPSTREAM, PATCHED, COMPILED = "upstream", "patched", "upstream compiled"
 TABLE_WIDTH = 120
 HEADINGS = ("", "seconds", "times slower", "from-to", "first, s", "peak GB", "CPU s", "of limit")
 MOST_IN_A_TURN, SECONDS_OF_A_TURN = 5, 0.5
+FEW_PAIRS = 5
+"""Fewer than these are worth a remark."""
+
 DISTURBED_STOLEN, DISTURBED_SPREAD = 0.05, 1.5
 
 
@@ -154,9 +158,12 @@ def run(options: argparse.Namespace) -> int:
     device, dtype = torch.device(choose_device(options.device)), getattr(torch, options.dtype)
     toto_compile_patch.revert()
     sides = sides_of(options)
-    sides[PATCHED].put_in_force()
+    try:
+        sides[PATCHED].put_in_force()
+    except toto_compile_patch.TotoCompilePatchError as error:
+        raise UsageError(" ".join(str(error).split())) from None
     if not toto_compile_patch.is_applied("fast_decode"):
-        raise UsageError("TOTO_COMPILE_PATCH=0: nothing to compare upstream with")
+        raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
     rates = machine.measure_rates(device, dtype)
     workloads: dict[str, Any] = {}
     figures = {
@@ -166,6 +173,7 @@ def run(options: argparse.Namespace) -> int:
         "dtype": options.dtype,
         "matrix_gflops": round(rates.flops / 1e9),
         "memory_gb_per_s": round(rates.bytes / 1e9, 1),
+        "pairs": options.pairs,
         "ways": settings_of(options),
         "workloads": workloads,
     }
@@ -395,7 +403,7 @@ def _show(figures: dict[str, Any], console: Console) -> None:
             continue
         sides = {side: found for side, found in row.items() if isinstance(found, dict)}
         rows += [_cells(f"{name} {side}", found) for side, found in sides.items()]
-        notes += _notes(name, row, sides)
+        notes += _notes(name, row, sides, figures["pairs"])
     title = f"{figures['machine']}, torch {figures['torch']}, {figures['dtype']}"
     caption = (
         f"matrix products {figures['matrix_gflops']} GFLOP/s, "
@@ -420,13 +428,19 @@ def _cells(name: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _notes(name: str, row: dict[str, Any], sides: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _notes(
+    name: str, row: dict[str, Any], sides: dict[str, dict[str, Any]], asked: int
+) -> Iterator[str]:
+    """What to know of a workload, whose measurements were asked for in so many pairs."""
     upstream = row[UPSTREAM]
     measured, _, whole, *_ = upstream["measured"].split()
     if measured != whole:
         yield f"{name}: upstream measured on {upstream['measured']}, times the rest"
-    elif (pairs := len(upstream["ratios"])) < 5:
-        yield f"{name}: {pairs} pairs"
+    pairs = counted(len(upstream["ratios"]), "pair")
+    if len(upstream["ratios"]) < asked:
+        yield f"{name}: {pairs} of measurements, for which the --budget was enough, not {asked}"
+    elif asked < FEW_PAIRS:
+        yield f"{name}: {pairs} of measurements"
     for side, found in sides.items():
         if figures := found.get("accuracy"):
             yield (

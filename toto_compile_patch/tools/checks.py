@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from toto_compile_patch.settings import Settings
+from toto_compile_patch.tools.wording import counted
+
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_DEVICE = re.compile(r"cpu(:0)?|cuda(:\d+)?")
 
 
 class UsageError(ValueError):
     """An argument or the environment asks for what cannot be; the message says what to do."""
 
 
-def what_is_missing(error: ModuleNotFoundError) -> str:
-    """A module that is not installed, and how to install it."""
-    name = str(error.name)
-    top = name.partition(".")[0]
-    return f"{top} is missing: {pip_install(name)}, or this package's extras toto and tools"
+def what_is_missing(*modules: str) -> str:
+    """Modules that are not installed, and how to install them."""
+    names = " and ".join(module.partition(".")[0] for module in modules)
+    are = "is" if len(modules) == 1 else "are"
+    return (
+        f"{names} {are} missing: {pip_install(*modules)}, or this package's extras toto and tools"
+    )
 
 
-def pip_install(module: str) -> str:
-    """The command that installs a module's distribution."""
+def pip_install(*modules: str) -> str:
+    """The command that installs the distributions of some modules."""
     known = {"toto": "toto-ts", "pkg_resources": "'setuptools<81'", "torch": "torch==2.7.0"}
-    top = module.partition(".")[0]
-    return f"pip install {known.get(top, top.replace('_', '-'))}"
+    tops = [module.partition(".")[0] for module in modules]
+    return " ".join(["pip install", *(known.get(top, top.replace("_", "-")) for top in tops)])
+
+
+def check_installed(*modules: str) -> None:
+    """Whether packages are installed, without importing them.
+
+    Raises:
+        UsageError: some are not.
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise UsageError(what_is_missing(*missing))
+
+
+def check_environment() -> Settings:
+    """What the environment asks ``apply()`` for.
+
+    Raises:
+        UsageError: a variable has a value that it cannot have.
+    """
+    try:
+        return Settings.resolve()
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 def is_stdout(path: Path | None) -> bool:
@@ -109,6 +137,13 @@ def _at_least(least: int, text: str) -> int:
     return number
 
 
+def device(text: str) -> str:
+    """A device of the kinds that upstream's float64 scaler runs on, as an argument."""
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"choose cpu, cuda or cuda:N, not {text!r}")
+    return text
+
+
 def check_batch(samples: int, per_batch: int | None) -> int:
     """Samples per batch: as asked, else all of them.
 
@@ -165,8 +200,32 @@ def check_json(path: Path | None) -> None:
         check_writable("--json", path)
 
 
+def check_readable(path: str | Path) -> None:
+    """Whether there is a file to read; what lies elsewhere than on this machine is not asked for.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if "://" in str(path) or "::" in str(path):
+        return
+    # As pandas and fsspec expand it.
+    place = Path(path).expanduser()
+    if not place.exists():
+        problem = f"there is no file {path}"
+    elif place.is_dir():
+        problem = f"{path} is a folder"
+    elif not os.access(place, os.R_OK):
+        problem = f"{path} may not be read"
+    else:
+        return
+    raise UsageError(f"{problem}: give the path of a CSV or Parquet file")
+
+
 def choose_device(asked: str | None) -> str:
-    """The device to use, which must be one that upstream's float64 scaler runs on.
+    """The device to use.
+
+    Args:
+        asked: what ``device`` let through; None: cuda if there is one.
 
     Raises:
         UsageError: there is no such device here.
@@ -176,14 +235,10 @@ def choose_device(asked: str | None) -> str:
     count = torch.cuda.device_count()
     if asked is None:
         return "cuda" if count else "cpu"
-    device = None
-    with suppress(RuntimeError):
-        device = torch.device(asked)
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {asked}: choose cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= count:
+    kind, _, index = asked.partition(":")
+    if kind == "cuda" and int(index or 0) >= count:
         raise UsageError(
-            f"--device {asked}: torch {torch.__version__} sees {count} CUDA devices on this "
-            "machine: choose another one, or --device cpu"
+            f"--device {asked}: torch {torch.__version__} sees {counted(count, 'CUDA device')} on "
+            "this machine: choose another one, or --device cpu"
         )
     return asked

@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 
 from toto_compile_patch import import_hook
 from toto_compile_patch.settings import COMPILE_MODES, PRECISIONS, RUNTIMES, variable_of
-from toto_compile_patch.tools import checks
-from toto_compile_patch.tools.checks import UsageError, not_negative, positive
+from toto_compile_patch.tools import checks, refusals
+from toto_compile_patch.tools.checks import UsageError, device, not_negative, positive
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
+from toto_compile_patch.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,15 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Both sides of a comparison are patched or not by the command alone.
             os.environ.pop(variable_of("auto"), None)
         import_hook.unfollow()
-        # Before anything long begins. What `run` runs has options of its own.
-        checks.check_json(getattr(options, "json", None))
+        refusals.check(options)
         with warnings.catch_warnings():
             # Of libraries that toto imports, to whoever maintains it.
             warnings.simplefilter("ignore")
             tool = importlib.import_module(f"toto_compile_patch.tools.{options.tool}")
         return int(tool.run(options))
     except ModuleNotFoundError as error:
-        print(f"{name}: error: {checks.what_is_missing(error)}", file=sys.stderr)
+        print(f"{name}: error: {checks.what_is_missing(str(error.name))}", file=sys.stderr)
     except UsageError as error:
         print(f"{options.tool}: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -83,6 +83,8 @@ def _commands(parser: _Parser) -> None:
 
     COMMAND --help tells more of each. Exit codes: 0; 1: the check failed; 2: bad usage or input.
     """
+    version = f"toto-compile-patch {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print it, and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add, says in (
         (_ab, "compare upstream and patched on your series: speed, errors, equality"),
@@ -133,7 +135,8 @@ def _ab(ab: _Parser) -> None:
     _reading(ab, "the column that names the series (default: item_id, unique_id, series_id or id)")
     ab.add_argument("--item", help="the series to forecast, if the file holds several")
     _model(ab)
-    ab.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    told = "cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    ab.add_argument("--device", type=device, help=told)
     _compile(ab, "compile both sides as well", dest="mode")
     _number(ab, "--windows", "forecasts of each side (default: 16, if it fits)")
     _number(ab, "--context", "time steps that a forecast starts from (default: 512, if it fits)")
@@ -267,7 +270,8 @@ def _forecasts(backtest: _Parser) -> None:
     levels = [level / 10 for level in range(1, 10)]
     told = "levels, separated by commas (default: 0.1,0.2,...,0.9)"
     backtest.add_argument("--quantiles", type=_levels, default=levels, metavar="LEVELS", help=told)
-    backtest.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    told = "cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    backtest.add_argument("--device", type=device, help=told)
     told, types = "of model and series (default: %(default)s)", ("float32", "float64")
     backtest.add_argument("--dtype", choices=types, default=types[0], help=told)
     told = "from which each window has its own, by its series and time"
@@ -338,9 +342,10 @@ def _deactivate(deactivate: _Parser) -> None:
 
 
 def _doctor(doctor: _Parser) -> None:
-    """Say what is installed, what apply() does here, and which known traps this environment holds,
-    each with its cure. Or run a script, and say what torch.compile made of it, which code made its
-    forecasts, and what is to be done about it.
+    """Say what is installed, what apply() does here, by which path a small forecast goes, whether
+    products in 16 bits pay on this machine, and which known traps this environment holds, each with
+    its cure. Or run a script, and say what torch.compile made of it, which code made its forecasts,
+    and what is to be done about it. The last line says what to do next.
 
     examples:
       toto-compile-patch doctor
@@ -348,8 +353,8 @@ def _doctor(doctor: _Parser) -> None:
       toto-compile-patch doctor --json health.json --script backtest.py
       toto-compile-patch doctor --json -
 
-    Exit codes: 0: everything asked for is applied, the script is well; 1: something waits for a
-    cure; 2: bad usage.
+    Exit codes: 0: everything asked for is applied and the small forecast was fast, or the script is
+    well; 1: something waits for a cure; 2: bad usage.
     """
     doctor.usage = "%(prog)s [-h] [--json FILE] [--script FILE [ARGUMENTS ...]]"
     doctor.add_argument(
@@ -384,7 +389,8 @@ def _bench(bench: _Parser) -> None:
     bench.epilog = "\n".join([bench.epilog or "", *workloads])
     told = "names, separated by commas (default: all)"
     _names(bench, "--workload", told, chosen, default=list(WORKLOADS))
-    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    told = "cpu, cuda, cuda:1, ... (default: cpu)"
+    bench.add_argument("--device", type=device, default="cpu", help=told)
     told, types = "of the model and the series", ("float32", "float64", "float16", "bfloat16")
     told = f"{told} (default: %(default)s)"
     bench.add_argument("--dtype", choices=types, default=types[0], help=told)

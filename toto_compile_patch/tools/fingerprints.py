@@ -92,7 +92,7 @@ def _show(folder: str, definitions: list[Definition], differing: list[Definition
     if not differing:
         console.print("All of them are known.")
         return
-    console.print(f"{len(differing)} of {len(definitions)} differ or are missing:")
+    console.print(f"Other than known, or missing: {len(differing)} of {len(definitions)}:")
     for one in differing:
         console.print(f"  {one.symbol}: {one.state}", markup=False, soft_wrap=True)
     console.print("What to do: 'A new release of toto-ts' in MAINTAINING.md.")

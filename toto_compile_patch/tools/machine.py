@@ -16,6 +16,7 @@ import torch
 
 from toto_compile_patch.decode.linear import PackedLinear
 from toto_compile_patch.decode.weights import can_be_packed
+from toto_compile_patch.tools.wording import counted
 from toto_compile_patch.upstream import distribution
 
 
@@ -34,7 +35,7 @@ def name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     model = _read_field("/proc/cpuinfo", "model name") or platform.processor()
-    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{model or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _read_field(file: str, field: str) -> str:

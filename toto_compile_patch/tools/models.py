@@ -1,4 +1,7 @@
-"""The models that the tools forecast with: the demo model, random ones, and the user's own."""
+"""The models that the tools forecast with: the demo model, random ones, and the user's own.
+
+Torch is imported when a model is loaded, so that names can be asked for before.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from toto_compile_patch import upstream
 from toto_compile_patch.carriers import TOTO
 
 if TYPE_CHECKING:
     from toto.model.toto import Toto
+
+    from toto_compile_patch.upstream import TotoCode
 
 DEMO = Path(__file__).parent.parent / "demo"
 """Folder of the demo model's checkpoint and of the bundled series."""
@@ -33,8 +35,10 @@ KNOWN = ("demo", *RANDOM)
 """Names of models."""
 
 
-def toto_ts() -> upstream.TotoCode:
+def toto_ts() -> TotoCode:
     """The installed ``toto``, with which the commands forecast."""
+    from toto_compile_patch import upstream
+
     return upstream.load(TOTO)
 
 
@@ -46,6 +50,8 @@ def load(model: str) -> Toto:
     Raises:
         RuntimeError: nothing of that name is to be had.
     """
+    import torch
+
     kind = toto_ts().Toto
     if model in RANDOM:
         torch.manual_seed(0)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toto_compile_patch.settings import Settings
 from toto_compile_patch.tools.checks import UsageError
 
 _HOOK = str(Path(__file__).resolve().with_name("hook"))
@@ -29,10 +28,6 @@ def run(options: argparse.Namespace) -> int:
     program = _program(options)
     if sys.flags.ignore_environment or sys.flags.no_site:
         raise UsageError("Python's -E, -I and -S ignore what patches the script: leave them out")
-    try:
-        Settings.resolve()
-    except ValueError as error:
-        raise UsageError(error) from None
     command = [sys.executable, *_flags(sys.orig_argv), *program]
     return _become(command, _environment(os.environ))
 
@@ -45,8 +40,11 @@ def _program(options: argparse.Namespace) -> list[str]:
         return ["-m", *options.module, *options.script]
     if not options.script:
         raise UsageError("give a script or a module: run SCRIPT [ARGS], or run -m MODULE [ARGS]")
-    if not os.path.exists(options.script[0]):
-        raise UsageError(f"no file {options.script[0]}: give the path of a script")
+    script = options.script[0]
+    if not os.path.exists(script):
+        raise UsageError(f"no file {script}: give the path of a script")
+    if os.path.isdir(script) and not os.path.exists(os.path.join(script, "__main__.py")):
+        raise UsageError(f"{script} is a folder without a __main__.py: give the path of a script")
     return list(options.script)
 
 

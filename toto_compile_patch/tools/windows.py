@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.series.single import Floats, Series
+from toto_compile_patch.tools.wording import counted
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from importlib.util import find_spec
 
 from rich.console import Console
 
-from toto_compile_patch.settings import ENV_TOGGLE
 from toto_compile_patch.tools import checks, machine, models, turns
 from toto_compile_patch.tools.ab import words
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts
@@ -25,7 +23,6 @@ from toto_compile_patch.tools.workers import WorkerError
 
 BUNDLED_COLUMN = "temp"
 WINDOWS, CONTEXT, HORIZON = 16, 512, 96
-SAMPLES, SAMPLES_OF_DEMO = 128, 512
 SEED_OF_ANOTHER = 1_000_000
 WIDTH_OF_A_FILE = 100
 
@@ -74,13 +71,6 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
     Raises:
         UsageError: it cannot be, or the series does not do.
     """
-    samples: int | None = options.samples
-    if samples is None:
-        samples = SAMPLES_OF_DEMO if options.model == "demo" else SAMPLES
-    samples_per_batch = checks.check_batch(samples, options.samples_per_batch)
-    if options.model not in models.KNOWN:
-        checks.check_model(options.model)
-    _check_outputs(options)
     columns = options.column or ([] if options.file else [BUNDLED_COLUMN])
     wanted = Wanted(options.id, options.time, options.time_format, options.decimal)
     series = read_series(options.file or models.BUNDLED, columns, wanted, options.item)
@@ -90,27 +80,11 @@ def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
     if options.season and season >= shape.context:
         raise UsageError(f"--season {season} must be shorter than the context, {shape.context}")
     if not turns.standing_patches():
-        toggle = os.environ.get(ENV_TOGGLE)
-        raise UsageError(
-            "no patch fits the installed toto: see `toto-compile-patch doctor`"
-            if toggle is None
-            else f"{ENV_TOGGLE}={toggle} leaves nothing to compare upstream with: unset it"
-        )
+        raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
     device, mode = checks.choose_device(options.device), options.mode or "default"
-    job = Job(options.model, device, mode, shape.horizon, samples, samples_per_batch)
+    drawn = (options.samples, options.samples_per_batch)
+    job = Job(options.model, device, mode, shape.horizon, *drawn)
     return job, Data(series, windows, shape, season)
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    if not options.report:
-        return
-    if options.report.suffix != ".html":
-        raise UsageError(f"--report {options.report}: give a file named .html")
-    written = (options.report, options.report.with_suffix(".png"))
-    for path in written:
-        checks.check_writable("--report", path)
-    if options.json in written:
-        raise UsageError(f"--json {options.json} is the report: choose another file")
 
 
 def _shape(series: Series, options: argparse.Namespace) -> Shape:

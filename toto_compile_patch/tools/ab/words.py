@@ -10,9 +10,9 @@ from rich.console import Console
 
 from toto_compile_patch.tools import models
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures
-from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.screen import table_of
 from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
+from toto_compile_patch.tools.wording import counted
 
 STOLEN_WORTH_A_REMARK = 0.05
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from toto_compile_patch.tools.checks import UsageError
-
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code.
@@ -13,13 +11,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: it cannot be run as it was asked for.
     """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        said = str(error).partition("\n")[0]
-        raise UsageError(
-            f"pyarrow cannot be imported ({said}): pip install 'toto-compile-patch[backtest]'"
-        ) from None
+    # Whoever asks for a module of this package shall not wait for torch.
     from toto_compile_patch.tools.backtest import command
 
     return command.run(options)

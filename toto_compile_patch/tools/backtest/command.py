@@ -17,7 +17,7 @@ from toto_compile_patch.tools.backtest import report
 from toto_compile_patch.tools.backtest.columns import columns_of
 from toto_compile_patch.tools.backtest.engine import Engine
 from toto_compile_patch.tools.backtest.engine_local import Local
-from toto_compile_patch.tools.backtest.engine_ray import Cluster, OnRay, import_ray
+from toto_compile_patch.tools.backtest.engine_ray import Cluster, OnRay
 from toto_compile_patch.tools.backtest.job import Job, job_of
 from toto_compile_patch.tools.backtest.output import Folder, check_same, manifest_of
 from toto_compile_patch.tools.backtest.report import Speed
@@ -28,6 +28,7 @@ from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.series.layout import Layout
 from toto_compile_patch.tools.series.reader import Reader
 from toto_compile_patch.tools.series.tables import identity, open_table
+from toto_compile_patch.tools.wording import counted
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +46,6 @@ def run(options: argparse.Namespace) -> int:
     if manifest is not None:
         plan = check_same(manifest, job, file, options.output)
     else:
-        folder.check_new(may_exist=options.resume)
         plan = survey(reader, options.file, job)
         manifest = manifest_of(job, file, plan)
     print(f"backtest: {options.file}: {plan.file}", file=sys.stderr)
@@ -100,8 +100,8 @@ def _forecast(work: Work, engine: Engine, manifest: dict[str, Any]) -> Speed:
     except KeyboardInterrupt:
         there = len(work.folder.done())
         print(
-            f"backtest: {there} of {work.plan.shards} parts are in {work.folder.path}: the same "
-            "command with --resume goes on",
+            f"backtest: {work.folder.path} holds {there} of {counted(work.plan.shards, 'part')}: "
+            "the same command with --resume goes on",
             file=sys.stderr,
         )
         raise
@@ -121,12 +121,7 @@ def _write_parts(work: Work, engine: Engine, done: set[int], progress: ProgressL
 
 
 def _job(options: argparse.Namespace) -> Job:
-    on_ray = options.engine == "ray"
-    given = [name for name in ("address", "workers") if getattr(options, name) is not None]
-    if given and not on_ray:
-        raise UsageError(f"--{given[0]} is for --engine ray: add that, or leave it out")
-    if on_ray:
-        import_ray()
+    if options.engine == "ray":
         device = options.device or ("cuda" if options.gpus_per_worker else "cpu")
         return job_of(options, device, options.threads or max(1, int(options.cpus_per_worker)))
     device = checks.choose_device(options.device)

@@ -22,6 +22,7 @@ from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.parts import Part
 from toto_compile_patch.tools.backtest.shards import Shard
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.wording import counted
 
 _SECONDS_TO_CONNECT = 10
 
@@ -113,7 +114,7 @@ class OnRay:
         _connect(self._ray, self._cluster)
         try:
             count = _count(self._ray, self._cluster, self._most)
-            self.name = f"by {count} worker{'s' if count > 1 else ''} of Ray"
+            self.name = f"by {counted(count, 'worker')} of Ray"
             self._pool = _Pool(self._ray, self._job, self._timezone, self._cluster, count)
             # One is enough to begin: others may have to wait for machines to be started.
             self._pool.wait([])
@@ -302,12 +303,16 @@ def _count(ray: ModuleType, cluster: Cluster, most: int) -> int:
     ]
     room = min(rooms, default=1)
     if not room or ((cluster.workers or 0) > room and not cluster.address):
-        asked = f"{cluster.workers or 1} workers of {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs"
+        workers = counted(cluster.workers or 1, "worker")
         raise UsageError(
-            f"--engine ray: {asked} were asked for, and there are {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs: ask for less"
+            f"--engine ray has no room for {workers} of {_room(cluster.cpus, cluster.gpus)}: ask "
+            f"for less than its {_room(there.get('CPU', 0), there.get('GPU', 0))}"
         )
     return max(1, min(cluster.workers or room, most))
+
+
+def _room(cpus: float, gpus: float) -> str:
+    return f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
 
 
 def _why_given_up(shard: Shard) -> str:

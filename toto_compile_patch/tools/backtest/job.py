@@ -7,10 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
 from toto_compile_patch.settings import ENV_TOGGLE, variable_of
-from toto_compile_patch.tools import checks, models
+from toto_compile_patch.tools import models
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.series.layout import Wanted
 
@@ -110,25 +108,13 @@ def job_of(options: argparse.Namespace, device: str, threads: int) -> Job:
         threads: with how many.
 
     Raises:
-        UsageError: they contradict each other, or are not to be had.
+        UsageError: the installed toto knows of no columns that are --known.
     """
-    if options.wide and (options.id or options.target):
-        raise UsageError("--wide takes each column as a series: leave out --id and --target")
-    if options.min_context > options.context:
-        raise UsageError(
-            f"--min-context {options.min_context} is more than --context {options.context}: "
-            "ask for less"
-        )
-    if options.model not in models.KNOWN:
-        checks.check_model(options.model)
-    if options.freq is not None:
-        _check_freq(options.freq)
     _check_known(options.known or [])
     return Job(
         **{name: getattr(options, name) for name in _AS_GIVEN},
         known=tuple(options.known or ()),
         step=options.step or options.horizon,
-        samples_per_batch=checks.check_batch(options.samples, options.samples_per_batch),
         quantiles=tuple(options.quantiles),
         device=device,
         threads=threads,
@@ -137,20 +123,9 @@ def job_of(options: argparse.Namespace, device: str, threads: int) -> Job:
 
 
 _AS_GIVEN = (
-    *(
-        "id",
-        "time",
-        "time_format",
-        "decimal",
-        "target",
-        "wide",
-        "freq",
-        "horizon",
-        "windows",
-        "context",
-        "min_context",
-    ),
-    *("samples", "model", "dtype", "seed", "season", "memory", "shard"),
+    *("id", "time", "time_format", "decimal", "target", "wide", "freq", "horizon", "windows"),
+    *("context", "min_context", "samples", "samples_per_batch", "model", "dtype", "seed"),
+    *("season", "memory", "shard"),
 )
 
 
@@ -161,18 +136,7 @@ def settings_of_environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pair for pair in found if pair[0].startswith(ENV_TOGGLE)))
 
 
-def _check_freq(freq: str) -> None:
-    try:
-        pd.tseries.frequencies.to_offset(freq)
-    except ValueError:
-        raise UsageError(
-            f"--freq {freq}: give a frequency as pandas writes it: h, 15min, D, B, W, MS"
-        ) from None
-
-
 def _check_known(columns: list[str]) -> None:
-    if len(set(columns)) < len(columns):
-        raise UsageError(f"--known {', '.join(columns)}: name each column once")
     if columns and "num_exogenous_variables" not in models.toto_ts().MaskedTimeseries._fields:
         raise UsageError(
             "--known needs a toto that takes exogenous variables: pip install 'toto-ts>=0.2'"

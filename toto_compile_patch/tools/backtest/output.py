@@ -9,113 +9,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import posixpath
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.parts import Part
+from toto_compile_patch.tools.backtest.place import Place
 from toto_compile_patch.tools.backtest.regular import Problem
 from toto_compile_patch.tools.backtest.survey import Plan
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.version import __version__
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
-_MANIFEST = "run.json"
 _HEADINGS = ("item_id", "window", "kind", "message")
 
-_PUT_WHOLE = frozenset(
-    ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"),
-)
-"""Protocols of stores in which a file appears only when it is whole."""
 
-
-class Folder:
-    """The output of a run.
-
-    Args:
-        path: as it was given: of this machine, or any that fsspec knows.
-
-    Raises:
-        UsageError: nothing is known of such a place.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(path)
-        except (ImportError, ValueError, OSError) as error:
-            raise UsageError(f"--output {path}: {error}") from None
-
-    def check_new(self, may_exist: bool = False) -> None:
-        """Whether a run can be begun there.
-
-        Args:
-            may_exist: whether it may be there already, with no run in it.
-
-        Raises:
-            UsageError: there is something already, or no leave to write.
-        """
-        if self.exists() and not may_exist:
-            raise UsageError(
-                f"--output {self.path} exists already: choose another folder, or go on with the "
-                "run that was begun there by --resume"
-            )
-        if not isinstance(self._files, LocalFileSystem):
-            return
-        place = Path(self._root).absolute()
-        above = next(one for one in (place, *place.parents) if one.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise UsageError(f"--output {self.path} cannot be written: {_CHOOSE}")
-
-    def exists(self) -> bool:
-        """Whether there is anything of that name."""
-        with self._usable(_CHOOSE):
-            return bool(self._files.exists(self._root))
-
-    def manifest(self) -> dict[str, Any] | None:
-        """What is known of the run that was begun here; None: there was none.
-
-        Raises:
-            UsageError: the folder holds something else.
-        """
-        try:
-            found: dict[str, Any] = json.loads(self._files.cat_file(self._at(_MANIFEST)))
-        except FileNotFoundError:
-            if self.exists() and self._names():
-                raise UsageError(
-                    f"--output {self.path} is not the folder of a run (it holds no {_MANIFEST}): "
-                    "choose another one"
-                ) from None
-            return None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read {self.path}/{_MANIFEST}: {error}") from None
-        return found
-
-    def begin(self, manifest: dict[str, Any]) -> None:
-        """Make the folder; what a kill has left half-written in it goes.
-
-        Raises:
-            UsageError: it cannot be made.
-        """
-        with self._usable(_CHOOSE):
-            self._files.makedirs(self._root, exist_ok=True)
-        for name in self._names():
-            if name.startswith("."):
-                with suppress(OSError):
-                    self._files.rm_file(self._at(name))
-        self._write(_MANIFEST, json.dumps(manifest, indent=2).encode())
+class Folder(Place):
+    """The output of a run: its parts, their errors, and its scores."""
 
     def done(self) -> set[int]:
         """Indices of the parts that are there."""
@@ -155,52 +70,6 @@ class Folder:
         """
         self._write("errors.csv", _csv(tuple(self.problems())))
         self._write("scores.json", (json.dumps(scores, indent=2) + "\n").encode())
-
-    def _names(self) -> list[str]:
-        with self._usable(_CHOOSE):
-            self._files.invalidate_cache()
-            return [posixpath.basename(name) for name in self._files.ls(self._root, detail=False)]
-
-    def _at(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file, which is then whole or not there, whenever this process is killed."""
-        place = self._at(name)
-        with self._usable(_GO_ON):
-            if self._puts_whole():
-                self._files.pipe_file(place, content)
-                return
-            # Of a name that readers of folders pass over.
-            beside = self._at(f".{name}.{secrets.token_hex(4)}")
-            try:
-                if isinstance(self._files, LocalFileSystem):
-                    _write_through(beside, content)
-                    os.replace(beside, place)
-                else:
-                    self._files.pipe_file(beside, content)
-                    self._files.mv(beside, place)
-            except BaseException:
-                with suppress(OSError):
-                    self._files.rm_file(beside)
-                raise
-
-    def _puts_whole(self) -> bool:
-        names = self._files.protocol
-        return bool({names} & _PUT_WHOLE if isinstance(names, str) else {*names} & _PUT_WHOLE)
-
-    @contextmanager
-    def _usable(self, cure: str) -> Iterator[None]:
-        """Say in one line why the folder cannot be read or written."""
-        try:
-            yield
-        except OSError as error:
-            said = error.strerror or error
-            raise UsageError(f"--output {self.path} cannot be written: {said}: {cure}") from None
-
-
-_CHOOSE = "choose another one"
-_GO_ON = "what is there stays good, and once there is room, --resume goes on from it"
 
 
 def manifest_of(job: Job, file: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -269,11 +138,3 @@ def _csv(problems: tuple[Problem, ...]) -> bytes:
         cells = (one.item, str(window), one.kind, one.message)
         writer.writerow([" ".join(cell.splitlines()) for cell in cells])
     return text.getvalue().encode()
-
-
-def _write_through(place: str, content: bytes) -> None:
-    """Write a file so that it is on the disk before it gets its name."""
-    with open(place, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

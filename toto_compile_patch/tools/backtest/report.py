@@ -18,6 +18,7 @@ from toto_compile_patch.tools.backtest.parts import paths_of
 from toto_compile_patch.tools.backtest.scoring import SCORES
 from toto_compile_patch.tools.backtest.survey import Plan
 from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.wording import counted
 
 WIDTH_OF_A_FILE = 100
 
@@ -127,12 +128,15 @@ def _lines(
 ) -> Iterable[tuple[str, str]]:
     yield "model", models.describe(job.model)
     broken = f" ({plan.broken} of them cannot be forecast)" if plan.broken else ""
-    yield "data", f"{plan.series} series{broken}, {figures.windows} windows forecast"
+    forecast = f"{counted(figures.windows, 'window')} forecast"
+    yield "data", f"{plan.series} series{broken}, {forecast}"
     if plan.fewer:
-        yield "note", f"{plan.fewer} series are too short for {job.windows} windows, and have fewer"
+        windows = counted(job.windows, "window")
+        yield "note", f"fewer than {windows} fit into {plan.fewer} of the series"
     yield "path", "; ".join(figures.paths) or "none"
     rate = f", {speed.windows / speed.seconds:.1f} windows a second" if speed.windows else ""
-    yield "speed", f"{speed.windows} windows in {speed.seconds:.1f} s{rate}, {speed.engine}"
+    windows = counted(speed.windows, "window")
+    yield "speed", f"{windows} in {speed.seconds:.1f} s{rate}, {speed.engine}"
     yield "output", folder.path
 
 

@@ -9,10 +9,10 @@ from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.regular import TOO_SHORT, Problem, Regular, regular
 from toto_compile_patch.tools.backtest.shards import Shard, shards_of
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.series.reader import RawSeries, Reader
 from toto_compile_patch.tools.series.steps import named_step
+from toto_compile_patch.tools.wording import counted
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class _Counts:
         if first is None:
             return "holds no rows: give a longer file"
         if first.kind == TOO_SHORT:
+            rows = counted(self._longest, "row")
             return (
-                f"is too short for --horizon {job.horizon}: its longest series has "
-                f"{self._longest} rows, and with --min-context {job.min_context} a window needs "
-                f"{job.shortest}: ask for less"
+                f"is too short for --horizon {job.horizon}: its longest series has {rows}, and "
+                f"with --min-context {job.min_context} a window needs {job.shortest}: ask for less"
             )
         return f"holds no series that can be forecast; {first.item!r}: {first.message}"

@@ -16,6 +16,7 @@ from toto_compile_patch.tools.backtest.shards import Piece
 from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series.single import Floats, Series
 from toto_compile_patch.tools.windows import Window
+from toto_compile_patch.tools.wording import counted
 
 if TYPE_CHECKING:
     from toto.data.util.dataset import MaskedTimeseries
@@ -94,7 +95,7 @@ def _window(piece: Piece, values: Any, past: slice, ahead: slice) -> Window:
 
 def _problem(piece: Piece, index: int, past: slice, ahead: slice, job: Job) -> Problem | None:
     if not piece.observed[0, past].any():
-        told = f"its context, of {past.stop - past.start} steps, holds nothing but gaps"
+        told = f"its context, of {counted(past.stop - past.start, 'step')}, holds nothing but gaps"
         return Problem(piece.item, index, "context missing", told)
     for name, known in zip(job.known, piece.observed[1:, ahead], strict=True):
         if not known.any():

@@ -13,6 +13,7 @@ from toto_compile_patch.tools.doctor.findings import (
     failure,
     finding,
 )
+from toto_compile_patch.tools.wording import counted
 
 _READS_OF_THE_CACHE = ("KVCache.", "BaseMultiheadAttention.positional_embedding")
 _OFF = ("0", "false", "no", "off")
@@ -108,7 +109,8 @@ def _falls_to_pieces(found: Examination) -> Iterator[Finding]:
             "on; the counts are cut short by it."
         )
     listed = sum(group.count for group in found.breaks)
-    yield finding("falls to pieces", **found.counts, reads=reads, listed=listed, limit=limit)
+    seen = {"reads": reads, "listed": counted(listed, "listed break"), "limit": limit}
+    yield finding("falls to pieces", **found.counts_in_words, **seen)
 
 
 def _unpatched(found: Examination, said: bool) -> Iterator[Finding]:
@@ -150,7 +152,8 @@ def _notes(found: Examination) -> Iterator[Finding]:
         yield finding("other runtime", made=_made(ways), runtime=runtime, reason=reason)
     for reason, count in found.skips.items():
         cure = "on a CPU: mode='default'" if "cpu device" in reason else ""
-        yield finding("no CUDA graph", count=count, reason=reason, cure=cure)
+        graphs = counted(count, "graph")
+        yield finding("no CUDA graph", graphs=graphs, reason=reason, cure=cure)
 
 
 def _fast(found: Examination) -> Forecasts:
@@ -178,7 +181,7 @@ def _limited(found: Examination) -> str:
 
 def _made(ways: Forecasts) -> str:
     count = _total(ways)
-    return f"{count} forecast{'s were' if count > 1 else ' was'} made"
+    return f"{counted(count, 'forecast')} {'was' if count == 1 else 'were'} made"
 
 
 def _total(ways: Forecasts) -> int:

@@ -14,12 +14,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import toto_compile_patch
 from toto_compile_patch import carriers
 from toto_compile_patch.api import PatchStatus
 from toto_compile_patch.carriers import Carrier
-from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError
+from toto_compile_patch.errors import TotoCompilePatchError, TotoNotFoundError, in_a_line
 from toto_compile_patch.settings import ENV_TOGGLE, PATCH_NAMES, Settings, variable_of
 from toto_compile_patch.tested_code import HOW_TO_COMPARE
 from toto_compile_patch.tools import activate
@@ -30,6 +31,13 @@ from toto_compile_patch.tools.doctor.findings import (
     bearing_variables,
     compiling_switched_off,
     finding,
+)
+from toto_compile_patch.tools.doctor.products import BF16, Products, measure
+from toto_compile_patch.tools.doctor.trial import (
+    Trial,
+    carrier_to_try,
+    findings_of,
+    try_forecasts,
 )
 
 TESTED_TORCH = ("2.7.0", "2.13.0")
@@ -63,6 +71,8 @@ class Environment(Examined):
         variables: the environment variables that bear on it.
         patches: what stands after apply().
         carriers: the places where Toto's code is loaded or importable.
+        trials: small forecasts that were made, or tried; none where apply() does not apply.
+        products: how fast matrix products are; none where torch is missing.
     """
 
     versions: dict[str, str]
@@ -70,24 +80,42 @@ class Environment(Examined):
     variables: dict[str, str]
     patches: list[PatchStatus]
     carriers: list[Carrier]
+    trials: list[Trial]
+    products: list[Products]
+
+    all_well: ClassVar[str] = (
+        "Nothing is in the way: a small forecast took the fast path. To do next: call "
+        "toto_compile_patch.apply() in your program, or compare on your own data: "
+        "toto-compile-patch ab"
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        products = [
+            {**asdict(one), "pays": one.pays, "sentence": one.sentence} for one in self.products
+        ]
+        return {**super().as_json(), "products": products}
 
 
 def examine_environment() -> Environment:
-    """Look at this process's environment; apply() in it, and take that out again."""
+    """Look at this process's environment; apply() in it, forecast, and take that out again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Importing torch sets some.
         variables = bearing_variables()
         versions = _versions()
         symbols = _symbols()
-        patches, findings = _applied_here(symbols)
+        patches, trials, findings = _applied_here(symbols)
         places = list(carriers.found())
         applied = {row.name for row in patches if row.state == "applied"}
         findings += _unreached(places)
         findings += _activation()
         findings += _version_traps(versions)
         findings += _compiler_traps(versions, applied)
-    return Environment(versions, symbols, variables, patches, places, findings=findings)
+        products, of_products = _products(versions)
+        findings += of_products
+    seen = (versions, symbols, variables, patches, places, trials, products)
+    return Environment(*seen, findings=findings)
 
 
 def version(distribution: str) -> str:
@@ -160,21 +188,57 @@ def _symbols() -> list[Symbol]:
     return [Symbol(name, problem) for name, problem in names.items()]
 
 
-def _applied_here(symbols: list[Symbol]) -> tuple[list[PatchStatus], list[Finding]]:
-    """What stands under apply(), and what is in its way."""
+def _applied_here(
+    symbols: list[Symbol],
+) -> tuple[list[PatchStatus], list[Trial], list[Finding]]:
+    """What stands under apply(), the forecasts made with that, and what is in its way."""
+    trials: list[Trial] = []
     try:
         settings = Settings.resolve()
-        with toto_compile_patch.patched():
+        with toto_compile_patch.patched(runtime=_UNCOMPILED.get(settings.runtime)):
             rows = _rows()
+            left_out = _left_out_of(rows, settings)
+            carrier = carrier_to_try(carriers.found(settings.carriers))
+            if settings.enabled and "fast_decode" not in {row.name for row in left_out}:
+                trials = try_forecasts(carrier)
     except Exception as error:
-        return _rows(), [_stopped(error, symbols)]
+        return _rows(), [], [_stopped(error, symbols)]
     if not settings.enabled:
-        return rows, [finding("toggled off", variable=ENV_TOGGLE, text=os.environ[ENV_TOGGLE])]
-    stand = ("applied", "nothing to patch")
-    left_out = [r for r in rows if r.name in settings.patches and r.state not in stand]
-    return rows, [
+        off = finding("toggled off", variable=ENV_TOGGLE, text=os.environ[ENV_TOGGLE])
+        return rows, [], [off]
+    findings = [
         finding("patch left out", **asdict(row), cure=_cure_of(row.detail)) for row in left_out
     ]
+    findings += findings_of(trials, carrier)
+    if settings.runtime in _UNCOMPILED:
+        asked = {"variable": variable_of("runtime"), "runtime": settings.runtime}
+        findings.append(finding("not tried compiled", **asked))
+    return rows, trials, findings
+
+
+_UNCOMPILED = {"compile": "eager", "compile+cudagraph": "cudagraph"}
+"""The runtimes that compile, which takes a minute, and what is tried in their place."""
+
+
+def _left_out_of(rows: list[PatchStatus], settings: Settings) -> list[PatchStatus]:
+    """The patches that were asked for and do not stand."""
+    stand = ("applied", "nothing to patch")
+    asked = settings.patches if settings.enabled else ()
+    return [row for row in rows if row.name in asked and row.state not in stand]
+
+
+def _products(versions: dict[str, str]) -> tuple[list[Products], list[Finding]]:
+    """How fast matrix products are, and whether a precision that is asked for is in vain."""
+    if not numbers(versions["torch"]):
+        return [], []
+    try:
+        found = measure()
+    except Exception as error:
+        return [], [finding("not measured", error=in_a_line(error))]
+    variable = variable_of("precision")
+    asked = os.environ.get(variable, "").strip().lower() == BF16
+    in_vain = asked and all(one.pays is False for one in found if one.precision == BF16)
+    return found, [finding("bf16 does not pay", variable=variable)] if in_vain else []
 
 
 def _rows() -> list[PatchStatus]:

@@ -6,6 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toto_compile_patch.tools.doctor.findings import Examined
+from toto_compile_patch.tools.wording import counted
+
+_COUNTED = {
+    "graphs": "graph",
+    "graph_breaks": "graph break",
+    "recompilations": "recompilation",
+    "limit_hits": "recompile limit",
+    "cudagraph_skips": "CUDA graph skip",
+}
 
 
 @dataclass
@@ -91,6 +100,18 @@ class Examination(Examined):
     unreached: list[dict[str, Any]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
+
+    @property
+    def last_word(self) -> str:
+        """What is in the way and what to do next, the gravest first, or that nothing is."""
+        if self.healthy and not self.forecasts:
+            return f"{self.all_well} To do next: show the doctor a script that forecasts itself."
+        return super().last_word
+
+    @property
+    def counts_in_words(self) -> dict[str, str]:
+        """The counts, as ``1 graph``; none where nothing imported the compiler."""
+        return {name: counted(count, _COUNTED[name]) for name, count in (self.counts or {}).items()}
 
     @property
     def healthy(self) -> bool:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 _CATALOGUE = json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8"))
 _PREFIXES = ("TOTO_COMPILE_PATCH", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE")
+
+_LONGEST_REASON = 160
+"""In the last line; the diagnosis above has it whole."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,29 @@ class Examined:
 
     findings: list[Finding] = field(default_factory=list)
 
+    all_well: ClassVar[str] = "Nothing is in the way."
+    """What is said where nothing waits for a cure."""
+
     @property
     def healthy(self) -> bool:
         """Whether nothing is in the way of what was asked for."""
         return not problems(self.findings)
 
+    @property
+    def last_word(self) -> str:
+        """What is in the way and what to do next, the gravest first, or that nothing is."""
+        waiting = problems(self.findings)
+        if not waiting:
+            return self.all_well
+        first = waiting[0]
+        lead = f"In the way, first of {len(waiting)}" if len(waiting) > 1 else "In the way"
+        cure = first.cure or "mend that, and ask the doctor again"
+        what = textwrap.shorten(first.what, _LONGEST_REASON, placeholder=" ...")
+        return f"{lead}: {what} To do next: {cure}"
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
-        return {"healthy": self.healthy, **asdict(self)}
+        return {"healthy": self.healthy, "last_word": self.last_word, **asdict(self)}
 
 
 def finding(key: str, /, **seen: Any) -> Finding:
@@ -69,12 +88,19 @@ def finding(key: str, /, **seen: Any) -> Finding:
 
 def failure(error: str) -> Finding:
     """What an exception of a script means, where that is known."""
-    for pattern, row in _CATALOGUE["errors"].items():
-        if re.search(pattern, error, re.DOTALL):
-            cure = row["cure"].format_map(_CATALOGUE["cures"])
-            return finding("known error", meaning=row["meaning"], cure=cure)
+    meaning, cure = meaning_of(error)
+    if meaning:
+        return finding("known error", meaning=meaning, cure=cure)
     first_line = next(iter(error.splitlines()), error)
     return finding("other error", error=first_line.rstrip("."))
+
+
+def meaning_of(error: str) -> tuple[str, str]:
+    """What is known of an exception: its meaning and its cure; empty where nothing is."""
+    for pattern, row in _CATALOGUE["errors"].items():
+        if re.search(pattern, error, re.DOTALL):
+            return row["meaning"], row["cure"].format_map(_CATALOGUE["cures"])
+    return "", ""
 
 
 def problems(findings: list[Finding]) -> list[Finding]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from toto_compile_patch.tools.doctor.environment import Environment
 from toto_compile_patch.tools.doctor.examination import Examination, Group
-from toto_compile_patch.tools.doctor.findings import Finding, problems
+from toto_compile_patch.tools.doctor.findings import Examined
+from toto_compile_patch.tools.doctor.trial import Trial
+from toto_compile_patch.tools.wording import counted
 
 _MOST_ROWS = 12
 _MOST_NAMES = 3
@@ -77,15 +79,18 @@ class Screen:
             self.line(f"  ... and {len(rows) - _MOST_ROWS} more: --json has them all", "dim")
         self.line()
 
-    def diagnosis(self, findings: list[Finding], healthy: str) -> None:
-        """Each finding, with its cure below; and that all is well, where it is."""
+    def diagnosis(self, found: Examined) -> None:
+        """Each finding, with its cure below; and in one line, the last, what to do next."""
         self.heading("diagnosis")
-        if not problems(findings):
-            self.line(healthy, "green")
-        for finding in findings:
+        for finding in found.findings:
             self._paragraph(_MARKS[finding.level], finding.what, _STYLES[finding.level])
             if finding.cure:
                 self._paragraph("   cure: ", finding.cure)
+        style = "green" if found.healthy else "bold red"
+        if self._console:
+            self._console.print(found.last_word, markup=False, style=style, soft_wrap=True)
+        else:
+            print(found.last_word)
 
     def _paragraph(self, lead: str, text: str, style: str | None = None) -> None:
         """A text whose further lines stand under its first."""
@@ -110,7 +115,7 @@ def show(found: Environment | Examination) -> None:
 def _show_environment(screen: Screen, found: Environment) -> None:
     untested = [(symbol.name, symbol.problem) for symbol in found.symbols if symbol.problem]
     tested, symbols = len(found.symbols) - len(untested), len(found.symbols)
-    code = f"{tested} of {symbols} symbols are code that was tested"
+    code = f"{tested} of {counted(symbols, 'symbol')} as tested"
     code = code if symbols else "could not be read"
     screen.heading("installed")
     screen.table(("", "version"), [*found.versions.items(), ("toto's code", code)])
@@ -123,7 +128,16 @@ def _show_environment(screen: Screen, found: Environment) -> None:
         places = [(c.name, c.state, c.code, c.folder) for c in found.carriers]
         screen.table(("package", "state", "code", "where"), places)
     screen.table(("environment variable", "value"), list(found.variables.items()))
-    screen.diagnosis(found.findings, "apply() applies everything that is asked for.")
+    if found.trials:
+        screen.heading("a small forecast with random weights")
+        forecasts = [(one.device, _made_by(one), f"{one.seconds:.2f}") for one in found.trials]
+        screen.table(("on", "made by", "seconds"), forecasts)
+    if found.products:
+        screen.heading("matrix products")
+        for products in found.products:
+            screen.line(products.sentence)
+        screen.line()
+    screen.diagnosis(found)
 
 
 def _show_examination(screen: Screen, found: Examination) -> None:
@@ -136,7 +150,15 @@ def _show_examination(screen: Screen, found: Examination) -> None:
         ]
         screen.table(("forecasts", "made by", "model compiled", "asked for at"), rows)
         _show_compiler(screen, found)
-    screen.diagnosis(found.findings, "Nothing is in the way.")
+    screen.diagnosis(found)
+
+
+def _made_by(trial: Trial) -> str:
+    if trial.error:
+        return f"nobody: {trial.error}"
+    if trial.path is not None and trial.is_fast:
+        return f"the fast path, {trial.path.runtime}"
+    return f"upstream: {trial.path.reason}" if trial.path else "upstream, unpatched"
 
 
 def _path(way: dict[str, Any]) -> str:
@@ -156,8 +178,8 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     if not any(counts.values()):
         screen.line("torch.compile: no graph was compiled in this process.\n")
         return
-    told = "{graphs} graphs, {graph_breaks} breaks, {recompilations} recompilations, {limit_hits} "
-    screen.line(f"torch {found.torch}: {told.format_map(counts)}recompile limits hit")
+    told = "{graphs}, {graph_breaks}, {recompilations}, {limit_hits} hit"
+    screen.line(f"torch {found.torch}: {told.format_map(found.counts_in_words)}")
     if found.seconds:
         told = "Compiling took {compiling:.1f} s, all forecasts together {forecasting:.1f} s beside"
         screen.line(f"{told.format_map(found.seconds)} that.")
@@ -170,10 +192,10 @@ def _show_compiler(screen: Screen, found: Examination) -> None:
     screen.table(headings, functions, whole=("function", "where"))
     breaks = [(g.count, g.reason, g.place, _some(g.functions)) for g in found.breaks]
     screen.table(("breaks", "reason", "where", "in"), breaks, whole=("where",))
-    listed, counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
-    if breaks and listed != counted:
+    listed, breaks_counted = sum(group.count for group in found.breaks), counts["graph_breaks"]
+    if breaks and listed != breaks_counted:
         screen.line(
-            f"(These are the {listed} of dynamo's log; its counter says {counted}.)\n", "dim"
+            f"(Dynamo's log lists {listed}, and its counter says {breaks_counted}.)\n", "dim"
         )
     for heading, groups in (("recompiled", found.recompilations), ("limits hit", found.limits)):
         rows = [(g.count, _reason(g), _some(g.functions, between=",\n")) for g in groups]

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.series.notation import GAPS
+from toto_compile_patch.tools.wording import counted
 
 HEAD_BYTES = 2**20
 """Of a file, by which its dialect is told."""

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.counting import counted
 from toto_compile_patch.tools.series.layout import Layout, Wanted
 from toto_compile_patch.tools.series.order import in_order
 from toto_compile_patch.tools.series.steps import even, named_step, seconds_between
 from toto_compile_patch.tools.series.tables import listed, open_table
+from toto_compile_patch.tools.wording import counted
 
 Floats = npt.NDArray[np.floating[Any]]
 
