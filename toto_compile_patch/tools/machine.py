@@ -34,7 +34,8 @@ def name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     model = _read_field("/proc/cpuinfo", "model name") or platform.processor()
-    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _read_field(file: str, field: str) -> str:

@@ -34,6 +34,11 @@ def table_of(
     return table
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: "1 window", "1,000 windows"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 class ProgressLine(Progress):
     """A line on stderr that says what is being done, how far it is, and for how long it has been
     done; gone at the end."""
