@@ -57,11 +57,11 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     words.show(figures, console)
     checks.write_json(options.json, figures.as_json())
     if options.report and not missing:
-        from toto_compile_patch.tools.ab.page import page
+        from toto_compile_patch.tools.ab.page import page, pictures_of
         from toto_compile_patch.tools.ab.picture import draw
 
         checks.write_whole(options.report.with_suffix(".png"), draw(figures))
-        checks.write_whole(options.report, page(figures))
+        checks.write_whole(options.report, page(figures, pictures_of(figures)))
         console.print(f"\nreport: {options.report}", markup=False)
     # Too little to judge by is nothing found wrong.
     return 1 if figures.judgement.same is False else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
@@ -16,17 +17,22 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 NARROW_SCREEN = "(max-width: 640px)"
 DARK_SCREEN = "(prefers-color-scheme: dark)"
 
-PICTURES = {
+SCREENS = {
     f"{DARK_SCREEN} and {NARROW_SCREEN}": Look(narrow=True, dark=True),
     DARK_SCREEN: Look(dark=True),
     NARROW_SCREEN: Look(narrow=True),
     "all": Look(),
 }
-"""Pictures by what they are for; a browser shows the first that fits."""
+"""Looks by the screen that they are for; a browser shows the first that fits."""
 
 
-def page(figures: Figures) -> str:
-    """The page, with its pictures in it."""
+def pictures_of(figures: Figures) -> dict[str, bytes]:
+    """Pictures as SVG, by the screens that they are for."""
+    return {screen: draw(figures, look) for screen, look in SCREENS.items()}
+
+
+def page(figures: Figures, pictures: Mapping[str, bytes]) -> str:
+    """The page, with ``pictures_of`` the figures in it."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -37,8 +43,7 @@ def page(figures: Figures) -> str:
         setting=figures.setting,
         tables=words.tables(figures),
         pictures={
-            media: base64.b64encode(draw(figures, look)).decode()
-            for media, look in PICTURES.items()
+            screen: base64.b64encode(picture).decode() for screen, picture in pictures.items()
         },
         alternative=words.alternative(figures),
     )

@@ -84,21 +84,27 @@ HATCHES = {"upstream": "", "patched": "///"}
 
 def draw(figures: Figures, look: Look = ALONE) -> bytes:
     """The picture: alone, as PNG; for a page, as SVG, for the page's own ground."""
-    with _styled(figures, look):
-        figure: Any = Figure(figsize=look.inches, layout="constrained")
-        if look.alone:
-            _say_what_it_shows(figure, figures)
-        _panels(figure, figures, look)
-        file = io.BytesIO()
-        figure.savefig(file, format="png" if look.alone else "svg", transparent=not look.alone)
+    with styled(figures, look):
+        file, kind = io.BytesIO(), "png" if look.alone else "svg"
+        compose(figures, look).savefig(file, format=kind, transparent=not look.alone)
     return file.getvalue()
 
 
+def compose(figures: Figures, look: Look) -> Figure:
+    """The picture, to be drawn while ``styled``."""
+    figure = Figure(figsize=look.inches, layout="constrained")
+    if look.alone:
+        _say_what_it_shows(figure, figures)
+    _panels(figure, figures, look)
+    return figure
+
+
 @contextmanager
-def _styled(figures: Figures, look: Look) -> Iterator[None]:
+def styled(figures: Figures, look: Look) -> Iterator[None]:
     """The package's style, with fonts that can write the names of file and columns."""
     names = figures.data.series.source + "".join(figures.data.series.columns)
-    sheets = ["dark_background", STYLE] if look.dark else [STYLE]
+    # Not a user's own style: pictures are to look alike.
+    sheets = ["default", *(["dark_background"] if look.dark else []), STYLE]
     with style.context(sheets), warnings.catch_warnings():
         mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *_fonts_for(names)]
         # What no font can write is an empty box.

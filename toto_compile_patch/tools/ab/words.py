@@ -25,7 +25,9 @@ SPEED_LEGEND = (
     "window: median (least to greatest). First +: what the first forecast takes beyond a steady "
     "one."
 )
-COMPILED_LEGEND = " Graphs, graph breaks, recompilations and recompile-limit hits of torch.compile."
+COMPILED_LEGEND = (
+    "What torch.compile did in the whole comparison; limit hits are of its recompile limit."
+)
 ERRORS_LEGEND = (
     "Less is better. MAE: mean absolute error, in the column's unit. MASE: that error over the "
     "error of the season before, within the context. From upstream: mean distance from upstream's "
@@ -118,7 +120,7 @@ def _speed(figures: Figures) -> Verdict:
 
 def _means(figures: Figures) -> Verdict:
     judgement = figures.judgement
-    equal = "are equal" if judgement.means_agree else "DIFFER"
+    equal = "are equal to within rounding" if judgement.means_agree else "DIFFER"
     return Verdict(
         good=judgement.means_agree,
         claim=f"mean forecasts, which involve no chance, {equal}",
@@ -187,9 +189,13 @@ def show(figures: Figures, console: Console) -> None:
 
 def tables(figures: Figures) -> list[tuple[list[str], list[list[str]], str]]:
     """Headings, rows and legend of each."""
-    speed = SPEED_LEGEND + (COMPILED_LEGEND if compiled(figures) else "")
+    compiled = any(any(speed.health.values()) for speed in figures.speeds)
     errors = ERRORS_LEGEND + (SAMPLES_LEGEND if figures.samples else "")
-    return [(*speed_rows(figures), speed), (*accuracy_rows(figures), errors)]
+    return [
+        (*speed_rows(figures), SPEED_LEGEND),
+        *([(*compiled_rows(figures), COMPILED_LEGEND)] if compiled else []),
+        (*accuracy_rows(figures), errors),
+    ]
 
 
 def alternative(figures: Figures) -> str:
@@ -206,10 +212,7 @@ def alternative(figures: Figures) -> str:
 
 
 def speed_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table of speeds; what torch.compile did, if it did anything."""
-    counts = ("graphs", "graph_breaks", "recompilations", "limit_hits") * compiled(figures)
-    headings = ["speed", "median s", "p95 s", "times faster", "first + s", "peak GB"]
-    headings += ["graphs", "breaks", "recomp.", "limit"] * compiled(figures)
+    """Headings and cells of the table of speeds."""
     rows = [
         [
             speed.way,
@@ -218,16 +221,19 @@ def speed_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
             f"{ratio(speed.ratio)} ({ratio(speed.ratio_from)}-{ratio(speed.ratio_to)})",
             f"{speed.first:.1f}",
             f"{speed.peak_gb:.2f}",
-            *(str(speed.health[count]) for count in counts),
         ]
         for speed in figures.speeds
     ]
-    return headings, rows
+    return ["speed", "median s", "p95 s", "times faster", "first + s", "peak GB"], rows
 
 
-def compiled(figures: Figures) -> bool:
-    """Whether any way compiled anything."""
-    return any(any(speed.health.values()) for speed in figures.speeds)
+def compiled_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table of what torch.compile did."""
+    counts = ("graphs", "graph_breaks", "recompilations", "limit_hits")
+    rows = [
+        [speed.way, *(str(speed.health[count]) for count in counts)] for speed in figures.speeds
+    ]
+    return ["compiled", *(count.replace("_", " ") for count in counts)], rows
 
 
 def accuracy_rows(figures: Figures) -> tuple[list[str], list[list[str]]]:
