@@ -108,7 +108,7 @@ def _ab(ab: _Parser) -> None:
       toto-compile-patch ab                                   the demo model on bundled temperatures
       toto-compile-patch ab --base --windows 4                the real architecture, random weights
       toto-compile-patch ab load.csv --column MW --model Datadog/Toto-Open-Base-1.0
-      toto-compile-patch ab prices.parquet --column open --column close --context 1024 --horizon 1
+      toto-compile-patch ab prices.parquet --column open --column close --horizon 1 --windows 64
       toto-compile-patch ab --compile reduce-overhead         upstream and patched compiled, too
       toto-compile-patch ab --report pull_request.html --json ab.json
 

@@ -205,12 +205,12 @@ class Figures:
     @property
     def straying(self) -> list[float]:
         """How much farther upstream's means stray from a context's mean than the context does, in
-        the median window of each column (``variate``)."""
+        the median window of each column (``variate``); 0 where the context stands still."""
         known = np.stack([window.known for window in self.data.windows])
         away = np.stack(self.sides[0].means) - np.nanmean(known, axis=-1, keepdims=True)
-        std = np.maximum(np.nanstd(known, axis=-1), np.finfo(float).tiny)
-        ratios: list[float] = np.median(np.sqrt((away**2).mean(axis=-1)) / std, axis=0).tolist()
-        return ratios
+        strays, std = np.sqrt((away**2).mean(axis=-1)), np.nanstd(known, axis=-1)
+        times = np.divide(strays, std, out=np.zeros_like(std), where=std > 0)
+        return [float(one) for one in np.median(times, axis=0)]
 
     def accuracy(self, way: str, column: str) -> Accuracy:
         """A row of the accuracies."""
