@@ -29,13 +29,13 @@ COMPILED_LEGEND = (
     "What torch.compile did in the whole comparison; limit hits are of its recompile limit."
 )
 ERRORS_LEGEND = (
-    "Less is better. MAE: mean absolute error, in the column's unit. MASE: that error over the "
-    "error of the season before, within the context. From upstream: mean distance from upstream's "
-    "point forecast, in the column's unit."
+    "MAE: mean absolute error, in the column's unit. MASE: that error over the error of the season "
+    "before, within the context. Less of either is better. From upstream: mean distance from "
+    "upstream's point forecast, in the column's unit."
 )
 SAMPLES_LEGEND = (
-    " CRPS: twice the pinball loss over nine quantiles, in the column's unit. 80% holds: the share "
-    "of the truth within the interval from 10 to 90%."
+    " CRPS: twice the pinball loss over nine quantiles, in the column's unit; less is better. 80% "
+    "holds: the share of the truth within the interval from 10 to 90%."
 )
 
 
