@@ -8,20 +8,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from ab_cases import figures_of
 
 from toto_compile_patch.tools import cli, scores
-from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts
 from toto_compile_patch.tools.ab.judgement import judge, judge_means
 from toto_compile_patch.tools.ab.words import verdicts
 from toto_compile_patch.tools.series.single import read_series
-from toto_compile_patch.tools.turns import EAGER, PATCHED, QUANTILES, Answer, Way
-from toto_compile_patch.tools.windows import Shape, Window, cut_windows
+from toto_compile_patch.tools.turns import QUANTILES
+from toto_compile_patch.tools.windows import Window
 
-COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits")
 HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
 
 
@@ -182,31 +182,8 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path: Path) -> None:
     assert (found.interval, found.timed) == (3600, True)
 
 
-def judged(
-    tmp_path: Path, shift: float = 0.0, spread: float = 1.0, mean_shift: float = 0.0
-) -> Figures:
-    """Figures of two sides that differ by chance, and by what is asked for."""
-    series = read_series(table(tmp_path / "a.csv", HOURS, numbers()), ["load"])
-    shape = Shape(8, 100, 24)
-    data = Data(series, cut_windows(series, shape), shape, 24)
-    generator = np.random.default_rng(0)
-
-    def side(way: Way, shift: float, spread: float, mean_shift: float) -> Forecasts:
-        made = Forecasts(way.name, [2.0])
-        for one in data.windows:
-            samples = one.truth[..., None] + shift + spread * generator.normal(size=(1, 24, 256))
-            quantiles = np.quantile(samples, QUANTILES, axis=-1)
-            made.answers.append(Answer(1.0, quantiles[4], quantiles, "fast path"))
-            made.means.append(one.truth + 5 + mean_shift * one.values.std())
-        made.health, made.peak_bytes = dict.fromkeys(COUNTS, 0), 10**9
-        return made
-
-    sides = [side(EAGER, 0, 1, 0), side(PATCHED, shift, spread, mean_shift)]
-    return Figures(data, sides, side(EAGER, 0, 1, 0), {}, 256, 0.0)
-
-
 def test_chance_alone_is_the_same(tmp_path: Path) -> None:
-    judgement = judged(tmp_path).judgement
+    judgement = figures_of(tmp_path).judgement
     assert judgement.same
     assert judgement.distance == pytest.approx(judgement.between_seeds, rel=0.3)
 
@@ -222,12 +199,12 @@ def test_chance_alone_is_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_another_forecast_is_not_the_same(
-    change: dict[str, float], means_agree: bool, samples_agree: bool, tmp_path: Path
+    change: dict[str, Any], means_agree: bool, samples_agree: bool, tmp_path: Path
 ) -> None:
-    figures = judged(tmp_path, **change)
+    figures = figures_of(tmp_path, **change)
     assert figures.judgement.means_agree is means_agree
     assert figures.judgement.samples_agree is samples_agree
-    said = [good for good, _ in verdicts(figures)][1:]
+    said = [verdict.good for verdict in verdicts(figures)][1:]
     assert said == [means_agree, samples_agree]
 
 
@@ -243,7 +220,7 @@ def test_chance_is_seldom_taken_for_a_difference(windows: int, horizon: int, une
         one, two, three = (
             np.moveaxis(np.quantile(side, QUANTILES, axis=-1), 0, 1) for side in sides
         )
-        wrong += not judge(one, two, three, 64, (0.0, True)).samples_agree
+        wrong += judge(one, two, three, 64, (0.0, True)).samples_agree is False
     assert wrong <= 4
 
 
@@ -255,7 +232,7 @@ def test_rounding_at_a_high_level_is_no_difference() -> None:
 
 
 def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
-    figures = judged(tmp_path)
+    figures = figures_of(tmp_path)
     figures.accuracies[0] = replace(figures.accuracies[0], mae=float("nan"))
     text = json.dumps(figures.as_json(), allow_nan=False)
     assert json.loads(text)["accuracy"][0]["mae"] is None
@@ -266,7 +243,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     load = numbers()
     load[380:384] = ["", "", "", ""]
     table(tmp_path / "a.csv", [*HOURS[:200], *HOURS[201:]], load)
-    arguments = "a.csv --column load --column price --samples 32 --windows 4 --json ab.json"
+    arguments = "a.csv --column load --column price --samples 128 --windows 4 --json ab.json"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "ab", *arguments.split()],
         cwd=tmp_path,
@@ -280,7 +257,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
         "times:     column time, hourly, 1 missing row filled in as gaps; season 24" in done.stdout
     )
     found = json.loads((tmp_path / "ab.json").read_text())
-    assert found["same"]
+    assert found["same"] is True
     assert found["season"] == 24
     assert [speed["path"] for speed in found["speed"]] == ["upstream's code", "fast path, eager"]
     assert found["judgement"]["mean"] < 1e-4
@@ -288,7 +265,24 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     page = (tmp_path / "toto_ab.html").read_text()
     assert "the same forecast" in page
     assert "<img" in page
+    assert "load, price of a.csv, by the demo model" in page
     assert (tmp_path / "toto_ab.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("a.csv", "ab.json", "toto_ab.html", "toto_ab.png")
     ]
+
+
+@pytest.mark.slow
+def test_too_little_to_judge_by_fails_no_run(tmp_path: Path) -> None:
+    table(tmp_path / "a.csv", HOURS, numbers())
+    arguments = "a.csv --column load --samples 8 --windows 1 --no-report --json ab.json"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "toto_compile_patch", "ab", *arguments.split()],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "too little to judge samples by" in done.stdout
+    assert json.loads((tmp_path / "ab.json").read_text())["same"] is None

@@ -103,13 +103,14 @@ def _commands(parser: _Parser) -> None:
 
 def _ab(ab: _Parser) -> None:
     """Forecast a series by upstream's code and patched, side by side, and say how much faster it
-    is and whether it says the same. Exit code 1 where it does not.
+    is and whether it says the same. Exit code 1 where it does not; 0 also where windows and samples
+    were too few to tell ("same" is then null in --json).
 
     examples:
       toto-compile-patch ab                                   the demo model on bundled temperatures
-      toto-compile-patch ab --base --samples 64 --windows 4   the real architecture, random weights
+      toto-compile-patch ab --base --windows 4                the real architecture, random weights
       toto-compile-patch ab load.csv --column MW --model Datadog/Toto-Open-Base-1.0
-      toto-compile-patch ab prices.parquet --column open --column close --context 1024 --horizon 1
+      toto-compile-patch ab prices.parquet --column open --column close --horizon 1 --windows 64
       toto-compile-patch ab --compile reduce-overhead         upstream and patched compiled, too
       toto-compile-patch ab --report pull_request.html --json ab.json
 

@@ -56,13 +56,14 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     words.show(figures, console)
     checks.write_json(options.json, figures.as_json())
     if options.report and not missing:
+        from toto_compile_patch.tools.ab.page import page, pictures_of
         from toto_compile_patch.tools.ab.picture import draw
 
-        picture = draw(figures)
-        checks.write_whole(options.report.with_suffix(".png"), picture)
-        checks.write_whole(options.report, words.page(figures, picture))
+        checks.write_whole(options.report.with_suffix(".png"), draw(figures))
+        checks.write_whole(options.report, page(figures, pictures_of(figures)))
         console.print(f"\nreport: {options.report}", markup=False)
-    return 0 if figures.judgement.same else 1
+    # Too little to judge by is nothing found wrong.
+    return 1 if figures.judgement.same is False else 0
 
 
 def _checked(options: argparse.Namespace) -> tuple[Job, Data]:

@@ -196,6 +196,23 @@ class Figures:
         )
         return after / before - 1
 
+    @property
+    def accuracies_of_sides(self) -> list[Accuracy]:
+        """Of the first column: upstream's, with either seed, and patched."""
+        column = self.data.series.columns[0]
+        ways = [self.speeds[0].way, *([OTHER_SEED] if self.other_seed else []), self.speeds[-1].way]
+        return [self.accuracy(way, column) for way in ways]
+
+    @property
+    def straying(self) -> list[float]:
+        """How much farther upstream's means stray from a context's mean than the context does, in
+        the median window of each column (``variate``); 0 where the context stands still."""
+        known = np.stack([window.known for window in self.data.windows])
+        away = np.stack(self.sides[0].means) - np.nanmean(known, axis=-1, keepdims=True)
+        strays, std = np.sqrt((away**2).mean(axis=-1)), np.nanstd(known, axis=-1)
+        times = np.divide(strays, std, out=np.zeros_like(std), where=std > 0)
+        return [float(one) for one in np.median(times, axis=0)]
+
     def accuracy(self, way: str, column: str) -> Accuracy:
         """A row of the accuracies."""
         return next(row for row in self.accuracies if (row.way, row.column) == (way, column))
