@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from toto_compile_patch.tools.ab.figures import Data, Figures, Forecasts
+from toto_compile_patch.tools.ab.asked import Data
+from toto_compile_patch.tools.ab.figures import Figures, Forecasts
 from toto_compile_patch.tools.ab.words import setting_of
 from toto_compile_patch.tools.series.single import read_series
 from toto_compile_patch.tools.turns import EAGER, PATCHED, QUANTILES, Answer, Job, Way

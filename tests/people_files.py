@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series.layout import Wanted
 from toto_compile_patch.tools.series.single import Series, read_series
 
@@ -80,7 +79,7 @@ def outcome(case: Case, folder: Path) -> str:
     except UsageError as error:
         return f"refused: {str(error).replace(f'{folder}/', '')}"
     dialect, times = series.notes
-    notes = [*filter(None, [dialect]), f"times: {times}; season {season_of(series, 512)}"]
+    notes = [*filter(None, [dialect]), f"times: {times}; season {series.season(512)}"]
     return f"read: {'; '.join(notes)}"
 
 

@@ -166,8 +166,8 @@ def test_the_interval_is_closed_and_skips_what_nobody_knows() -> None:
 def test_the_season_follows_from_the_interval(frequency: str, season: int, tmp_path: Path) -> None:
     times = pd.date_range("2020-01-01", periods=400, freq=frequency).strftime("%Y-%m-%d %H:%M")
     series = read_series(table(tmp_path / "a.csv", times.tolist(), numbers()), ["load"])
-    assert scores.season_of(series, 512) == season
-    assert scores.season_of(series, 1) == 1
+    assert series.season(512) == season
+    assert series.season(1) == 1
 
 
 def test_a_parquet_file_reads_like_a_csv_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from toto_compile_patch.tools.turns import QUANTILES
 from toto_compile_patch.tools.windows import Window
 from toto_compile_patch.tools.wording import counted
 
-LONG = "Netzlast <b>Süd</b> & $x^2$ 電力 " * 4
+LONG = "Netzlast <b>Süd</b> & $x^2$ 電力 " * 4 + "x"
 PICTURE = {"all": b"<svg/>"}
 UNBROKEN = f"{'überlang_' * 12}.csv"
 

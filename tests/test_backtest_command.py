@@ -87,7 +87,7 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "says"),
     [
         (["nowhere.csv"], "no file nowhere.csv"),
-        (["power.csv"], "item_id, timestamp, power, cost"),
+        (["power.csv"], "name what to forecast with --target: power, cost"),
         (["good.csv", "--target", "power"], "'power'"),
         (["good.csv", "--id", "shop"], "'shop'"),
         (["good.csv", "--time", "when"], "'when'"),

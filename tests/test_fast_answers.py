@@ -27,7 +27,9 @@ def folder(tmp_path: Path) -> Path:
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text(STUB)
     (work / "there").mkdir(parents=True)
-    (work / "good.csv").write_text("timestamp,target\n")
+    rows = [f"2024-01-{day:02},{day}" for day in range(1, 31)]
+    (work / "good.csv").write_text("\n".join(["timestamp,target", *rows]))
+    (work / "bad.csv").write_text("\n".join(["timestamp,target", *rows, "2024-01-31,twelve"]))
     (work / "script.py").touch()
     return work
 
@@ -118,6 +120,13 @@ def test_what_is_asked_of_the_command_line(
         ([*BACKTEST, "--workers", "2"], "--engine ray"),
         ([*BACKTEST, "--address", "auto"], "--engine ray"),
         ([*BACKTEST, "--freq", "soon"], "--freq soon"),
+        (["ab", "bad.csv"], "data row 31: 'twelve' is not a number"),
+        (["ab", "good.csv", "--column", "load"], "no column 'load'"),
+        (["ab", "good.csv", "--windows", "30"], "good.csv has 30 rows"),
+        (["ab", "good.csv", "--time-format", "%Q"], "--time-format '%Q'"),
+        (["backtest", "bad.csv", *BACKTEST[2:]], "data row 31: 'twelve' is not a number"),
+        ([*BACKTEST, "--horizon", "20"], "good.csv is too short for --horizon 20"),
+        ([*BACKTEST, "--target", "load"], "no column 'load'"),
         (["run"], "give a script or a module"),
         (["run", "nowhere.py"], "no file nowhere.py"),
         (["run", "there"], "a folder without a __main__.py"),

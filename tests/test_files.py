@@ -10,7 +10,6 @@ import pytest
 from people_files import CASES, LOAD, Case, read
 
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.scores import season_of
 from toto_compile_patch.tools.series.layout import Layout, Wanted
 from toto_compile_patch.tools.series.reader import Columns, Reader
 from toto_compile_patch.tools.series.tables import open_table
@@ -35,7 +34,7 @@ def test_a_file_is_read_rightly_or_refused(case: Case, tmp_path: Path) -> None:
         assert pd.Timestamp(series.seconds[0], unit="s") == pd.Timestamp(case.start)
         assert series.interval == case.step
         assert (np.diff(series.seconds) > 0).all()
-    assert season_of(series, 512) == case.season
+    assert series.season(512) == case.season
 
 
 READ = [case for case in CASES if not case.refused and case.start and "item" not in case.options]

@@ -12,7 +12,7 @@ from toto_compile_patch.tools.wording import counted
     [
         ((0, "window"), "0 windows"),
         ((1, "window"), "1 window"),
-        ((1_000_000, "window"), "1000000 windows"),
+        ((1_000_000, "window"), "1,000,000 windows"),
         ((1.0, "CPU"), "1 CPU"),
         ((0.5, "CPU"), "0.5 CPUs"),
         ((2, "patch", "patches"), "2 patches"),

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toto_compile_patch.tools.series.single import Floats, Series
+from toto_compile_patch.tools.series.single import Floats
 from toto_compile_patch.tools.turns import QUANTILES
 from toto_compile_patch.tools.windows import Window
-
-_DAY = 86_400
 
 
 def pinball(quantiles: Floats, truth: Floats, levels: Sequence[float] = QUANTILES) -> Floats:
@@ -65,20 +63,3 @@ def over(values: Floats, by: Floats) -> Floats:
     made = np.full(len(values), np.nan)
     np.divide(values, by, out=made, where=by > 0)
     return made
-
-
-def season_of(series: Series, context: int) -> int:
-    """Steps after which a series is likely to repeat itself; 1 where that is anybody's guess."""
-    interval = series.interval
-    if not series.timed:
-        return 1
-    if interval < _DAY:
-        season = round(_DAY / interval)
-    elif interval == _DAY:
-        # Five where weekends are left out.
-        season = round(7 * _DAY / float(np.diff(series.seconds).mean()))
-    else:
-        days = interval / _DAY
-        known = ((7, 52), (30, 12), (91, 4))
-        season = next((s for length, s in known if abs(days / length - 1) < 0.1), 1)
-    return season if season < context else 1

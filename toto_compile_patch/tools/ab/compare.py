@@ -10,39 +10,34 @@ from importlib.util import find_spec
 
 from rich.console import Console
 
-from toto_compile_patch.tools import checks, machine, models, turns
+from toto_compile_patch.tools import checks, machine, turns
 from toto_compile_patch.tools.ab import words
-from toto_compile_patch.tools.ab.figures import OTHER_SEED, Data, Figures, Forecasts
+from toto_compile_patch.tools.ab.asked import Data
+from toto_compile_patch.tools.ab.figures import OTHER_SEED, Figures, Forecasts
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series.layout import Wanted
-from toto_compile_patch.tools.series.single import Series, read_series
 from toto_compile_patch.tools.turns import Job, Question, Way
-from toto_compile_patch.tools.windows import Shape, cut_windows
 from toto_compile_patch.tools.workers import WorkerError
 
-BUNDLED_COLUMN = "temp"
-WINDOWS, CONTEXT, HORIZON = 16, 512, 96
 SEED_OF_ANOTHER = 1_000_000
 WIDTH_OF_A_FILE = 100
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command; return its exit code."""
+def run(options: argparse.Namespace, data: Data) -> int:
+    """Compare the two sides on some windows; return the command's exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     to_stdout = checks.is_stdout(options.json)
     console = Console(stderr=to_stdout)
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     try:
-        return _compare(options, console)
+        return _compare(options, data, console)
     except WorkerError as error:
         print(f"ab: error: {error}", file=sys.stderr)
         return 1
 
 
-def _compare(options: argparse.Namespace, console: Console) -> int:
-    job, data = _checked(options)
+def _compare(options: argparse.Namespace, data: Data, console: Console) -> int:
+    job = _job(options, data.shape.horizon)
     ways = [turns.EAGER, turns.PATCHED]
     if options.mode:
         ways = [turns.EAGER, turns.COMPILED, turns.PATCHED_COMPILED]
@@ -66,35 +61,17 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     return 1 if figures.judgement.same is False else 0
 
 
-def _checked(options: argparse.Namespace) -> tuple[Job, Data]:
-    """What was asked for, and the series that it is asked of.
+def _job(options: argparse.Namespace, horizon: int) -> Job:
+    """What each side is to do.
 
     Raises:
-        UsageError: it cannot be, or the series does not do.
+        UsageError: it cannot be done here.
     """
-    columns = options.column or ([] if options.file else [BUNDLED_COLUMN])
-    wanted = Wanted(options.id, options.time, options.time_format, options.decimal)
-    series = read_series(options.file or models.BUNDLED, columns, wanted, options.item)
-    shape = _shape(series, options)
-    windows = cut_windows(series, shape)
-    season = options.season or season_of(series, shape.context)
-    if options.season and season >= shape.context:
-        raise UsageError(f"--season {season} must be shorter than the context, {shape.context}")
     if not turns.standing_patches():
         raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
     device, mode = checks.choose_device(options.device), options.mode or "default"
     drawn = (options.samples, options.samples_per_batch)
-    job = Job(options.model, device, mode, shape.horizon, *drawn)
-    return job, Data(series, windows, shape, season)
-
-
-def _shape(series: Series, options: argparse.Namespace) -> Shape:
-    """As asked; what was not asked for fits the series."""
-    rows, least = series.rows, options.windows or 1
-    horizon = options.horizon or max(1, min(HORIZON, rows // (2 * max(2, least))))
-    context = options.context or max(1, min(CONTEXT, rows // 2, rows - least * horizon))
-    windows = options.windows or max(1, min(WINDOWS, (rows - context) // horizon))
-    return Shape(windows, context, horizon)
+    return Job(options.model, device, mode, horizon, *drawn)
 
 
 def measure(data: Data, ways: Sequence[Way], job: Job, setting: dict[str, str]) -> Figures:

@@ -12,39 +12,12 @@ import numpy as np
 import pandas as pd
 
 from toto_compile_patch.tools import scores
+from toto_compile_patch.tools.ab.asked import Data
 from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
-from toto_compile_patch.tools.series.single import Floats, Series
+from toto_compile_patch.tools.series.single import Floats
 from toto_compile_patch.tools.turns import Answer
-from toto_compile_patch.tools.windows import Shape, Window
 
 OTHER_SEED = "upstream, another seed"
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is forecast.
-
-    Attributes:
-        series: the columns.
-        windows: the forecasts to make.
-        shape: how they were cut.
-        season: steps after which the series may repeat itself, for MASE and the naive forecast.
-    """
-
-    series: Series
-    windows: list[Window]
-    shape: Shape
-    season: int
-
-    @property
-    def naive(self) -> str:
-        """Name of the forecast that repeats the last season."""
-        return "seasonal naive" if self.season > 1 else "last value"
-
-    @property
-    def truth(self) -> Floats:
-        """What came true (``window variate horizon``)."""
-        return np.stack([window.truth for window in self.windows])
 
 
 @dataclass

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from toto_compile_patch.tools import models
-from toto_compile_patch.tools.ab.figures import OTHER_SEED, Accuracy, Data, Figures
+from toto_compile_patch.tools.ab.asked import Data
+from toto_compile_patch.tools.ab.figures import OTHER_SEED, Accuracy, Figures
 from toto_compile_patch.tools.screen import table_of
 from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
 from toto_compile_patch.tools.wording import counted

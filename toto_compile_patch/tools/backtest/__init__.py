@@ -11,7 +11,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: it cannot be run as it was asked for.
     """
-    # Whoever asks for a module of this package shall not wait for torch.
+    # Whoever asks for a module of this package need not have pandas; and what is wrong with the
+    # file is said before torch is imported.
+    from toto_compile_patch.tools.backtest.asked import asked_by
+
+    asked = asked_by(options)
     from toto_compile_patch.tools.backtest import command
 
-    return command.run(options)
+    return command.run(options, asked)

@@ -7,49 +7,45 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from toto_compile_patch.tools import checks
+from toto_compile_patch.tools import checks, models
 from toto_compile_patch.tools.backtest import report
-from toto_compile_patch.tools.backtest.columns import columns_of
+from toto_compile_patch.tools.backtest.asked import Asked
 from toto_compile_patch.tools.backtest.engine import Engine
 from toto_compile_patch.tools.backtest.engine_local import Local
 from toto_compile_patch.tools.backtest.engine_ray import Cluster, OnRay
-from toto_compile_patch.tools.backtest.job import Job, job_of
+from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.output import Folder, check_same, manifest_of
 from toto_compile_patch.tools.backtest.report import Speed
 from toto_compile_patch.tools.backtest.shards import Shard
-from toto_compile_patch.tools.backtest.survey import Plan, shards_in, survey
+from toto_compile_patch.tools.backtest.survey import Plan, shards_in
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.screen import ProgressLine
-from toto_compile_patch.tools.series.layout import Layout
 from toto_compile_patch.tools.series.reader import Reader
-from toto_compile_patch.tools.series.tables import identity, open_table
 from toto_compile_patch.tools.wording import counted
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, asked: Asked) -> int:
     """Run the command; return its exit code: 1 where nothing could be forecast.
 
     Raises:
         UsageError: it cannot be run as it was asked for, or not to its end.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    job, folder = _job(options), Folder(options.output)
-    file = identity(options.file)
-    layout = Layout(open_table(options.file), job.wanted)
-    reader = Reader(layout, columns_of(layout, job))
-    manifest = folder.manifest() if options.resume else None
-    if manifest is not None:
-        plan = check_same(manifest, job, file, options.output)
+    _check_known(list(asked.job.known))
+    job, folder = _job(options, asked.job), Folder(options.output)
+    if asked.plan is None:
+        manifest = folder.manifest() or {}
+        plan = check_same(manifest, job, asked.file, options.output)
     else:
-        plan = survey(reader, options.file, job)
-        manifest = manifest_of(job, file, plan)
+        plan = asked.plan
+        manifest = manifest_of(job, asked.file, plan)
     print(f"backtest: {options.file}: {plan.file}", file=sys.stderr)
-    work = Work(options.file, job, plan, reader, folder)
+    work = Work(options.file, job, plan, asked.reader, folder)
     speed = _forecast(work, _engine(options, job, plan), manifest)
     figures = report.figures_of(folder, plan)
     folder.finish(report.scores_json(figures, job, plan))
@@ -120,12 +116,22 @@ def _write_parts(work: Work, engine: Engine, done: set[int], progress: ProgressL
     return Speed(windows, time.perf_counter() - start, engine.name)
 
 
-def _job(options: argparse.Namespace) -> Job:
+def _job(options: argparse.Namespace, job: Job) -> Job:
+    """The job, with the device and the threads that it is done with."""
     if options.engine == "ray":
-        device = options.device or ("cuda" if options.gpus_per_worker else "cpu")
-        return job_of(options, device, options.threads or max(1, int(options.cpus_per_worker)))
-    device = checks.choose_device(options.device)
-    return job_of(options, device, options.threads or torch.get_num_threads())
+        device = job.device or ("cuda" if options.gpus_per_worker else "cpu")
+        threads = job.threads or max(1, int(options.cpus_per_worker))
+    else:
+        device = checks.choose_device(options.device)
+        threads = job.threads or torch.get_num_threads()
+    return replace(job, device=device, threads=threads)
+
+
+def _check_known(columns: list[str]) -> None:
+    if columns and "num_exogenous_variables" not in models.toto_ts().MaskedTimeseries._fields:
+        raise UsageError(
+            "--known needs a toto that takes exogenous variables: pip install 'toto-ts>=0.2'"
+        )
 
 
 def _engine(options: argparse.Namespace, job: Job, plan: Plan) -> Engine:

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from toto_compile_patch.settings import ENV_TOGGLE, variable_of
-from toto_compile_patch.tools import models
-from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.series.layout import Wanted
 
 
@@ -99,25 +97,15 @@ class Job:
         } | {"known": list(self.known), "quantiles": list(self.quantiles)}
 
 
-def job_of(options: argparse.Namespace, device: str, threads: int) -> Job:
-    """The job that the options describe.
-
-    Args:
-        options: the command's.
-        device: where it is computed.
-        threads: with how many.
-
-    Raises:
-        UsageError: the installed toto knows of no columns that are --known.
-    """
-    _check_known(options.known or [])
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that the options describe; device and threads, as far as they name them."""
     return Job(
         **{name: getattr(options, name) for name in _AS_GIVEN},
         known=tuple(options.known or ()),
         step=options.step or options.horizon,
         quantiles=tuple(options.quantiles),
-        device=device,
-        threads=threads,
+        device=options.device or "",
+        threads=options.threads or 0,
         settings=settings_of_environment(),
     )
 
@@ -134,10 +122,3 @@ def settings_of_environment() -> tuple[tuple[str, str], ...]:
     beside = (variable_of("log"), variable_of("auto"))
     found = ((name, value) for name, value in os.environ.items() if name not in beside)
     return tuple(sorted(pair for pair in found if pair[0].startswith(ENV_TOGGLE)))
-
-
-def _check_known(columns: list[str]) -> None:
-    if columns and "num_exogenous_variables" not in models.toto_ts().MaskedTimeseries._fields:
-        raise UsageError(
-            "--known needs a toto that takes exogenous variables: pip install 'toto-ts>=0.2'"
-        )

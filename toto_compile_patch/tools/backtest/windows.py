@@ -13,8 +13,8 @@ import torch
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.regular import Problem
 from toto_compile_patch.tools.backtest.shards import Piece
-from toto_compile_patch.tools.scores import season_of
-from toto_compile_patch.tools.series.single import Floats, Series
+from toto_compile_patch.tools.series.single import Floats
+from toto_compile_patch.tools.series.steps import season_of
 from toto_compile_patch.tools.windows import Window
 from toto_compile_patch.tools.wording import counted
 
@@ -66,7 +66,7 @@ class Cut:
 def cuts_of(piece: Piece, job: Job) -> Iterator[Cut | Problem]:
     """The windows of a stretch, or why one cannot be forecast."""
     values = np.ascontiguousarray(piece.values, dtype=job.dtype)
-    season = job.season or _season(piece, job)
+    season = job.season or season_of(piece.interval, piece.spacing, job.context)
     for index, origin in enumerate(piece.origins, piece.first):
         past = slice(max(0, origin - job.context), origin)
         ahead = slice(origin, origin + job.horizon)
@@ -102,9 +102,3 @@ def _problem(piece: Piece, index: int, past: slice, ahead: slice, job: Job) -> P
             told = f"nothing is known ahead of {name!r}: fill it in, or leave out --known {name}"
             return Problem(piece.item, index, "covariate missing", told)
     return None
-
-
-def _season(piece: Piece, job: Job) -> int:
-    # It follows from how the times lie, and from nothing else.
-    seconds = np.array([0, round(piece.spacing)])
-    return season_of(Series("", (), np.zeros((1, 2)), seconds, piece.interval, True), job.context)

@@ -15,7 +15,7 @@ import pandas as pd
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.series.layout import Layout, Wanted
 from toto_compile_patch.tools.series.order import in_order
-from toto_compile_patch.tools.series.steps import even, named_step, seconds_between
+from toto_compile_patch.tools.series.steps import even, named_step, season_of, seconds_between
 from toto_compile_patch.tools.series.tables import listed, open_table
 from toto_compile_patch.tools.wording import counted
 
@@ -57,6 +57,12 @@ class Series:
     def rows(self) -> int:
         """How many there are."""
         return self.values.shape[-1]
+
+    def season(self, context: int) -> int:
+        """Steps after which it is likely to repeat itself, fewer than a context has; 1: unknown."""
+        if not self.timed:
+            return 1
+        return season_of(self.interval, float(np.diff(self.seconds).mean()), context)
 
     @property
     def gaps(self) -> int:

@@ -13,7 +13,8 @@ import pandas as pd
 Longs = npt.NDArray[np.int64]
 
 _SECOND = 10**9
-_DAY = 86_400 * _SECOND
+_DAY_SECONDS = 86_400
+_DAY = _DAY_SECONDS * _SECOND
 
 _STRETCHES = (24, 12, 6, 3)
 """Rows in which a calendar's frequency is looked for, where some rows are missing."""
@@ -25,10 +26,10 @@ _NAMES = {
     1: "every second",
     60: "every minute",
     3_600: "hourly",
-    86_400: "daily",
-    7 * 86_400: "weekly",
+    _DAY_SECONDS: "daily",
+    7 * _DAY_SECONDS: "weekly",
 }
-_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+_UNITS = ((_DAY_SECONDS, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 _MONTHS = ((28, 31, "monthly"), (90, 92, "quarterly"), (365, 366, "yearly"))
 
 
@@ -48,8 +49,8 @@ def named_step(times: pd.DatetimeIndex) -> str:
     if len(times) > 1 and (short := _milliseconds_between(times)) < 999:
         return f"every {short:g} milliseconds, which Toto takes for a second"
     seconds = seconds_between(times)
-    days = seconds / 86_400
-    if seconds == 86_400 and bool((times.weekday < 5).all()) and len(times) > 5:
+    days = seconds / _DAY_SECONDS
+    if seconds == _DAY_SECONDS and bool((times.weekday < 5).all()) and len(times) > 5:
         return "on business days"
     if seconds in _NAMES:
         return _NAMES[seconds]
@@ -57,6 +58,26 @@ def named_step(times: pd.DatetimeIndex) -> str:
         return named
     size, unit = next((size, unit) for size, unit in _UNITS if seconds % size == 0)
     return f"every {seconds // size} {unit}"
+
+
+def season_of(interval: int, spacing: float, context: int) -> int:
+    """Steps after which a series is likely to repeat itself; 1 where that is anybody's guess.
+
+    Args:
+        interval: seconds between two steps, at the median.
+        spacing: the same at the mean: more, where weekends are left out.
+        context: steps that a season must be shorter than.
+    """
+    if interval < _DAY_SECONDS:
+        season = round(_DAY_SECONDS / interval)
+    elif interval == _DAY_SECONDS:
+        # Five where weekends are left out.
+        season = round(7 * _DAY_SECONDS / spacing)
+    else:
+        days = interval / _DAY_SECONDS
+        known = ((7, 52), (30, 12), (91, 4))
+        season = next((s for length, s in known if abs(days / length - 1) < 0.1), 1)
+    return season if season < context else 1
 
 
 def even(times: pd.DatetimeIndex, freq: str | None) -> pd.DatetimeIndex | None:
