@@ -46,9 +46,11 @@ def test_a_backtest_reads_the_same(case: Case, tmp_path: Path) -> None:
         pytest.importorskip("pyarrow", exc_type=ImportError)
     path = tmp_path / case.name
     case.write(path)
-    layout = Layout(open_table(str(path)), Wanted(**case.options))
+    options = dict(case.options)
+    column = options.pop("column", None)
+    layout = Layout(open_table(str(path)), Wanted(**options))
     assert layout.time is not None
-    target = layout.only_number("target")
+    target = column or layout.only_number("target")
     (raw,) = Reader(layout, Columns(None, layout.time, (target,), (), wide=False)).series()
     series = read(case, tmp_path)
     known = ~np.isnan(series.values[0])

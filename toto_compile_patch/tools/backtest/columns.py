@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.series.layout import TARGETS, Layout, known
+from toto_compile_patch.tools.series.layout import IDS, TARGETS, Layout, known
 from toto_compile_patch.tools.series.reader import Columns
 from toto_compile_patch.tools.series.tables import listed
 
@@ -32,7 +32,9 @@ def columns_of(layout: Layout, job: Job) -> Columns:
         targets = tuple(
             name
             for name in names
-            if name not in (layout.time, *job.known) and not layout.is_index(name)
+            if name not in (layout.time, *job.known)
+            and name.lower() not in IDS
+            and not layout.is_index(name)
         )
         if not targets:
             beside = listed((layout.time, *job.known))

@@ -211,9 +211,15 @@ def _is_header(first: Sequence[str], others: Sequence[Sequence[str]], path: str)
         UsageError: it may as well be one of them.
     """
     below = [[row[place] for row in others if place < len(row)] for place in range(len(first))]
-    if any(_are_alike(cell, cells) for cell, cells in zip(first, below, strict=True)):
-        return False
     kinds = [_kind(cell) for cell in first]
+    alike = [cell for cell, cells in zip(first, below, strict=True) if _are_alike(cell, cells)]
+    # A time tells more than a word that ends with a number.
+    if any(re.search(r"\d\D+\d", cell) for cell in alike):
+        return False
+    if any(map(_is_a_name, kinds, below)):
+        return True
+    if alike:
+        return False
     if set(kinds) <= {"text", ""} or not first[0]:
         return True
     if _count_up(first) and not all(map(_count_up, others[:3])):
@@ -221,11 +227,13 @@ def _is_header(first: Sequence[str], others: Sequence[Sequence[str]], path: str)
             f"{path}: its first row, {', '.join(first)}, may hold names or values: name the "
             "columns by words"
         )
-    for kind, cells in zip(kinds, below, strict=True):
-        known = [kind for kind in map(_kind, cells) if kind]
-        if kind == "text" and known and known.count("text") < len(known) / 2:
-            return True
     return False
+
+
+def _is_a_name(kind: str, below: Sequence[str]) -> bool:
+    """Whether a cell is a word above what is none."""
+    known = [kind for kind in map(_kind, below) if kind]
+    return kind == "text" and bool(known) and 2 * known.count("text") < len(known)
 
 
 def _are_alike(cell: str, below: Sequence[str]) -> bool:
@@ -256,6 +264,11 @@ def _names(first: Sequence[str], others: Sequence[Sequence[str]], path: str) -> 
     Raises:
         UsageError: one that holds something has none, and is no index that a program wrote.
     """
+    if len(others) > 1 and _is_of_units(others[0], others[1:]):
+        raise UsageError(
+            f"{path}: its first two rows hold no values ({', '.join(filter(None, first))}; "
+            f"{', '.join(filter(None, others[0]))}): delete the one that does not name the columns"
+        )
     for place, name in enumerate(first):
         cells = [row[place] for row in others if place < len(row)]
         if place and not name and any(cells):
@@ -263,11 +276,8 @@ def _names(first: Sequence[str], others: Sequence[Sequence[str]], path: str) -> 
                 f"{path}: column {place + 1} has no name in the header line: name it there, and "
                 "if commas are decimal marks, separate the cells by semicolons"
             )
-    if len(others) > 1 and _is_of_units(others[0], others[1:]):
-        raise UsageError(
-            f"{path}: the row after its header holds no values ({', '.join(others[0])}): delete it"
-        )
-    return tuple(name or f"column {place}" for place, name in enumerate(first, 1))
+    names = (" ".join(name.split()) for name in first)
+    return tuple(name or f"column {place}" for place, name in enumerate(names, 1))
 
 
 def _is_of_units(row: Sequence[str], others: Sequence[Sequence[str]]) -> bool:

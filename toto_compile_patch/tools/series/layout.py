@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from toto_compile_patch.tools.series.notation import (
     Notation,
     is_text,
     notation_of,
-    proves_commas,
+    proven_decimals,
     words_of,
 )
+from toto_compile_patch.tools.series.numeric_times import names_times
 from toto_compile_patch.tools.series.tables import Table, listed, sample
 from toto_compile_patch.tools.series.times import check_format, may_be_times, writing_of
 from toto_compile_patch.tools.series.writing import Writing
@@ -27,6 +29,9 @@ from toto_compile_patch.tools.series.writing import Writing
 IDS = ("item_id", "unique_id", "series_id", "id")
 TIMES = ("timestamp", "ds", "time", "datetime", "date")
 TARGETS = ("target", "y", "value")
+
+_GLANCE = 64
+"""Cells of a column by which it is told that it holds no times."""
 
 _INDEX = re.compile(r"column 1|Unnamed: 0|index|__index_level_\d+__", re.IGNORECASE)
 
@@ -85,6 +90,7 @@ class Layout:
         if found := self._find_times():
             self.time, self.writing = found
         self._notations: dict[str, Notation] = {}
+        self._decimals: set[str] | None = None
 
     def told(self, columns: Sequence[str]) -> list[str]:
         """What was found of the file's dialect and of columns of numbers, in words."""
@@ -117,6 +123,9 @@ class Layout:
         names = [name for name in self._others() if name not in besides]
         found = [name for name in names if self._share_of_numbers(name) > 0.5]
         if len(found) > 1:
+            # What is the same in all rows is nothing to forecast.
+            found = [name for name in found if self.first[name].nunique() > 1] or found
+        if len(found) > 1:
             each = ", once for each" if option == "column" else ""
             raise UsageError(
                 f"{self.table.path}: name what to forecast with --{option}{each}: {listed(found)}"
@@ -136,11 +145,11 @@ class Layout:
         return found[0]
 
     def is_index(self, name: str) -> bool:
-        """Whether a column counts rows, as programs write it beside a table."""
+        """Whether a column numbers rows, as programs write it beside a table."""
         if not _INDEX.fullmatch(name):
             return False
         numbers = pd.to_numeric(self.first[name], errors="coerce")
-        return len(numbers) > 1 and bool((numbers.diff().dropna() == 1).all())
+        return bool(numbers.is_unique and (numbers % 1 == 0).all())
 
     def read_numbers(self, cells: pd.Series, rows: Sequence[int]) -> Doubles:
         """Numbers of a column, NaN in its gaps.
@@ -189,12 +198,18 @@ class Layout:
         name = str(cells.name)
         found = self._notations.get(name)
         if found is None or not found.is_settled:
-            separator, asked = self.table.separator, self._wanted.decimal
-            others = (self.first[other] for other in self._others() if other != name)
-            has_commas = separator != "," and any(map(proves_commas, others))
-            found = notation_of(cells, separator, asked, has_commas, column)
+            asked = self._wanted.decimal
+            german = self.writing is not None and self.writing.words.startswith("%d.%m.")
+            has_doubt = self.table.separator == ";" or german
+            found = notation_of(cells, asked, self._proven_decimals, has_doubt, column)
             self._notations[name] = found
         return found
+
+    def _proven_decimals(self) -> set[str]:
+        if self._decimals is None:
+            found = (proven_decimals(self.first[name]) for name in self._others())
+            self._decimals = set[str]().union(*found)
+        return self._decimals
 
     def _others(self) -> Iterator[str]:
         """Columns that give neither times nor ids, and are no index."""
@@ -223,10 +238,13 @@ class Layout:
         words = words_of(cells)
         if words.empty:
             return None
-        if self._share_of_numbers(name) >= 0.1:
-            return str(words[pd.to_numeric(words, errors="coerce").isna()].iloc[0])
-        nearly = words.str.fullmatch(NUMBER_WITH_A_UNIT)
-        return str(words[nearly].iloc[0]) if nearly.mean() > 0.5 else None
+        nearly = words[words.str.fullmatch(NUMBER_WITH_A_UNIT)]
+        units = nearly.str.replace(r"[-+\d.,' ]", "", regex=True)
+        share = units.value_counts(normalize=True).max() * len(nearly) / len(words)
+        if 2 * share > 1 or 0.1 <= self._share_of_numbers(name) <= 0.5:
+            others = words[pd.to_numeric(words, errors="coerce").isna()]
+            return None if others.empty else str(others.iloc[0])
+        return None
 
     def _find_id(self) -> str | None:
         """A column of a well-known name, if it does not name each row."""
@@ -252,11 +270,27 @@ class Layout:
             if self._is_wordy(name):
                 return self._times_of(name, needed=True)
         found = self._one_of([name for name in names if name not in well_known])
-        if found is None:
-            for name in names:
-                if name in well_known or may_be_times(self.first[name]):
-                    return self._times_of(name, needed=True)
-        return found
+        if found is not None:
+            return found
+        for name in names:
+            if name in well_known or may_be_times(self.first[name]):
+                return self._times_of(name, needed=True)
+        self._check_parts(names)
+        return None
+
+    def _check_parts(self, names: Sequence[str]) -> None:
+        """Whether years, months, days stand in columns of their own.
+
+        Raises:
+            UsageError: they do.
+        """
+        parts = [name for name in names if names_times(name)]
+        years = [name for name in parts if re.search("year|jahr|ann|yr|fy", name, re.IGNORECASE)]
+        if years or len(parts) > 1:
+            raise UsageError(
+                f"{self.table.path} has times in parts ({listed(parts)}): write them as one "
+                "column, such as 2024-01 or 2024-01-31 23:00"
+            )
 
     def _one_of(self, names: Sequence[str]) -> tuple[str, Writing] | None:
         tried = (self._times_of(name, needed=False) for name in names)
@@ -271,21 +305,41 @@ class Layout:
 
     def _is_wordy(self, name: str) -> bool:
         cells = self.first[name]
-        return is_text(cells) and bool(pd.to_numeric(cells, errors="coerce").isna().all())
+        if not is_text(cells):
+            return False
+        words = words_of(cells)
+        is_clock = bool(words.str.fullmatch(r"\d{1,2}:\d\d(:\d\d)?").all())
+        return not is_clock and bool(pd.to_numeric(words, errors="coerce").isna().all())
 
     def _times_of(self, name: str, needed: bool) -> tuple[str, Writing] | None:
         what, form = f"column {name!r} of {self.table.path}", self._wanted.time_format
-        writing = writing_of(self.first[name], name, form, what)
+        cells = self.first[name]
+        if not needed and self._are_no_times(cells.head(_GLANCE), name):
+            return None
+        writing = writing_of(cells, name, form, what)
         if writing is not None:
             return name, writing
         if not needed:
             return None
         like = f" like {form}" if form else ""
+        if form is None and not pd.to_numeric(self.first[name], errors="coerce").isna().all():
+            raise UsageError(
+                f"{what} holds numbers that are no times (data row 1: {self.first[name].iloc[0]}): "
+                "write them as dates, let them count from 0 or 1, say how they are written with "
+                "--time-format, or name another column with --time"
+            )
         raise UsageError(
             f"{what} holds no times{like} that are known (data row 1: "
             f"{str(self.first[name].iloc[0])!r}): say how they are written with --time-format, as "
             "in %d.%m.%Y, name another column with --time, or leave this one out of the file"
         )
+
+    def _are_no_times(self, cells: pd.Series, name: str) -> bool:
+        """Whether that is plain by a few cells: there may be ten thousand columns."""
+        with suppress(UsageError):
+            # An error may be of these cells alone.
+            return writing_of(cells, name, self._wanted.time_format, "") is None
+        return False
 
 
 def known(names: Sequence[str], among: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ between thousands."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,10 @@ class Notation:
         )
 
 
+_GLANCE = 64
+"""Cells that are looked at before all are."""
+
+_CLOCK = re.compile(r"([01]?\d|2[0-3])[.,][0-5]\d")
 _MOST_JUDGED = 20_000
 """Cells by which the notation of a column is told."""
 
@@ -86,21 +90,28 @@ def words_of(cells: pd.Series) -> pd.Series:
 
 
 def notation_of(
-    cells: pd.Series, separator: str, asked: str | None, has_commas: bool, what: str
+    cells: pd.Series,
+    asked: str | None,
+    siblings: Callable[[], set[str]],
+    has_doubt: bool,
+    what: str,
 ) -> Notation:
     """Tell how the numbers of a column are written.
 
     Args:
         cells: of the column.
-        separator: of the cells of its file.
         asked: the decimal mark, where the user says which it is.
-        has_commas: whether another column proves decimal commas.
+        siblings: the decimal marks that columns of the file prove, asked where this one proves
+            none.
+        has_doubt: whether dots may stand between thousands, as is the custom of such files.
         what: the column, for messages.
 
     Raises:
         UsageError: they are written in two ways, or may mean one number or another.
     """
     if not is_text(cells):
+        return Notation()
+    if asked is None and _are_plainly_dots(cells):
         return Notation()
     words = words_of(cells)
     words = words[words.str.fullmatch(_NUMBER)]
@@ -118,11 +129,12 @@ def notation_of(
         decimal = next(iter(proven), ".")
         plain = decimal == "." and not is_grouped
         return Notation(decimal, is_plain=plain, is_settled=bool(len(marked)))
-    if has_commas and "," not in doubtful:
-        return Notation(",", is_plain=False)
+    if len(others := siblings()) == 1:
+        decimal = next(iter(others))
+        return Notation(decimal, is_plain=decimal == "." and not is_grouped)
     # Three figures after a dot are decimals where nothing speaks for thousands.
     has_whole = len(marked) < words.nunique()
-    if "," in doubtful or separator == ";" or has_whole:
+    if "," in doubtful or has_doubt or has_whole:
         cell = doubtful.get(",") or doubtful["."]
         without = re.sub(r"[.,]", "", cell)
         raise UsageError(
@@ -132,15 +144,27 @@ def notation_of(
     return Notation(is_plain=not is_grouped)
 
 
-def proves_commas(cells: pd.Series) -> bool:
-    """Whether a column has numbers with decimal commas, beyond doubt."""
-    if not is_text(cells):
+def _are_plainly_dots(cells: pd.Series) -> bool:
+    """Whether all cells but gaps are numbers as Python writes them, and some of the first prove
+    what their dots are: of most files in little time."""
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if not cells[numbers.isna()].astype(str).str.strip().str.lower().isin(GAPS).all():
         return False
+    with_dots = cells[cells.str.contains(".", regex=False, na=False)].head(_GLANCE)
+    return "." in _decimals_in(with_dots.str.strip())[0]
+
+
+def proven_decimals(cells: pd.Series) -> set[str]:
+    """The decimal marks of a column's numbers, beyond doubt."""
+    if not is_text(cells):
+        return set()
     words = words_of(cells)
     numbers = words[words.str.fullmatch(_NUMBER)]
-    if 2 * len(numbers) <= len(words):
-        return False
-    return "," in _decimals_in(numbers[numbers.str.contains(",", regex=False)].unique())[0]
+    marked = numbers[numbers.str.contains("[.,]")].unique()[:_MOST_JUDGED]
+    is_clock = len(marked) > 0 and all(map(_CLOCK.fullmatch, marked))
+    if 2 * len(numbers) <= len(words) or is_clock:
+        return set()
+    return set(_decimals_in(marked)[0])
 
 
 def _decimals_in(cells: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -152,7 +176,7 @@ def _decimals_in(cells: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         word = re.sub(rf"[{_SPACES}]", "", cell)
         if alone := _ONE_MARK.fullmatch(word):
             before, mark, after = alone[1], alone[2], alone[3]
-            if len(after) == 3 and 1 <= len(before) <= 3 and before[0] != "0":
+            if not alone[4] and len(after) == 3 and 1 <= len(before) <= 3 and before[0] != "0":
                 doubtful.setdefault(mark, cell)
             else:
                 proven.setdefault(mark, cell)

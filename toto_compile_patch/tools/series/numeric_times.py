@@ -16,7 +16,7 @@ Doubles = npt.NDArray[np.float64]
 _NAMES = frozenset(
     (
         *("time", "timestamp", "datetime", "date", "ds", "ts", "t", "dt", "epoch", "stamp", "when"),
-        *("day", "hour", "week", "month", "year", "yr", "fy", "period", "fecha", "hora", "data"),
+        *("day", "hour", "week", "month", "year", "yr", "fy", "fecha", "hora"),
         *("heure", "jour", "mois", "tag", "jahr", "monat", "woche", "stunde"),
     )
 )
@@ -27,7 +27,7 @@ _COUNTS = ("ds", "time", "timestamp", "t", "step")
 _WORD = re.compile(r"[A-Z]?[a-zéèû]+|[A-Z]+(?![a-z])")
 
 _FIGURES = {"%Y%m%d%H%M%S": 14, "%Y%m%d%H%M": 12, "%Y%m%d%H": 10, "%Y%m%d": 8, "%Y%m": 6, "%Y": 4}
-_FIRST_YEAR, _LAST_YEAR = 1700, 2150
+_FIRST_YEAR, _FIRST_MONTHS_YEAR, _LAST_YEAR = 1700, 1900, 2150
 
 # Seconds since 1970: the least and the greatest that are taken for such.
 _UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
@@ -39,13 +39,13 @@ _MODERN = 6.3e8
 
 _EXCELS_DAYS = (20_000, 80_000)
 _FARTHEST_START = 10
-"""Where a count of steps begins, at most."""
+"""Steps after which a count of them begins, at most."""
 
 
 def names_times(name: str) -> bool:
-    """Whether a column's name says that it holds times."""
+    """Whether a column's name says that it holds times, by the last of one or two words."""
     words = [word.lower() for word in _WORD.findall(name)]
-    return any(word in _NAMES or word.endswith(_ENDINGS) for word in words)
+    return len(words) < 3 and any(w in _NAMES or w.endswith(_ENDINGS) for w in words[-1:])
 
 
 def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
@@ -66,14 +66,14 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
         return None
     is_named, is_whole = names_times(name), bool((values == np.floor(values)).all())
     step = _even_step(values)
-    if is_whole and (written := _in_figures(numbers, values, is_named, step is not None)):
+    if is_whole and (written := _in_figures(numbers, values, is_named, step)):
         return written
     if since := _since_1970(values, is_named, step):
         return since
     low, high = float(values.min()), float(values.max())
     if is_named and step is not None and _EXCELS_DAYS[0] < low and high < _EXCELS_DAYS[1]:
         return Writing("Excel's days", True, _excels_days)
-    is_count = is_named and is_whole and step == 1 and low <= _FARTHEST_START
+    is_count = is_named and step is not None and 0 <= low <= _FARTHEST_START * step
     if is_count and (numbers.is_unique or name.lower() in _COUNTS):
         return Writing("a count of steps", False, _parser("s"))
     return None
@@ -91,12 +91,14 @@ def _even_step(values: Doubles) -> float | None:
 
 
 def _in_figures(
-    numbers: pd.Series, values: Doubles, is_named: bool, is_even: bool
+    numbers: pd.Series, values: Doubles, is_named: bool, step: float | None
 ) -> Writing | None:
     for form, figures in _FIGURES.items():
         scale = 10.0 ** (figures - 4)
-        inside = _FIRST_YEAR * scale <= values.min() and values.max() < _LAST_YEAR * scale
-        if inside and (figures > 6 or (is_even and (is_named or figures > 4))):
+        # Of six figures, 170101 may be a day as well.
+        first = _FIRST_YEAR if figures != 6 else _FIRST_MONTHS_YEAR
+        inside = first * scale <= values.min() and values.max() < _LAST_YEAR * scale
+        if inside and (figures > 6 or (step == 1 and (is_named or figures > 4))):
             writing = Writing(form, True, _figures_parser(form))
             if not pd.isna(writing.parse(numbers)).any():
                 return writing
@@ -124,6 +126,9 @@ def _figures_parser(form: str) -> Any:
 def _parser(unit: str) -> Any:
     def parse(given: pd.Series) -> pd.Series:
         numbers = pd.to_numeric(given, errors="coerce")
+        if unit == "s":
+            # Fractions of seconds are rounded numbers.
+            return pd.to_datetime((numbers * 1e6).round(), unit="us", errors="coerce")
         return pd.to_datetime(numbers, unit=unit, errors="coerce")
 
     return parse

@@ -24,11 +24,15 @@ _DATES = (
     *("%Y/%m/%d", "%Y-%m-%d", "%Y.%m.%d", "%Y. %m. %d."),
     *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%d %b %y", "%d. %B %Y"),
     *("%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%a %b %d %Y", "%a, %d %b %Y"),
-    *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y", "%Y-%b", "%Y %b", "%Y %B"),
-    *("%m/%Y", "%m.%Y", "%m-%Y", "%YM%m", "%Y M%m", "%Y-M%m"),
 )
+_MONTHS = (
+    *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y", "%Y-%b", "%Y %b", "%Y %B"),
+    *("%m/%Y", "%m-%Y", "%YM%m", "%Y M%m", "%Y-M%m"),
+)
+_MONTH_BEFORE_YEAR = re.compile(r"(0[1-9]|1[0-2])\.(18|19|20|21)\d\d")
 _THREE_NUMBERS = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?:[T ,].*)?")
 _ZONE = re.compile(r":\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_OFFSET = re.compile(r"([+-]\d\d(?::?\d\d)?)$")
 _QUARTER = re.compile(r"(?:(\d{4})[ -]?Q([1-4])|Q([1-4])[ -/]?(\d{4}))", re.IGNORECASE)
 _WEEK = re.compile(r"(\d{4})-?W(\d\d)", re.IGNORECASE)
 _INTERVAL = re.compile(r"(\d\S*(?: \S+)?) - \d.*|(\d{4}-\d\d-\d\d)/\d{4}-\d\d-\d\d")
@@ -69,6 +73,8 @@ def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writ
         if form is not None:
             given = _of_form(form, zoned="%z" in form)
             return given if _most(given, words) else None
+        if is_text(cells) and _are_months_before_years(words):
+            return _of_form("%m.%Y", zoned=False)
         numbers = pd.to_numeric(words, errors="coerce")
         if 2 * numbers.notna().sum() > len(words):
             return writing_of_numbers(numbers.dropna(), name)
@@ -133,6 +139,8 @@ def _of_text(words: pd.Series, what: str) -> Iterator[Writing]:
                 f"{what} has times with a time zone and times without, {one!r} and {other!r}: "
                 "write all of them alike"
             )
+    if zoned.all() and (local := _of_local_days(words)) is not None:
+        yield local
     yield _of_form("ISO8601", zoned=bool(zoned.all()))
     parts = words.str.extract(f"^{_THREE_NUMBERS.pattern}$").dropna()
     if 2 * len(parts) > len(words):
@@ -140,16 +148,55 @@ def _of_text(words: pd.Series, what: str) -> Iterator[Writing]:
         return
     for date in _DATES:
         if forms := _forms(date, words, bool(zoned.all())):
-            yield _of_forms(forms, bool(zoned.all()))
+            yield _checked(_of_forms(forms, bool(zoned.all())), words, what)
+    for form in _MONTHS:
+        writing = _of_form(form, zoned=False)
+        if _most(writing, words) and not _are_days(writing.parse(words)):
+            yield _checked(writing, words, what)
     if words.str.fullmatch(_QUARTER).mean() > 0.5:
         yield Writing("quarters", True, _quarters)
     if words.str.fullmatch(_WEEK).mean() > 0.5:
         yield Writing("weeks", True, _weeks)
 
 
+def _are_months_before_years(words: pd.Series) -> bool:
+    """Whether what may be numbers are months: none has a 0 before it for nothing."""
+    words = words.astype(str)
+    return bool(words.str.fullmatch(_MONTH_BEFORE_YEAR).all() and words.str.startswith("0").any())
+
+
+def _are_days(times: pd.Series) -> bool:
+    """Whether years of two figures are days of a month: from row to row they change, and not the
+    month."""
+    years = np.abs(np.diff(times.dropna().dt.year))
+    return len(years) > 0 and float(np.median(years)) >= 1 and times.dt.month.nunique() > 1
+
+
+def _checked(writing: Writing, words: pd.Series, what: str) -> Writing:
+    if "%y" in writing.words:
+        _check_century(writing.parse(words), words, what)
+    return writing
+
+
 def _of_form(form: str, zoned: bool) -> Writing:
     words = "" if form == "ISO8601" else form
     return Writing(words, True, lambda given: _parsed(_plain(given), form, zoned))
+
+
+def _of_local_days(words: pd.Series) -> Writing | None:
+    """Of times with offsets that differ, and one time of day: days, months, ... of a place."""
+
+    def local(given: pd.Series) -> pd.Series:
+        plain = _plain(given)
+        without = plain.where(plain.str.contains(_ZONE)).str.replace(_OFFSET, "", regex=True)
+        return pd.to_datetime(without, format="ISO8601", errors="coerce")
+
+    times = local(words)
+    offsets = words.str.extract(_OFFSET, expand=False)
+    one_clock = (times.dt.normalize() + (times.iloc[0] - times.iloc[0].normalize()) == times).all()
+    if offsets.nunique() < 2 or not one_clock:
+        return None
+    return Writing("days of a place, without their offsets", True, local)
 
 
 def _parsed(words: pd.Series, form: str, zoned: bool) -> pd.Series:
