@@ -65,7 +65,7 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write(tmp_path / f"{name}.csv", header, rows)
 
     file("good", [*good, *rows_of("b")])
-    file("power", [(*row, 1) for row in good], "item_id,timestamp,power,cost")
+    file("power", [(*row, i) for i, row in enumerate(good)], "item_id,timestamp,power,cost")
     file("twice", [*good[:5], good[4], *good[5:]])
     file("text", [*good[:30], ("a", HOURS[30], "twelve"), *good[31:]])
     file("when", [*good[:30], ("a", "soon", 1), *good[31:]])

@@ -160,7 +160,7 @@ def _reading(parser: _Parser, id: str) -> None:
     told = "how times are written, as strptime has it, such as %%d/%%m/%%Y (default: as they show)"
     parser.add_argument("--time-format", metavar="FORMAT", help=told)
     told = "the mark before the decimals, a dot or a comma (default: as numbers show)"
-    parser.add_argument("--decimal", choices=(".", ","), help=told)
+    parser.add_argument("--decimal", choices=(".", ","), metavar="MARK", help=told)
 
 
 def _model(ab: _Parser) -> None:
