@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
@@ -85,6 +85,8 @@ def identity(path: str) -> dict[str, Any]:
         UsageError: the file is not there.
     """
     with _readable(path):
+        import fsspec
+
         files, place = fsspec.core.url_to_fs(path)
         found = files.info(place)
     if found.get("type") == "directory":
@@ -120,7 +122,7 @@ class _Parquet:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        with _readable(self.path), fsspec.open(self.path, "rb") as stream:
+        with _readable(self.path), _opened(self.path) as stream:
             # Whoever reads CSV files alone need not have it.
             import pyarrow.parquet
 
@@ -142,7 +144,7 @@ class _Csv:
     def __init__(self, path: str) -> None:
         self.path = path
         self._is_checked = False
-        with _readable(path), fsspec.open(path, "rb", compression="infer") as stream:
+        with _readable(path), _opened(path) as stream:
             head, more = b"", b"more"
             while more and (len(head) < HEAD_BYTES or head.count(b"\n") < _FEWEST_LINES):
                 more = stream.read(HEAD_BYTES)
@@ -177,6 +179,19 @@ _TOO_MANY_CELLS = (
     "has rows with more cells than its header line: name every column there, and if commas are "
     "decimal marks, separate the cells by semicolons"
 )
+
+
+def _opened(path: str) -> Any:
+    """A file's bytes, unpacked; fsspec takes a tenth of a second, so that plain files of this
+    machine are opened without it."""
+    if "://" not in path and "::" not in path and Path(path).suffix.lower() in _PLAIN:
+        return Path(path).expanduser().open("rb")
+    import fsspec
+
+    return fsspec.open(path, "rb", compression="infer")
+
+
+_PLAIN = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
 
 @contextmanager
