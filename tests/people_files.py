@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def german(value: float) -> str:
 
 
 def frame(**columns: Any) -> pd.DataFrame:
-    return pd.DataFrame({"time": HOURS, "load": LOAD, **columns})
+    return pd.DataFrame({"time": HOURS, "load": LOAD} | columns)
 
 
 def shuffled(table: pd.DataFrame) -> pd.DataFrame:
@@ -402,7 +404,7 @@ CASES = [
         "a series in each row, and times as names of columns",
         to_csv(pd.DataFrame([LOAD], columns=ISO).assign(shop="a").iloc[:, ::-1].iloc[:, :30]),
         refused=True,
-        says="turn it about",
+        says="transpose it",
     ),
     Case(
         "text.csv",
@@ -794,5 +796,55 @@ CASES = [
         "header_in_lines.csv",
         "a line break in the name of a column",
         csv(ISO, header='time,"load\n(MW)"'),
+    ),
+    Case(
+        "typed.parquet",
+        "Parquet with decimal numbers, and a column of yes and no",
+        lambda path: frame(load=[Decimal(str(v)) for v in LOAD], on=[True] * ROWS).to_parquet(path),
+        says="column time, hourly",
+    ),
+    Case(
+        "late_marks.csv",
+        "marks between thousands in later rows alone",
+        csv(ISO, [*LOAD[:30], *(f'"{value:,.2f}"' for value in LOAD[30:])]),
+    ),
+    Case(
+        "truncated.csv.gz",
+        "a compressed file that was cut off",
+        lambda path: path.write_bytes(gzip.compress(b"time,load\n" * 999)[:-20]),
+        refused=True,
+        says="truncated.csv.gz cannot be unpacked",
+    ),
+    Case(
+        "panel.csv",
+        "a hundred items, one time after the other",
+        to_csv(
+            pd.concat([frame(item_id=f"s{i}") for i in range(100)])
+            .sort_values("time", kind="stable")
+            .rename(columns={"time": "when"})
+        ),
+        says="column when, hourly",
+        options={"item": "s3"},
+    ),
+    Case(
+        "no_item.csv",
+        "an id left empty",
+        to_csv(frame(item_id=["a"] * 59 + [""])),
+        refused=True,
+        says="column 'item_id' of no_item.csv, data row 60: the id of the series is missing",
+    ),
+    Case(
+        "as_told.csv",
+        "words in the times, named by --time-format",
+        csv(stamps("%Y-%m-%d %H:%M UTC")),
+        options={"time_format": "%Y-%m-%d %H:%M UTC"},
+        says="(%Y-%m-%d %H:%M UTC), hourly",
+    ),
+    Case(
+        "empty_first.csv",
+        "a row of separators before the header",
+        csv(ISO, header=",\ntime,load"),
+        refused=True,
+        says="begins with a row without a single cell: delete it",
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from people_files import CASES, LOAD, Case, read
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.series.layout import Layout, Wanted
 from toto_compile_patch.tools.series.reader import Columns, Reader
+from toto_compile_patch.tools.series.single import read_series
 from toto_compile_patch.tools.series.tables import open_table
 
 
@@ -41,7 +43,11 @@ READ = [case for case in CASES if not case.refused and case.start and "item" not
 
 
 @pytest.mark.parametrize("case", READ, ids=lambda case: case.name)
-def test_a_backtest_reads_the_same(case: Case, tmp_path: Path) -> None:
+def test_a_backtest_reads_the_same(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often as it is asked, and a few rows at a time."""
+    monkeypatch.setattr("toto_compile_patch.tools.series.tables._ROWS", 7)
     if case.name.endswith("parquet"):
         pytest.importorskip("pyarrow", exc_type=ImportError)
     path = tmp_path / case.name
@@ -51,10 +57,50 @@ def test_a_backtest_reads_the_same(case: Case, tmp_path: Path) -> None:
     layout = Layout(open_table(str(path)), Wanted(**options))
     assert layout.time is not None
     target = column or layout.only_number("target")
-    (raw,) = Reader(layout, Columns(None, layout.time, (target,), (), wide=False)).series()
+    reader = Reader(layout, Columns(None, layout.time, (target,), (), wide=False))
+    (raw,), (again,) = reader.series(), reader.series()
+    np.testing.assert_array_equal(raw.values, again.values)
     series = read(case, tmp_path)
     known = ~np.isnan(series.values[0])
     found = ~np.isnan(raw.values[0])
     np.testing.assert_array_equal(raw.values[0][found], series.values[0][known])
     seconds = raw.times[found].asi8 // 10**9
     np.testing.assert_array_equal(seconds, series.seconds[known])
+
+
+SAMPLE_ENDS = 20_000
+"""Rows by which the columns of a file are judged."""
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "says"),
+    [
+        ("101.25", "1,234.50", ""),
+        ("1 234", "1.5", ""),
+        ("1.100", "1.234.100", "'1.234.100' is not a number"),
+        ("900", "1.234", "'1.234' may be 1234 or 1.234: say which mark"),
+        ("12,5", "1234.5", "'1234.5' is not a number"),
+    ],
+)
+def test_what_comes_after_the_first_rows_is_read_alike_or_refused(
+    early: str, late: str, says: str, tmp_path: Path
+) -> None:
+    rows = SAMPLE_ENDS + 50_000
+    times = pd.date_range("2024-01-01", periods=rows, freq="min").strftime("%Y-%m-%d %H:%M")
+    cells = [early if i < rows - 9 else late for i in range(rows)]
+    lines = [f"{time}\t{cell}" for time, cell in zip(times, cells, strict=True)]
+    (tmp_path / "a.tsv").write_text("\n".join(["time\tload", *lines]))
+
+    def by_backtest() -> np.ndarray:  # type: ignore[type-arg]
+        layout = Layout(open_table(str(tmp_path / "a.tsv")), Wanted())
+        reader = Reader(layout, Columns(None, "time", ("load",), (), wide=False))
+        (raw,), (again,) = reader.series(), reader.series()
+        np.testing.assert_array_equal(raw.values, again.values)
+        return raw.values
+
+    if says:
+        for read_it in (by_backtest, lambda: read_series(tmp_path / "a.tsv")):
+            with pytest.raises(UsageError, match=re.escape(says)):
+                read_it()
+        return
+    np.testing.assert_array_equal(by_backtest(), read_series(tmp_path / "a.tsv").values)

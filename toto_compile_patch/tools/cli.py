@@ -188,7 +188,7 @@ def _report(ab: _Parser) -> None:
         type=Path,
         default=Path("toto_ab.html"),
         metavar="FILE.html",
-        help="where to write a page to show around, with its picture beside it as .png "
+        help="where to write a page that you can share, with its picture beside it as .png "
         "(default: %(default)s)",
     )
     report.add_argument(

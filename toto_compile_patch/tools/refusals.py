@@ -113,12 +113,13 @@ def _check_output(options: argparse.Namespace) -> None:
 def _check_freq(freq: str) -> None:
     import pandas as pd
 
+    cure = "give a frequency as pandas writes it: h, 15min, D, B, W, MS"
     try:
-        pd.tseries.frequencies.to_offset(freq)
+        offset = pd.tseries.frequencies.to_offset(freq)
     except ValueError:
-        raise UsageError(
-            f"--freq {freq}: give a frequency as pandas writes it: h, 15min, D, B, W, MS"
-        ) from None
+        raise UsageError(f"--freq {freq}: {cure}") from None
+    if offset.n < 1:
+        raise UsageError(f"--freq {freq} does not go on: {cure}")
 
 
 def _bench(options: argparse.Namespace) -> None:

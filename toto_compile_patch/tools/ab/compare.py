@@ -1,4 +1,4 @@
-"""The command: what it refuses, the forecasts that it asks for, what it writes."""
+"""The command: the forecasts that it asks for, what it writes."""
 
 from __future__ import annotations
 

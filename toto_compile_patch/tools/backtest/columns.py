@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.checks import UsageError
-from toto_compile_patch.tools.series.layout import IDS, TARGETS, Layout, known
+from toto_compile_patch.tools.series.layout import TARGETS, Layout, known
 from toto_compile_patch.tools.series.reader import Columns
 from toto_compile_patch.tools.series.tables import listed
 
@@ -29,13 +29,7 @@ def columns_of(layout: Layout, job: Job) -> Columns:
     for column in job.known:
         layout.named("known", column)
     if job.wide:
-        targets = tuple(
-            name
-            for name in names
-            if name not in (layout.time, *job.known)
-            and name.lower() not in IDS
-            and not layout.is_index(name)
-        )
+        targets = tuple(name for name in layout.others() if name not in job.known)
         if not targets:
             beside = listed((layout.time, *job.known))
             raise UsageError(f"{path} has no column beside {beside}: there is no series")

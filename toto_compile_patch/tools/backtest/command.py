@@ -1,4 +1,4 @@
-"""The command: what it refuses, and the order of the work."""
+"""The command: the order of the work."""
 
 from __future__ import annotations
 

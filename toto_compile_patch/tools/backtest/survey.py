@@ -53,7 +53,7 @@ def survey(reader: Reader, path: str, job: Job) -> Plan:
     Raises:
         UsageError: the file, or the times of a series, cannot be used, or none of its series.
     """
-    counts = _Counts(job)
+    counts = _Counts(job, reader.is_calendar)
 
     def counted(progress: ProgressLine) -> Iterator[Regular | Problem]:
         for raw in reader.series():
@@ -75,10 +75,11 @@ def survey(reader: Reader, path: str, job: Job) -> Plan:
 
 
 class _Counts:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, is_calendar: bool) -> None:
         self._job = job
         self.series = self.broken = self.fewer = self._sorted = self._longest = 0
         self._step: str | None = None
+        self._is_calendar = is_calendar
         self._first: Problem | None = None
 
     def add(self, one: Regular | Problem, raw: RawSeries) -> None:
@@ -87,7 +88,7 @@ class _Counts:
         self._longest = max(self._longest, len(raw.times))
         if isinstance(one, Regular):
             self.fewer += len(one.origins) < self._job.windows
-            self._step = self._step or named_step(raw.times)
+            self._step = self._step or (named_step(raw.times) if self._is_calendar else None)
             return
         self.broken += 1
         if self._first is None or self._first.kind == TOO_SHORT:

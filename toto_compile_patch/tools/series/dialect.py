@@ -112,7 +112,7 @@ def dialect_of(head: bytes, is_whole: bool, path: str) -> Dialect:
     first, others = rows[0], rows[1:]
     if _times_at_end(first) >= _FEWEST_TIMES:
         raise UsageError(
-            f"{path} has columns that are named by times ({first[-1]}): turn it about, so that "
+            f"{path} has columns that are named by times ({first[-1]}): transpose it, so that "
             "each row is a time and each column a series"
         )
     has_header = _is_header(first, others, path)
@@ -149,7 +149,7 @@ def _guesses(head: bytes) -> list[str]:
 
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
     found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    return ([cell.strip() for cell in row] for row in found if any(map(str.strip, row)))
+    return ([cell.strip() for cell in row] for row in found if row)
 
 
 def _separator(text: str, path: str) -> str:
@@ -184,6 +184,8 @@ def _check_beginning(rows: Sequence[Sequence[str]], path: str) -> None:
     Raises:
         UsageError: lines stand before it.
     """
+    if not any(rows[0]):
+        raise UsageError(f"{path} begins with a row without a single cell: delete it")
     width, _ = Counter(map(len, rows)).most_common(1)[0]
     start = next(place for place, row in enumerate(rows) if len(row) == width)
     begins_with_words = {_kind(cell) for cell in rows[start]} <= {"text", ""}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
@@ -16,9 +17,11 @@ from toto_compile_patch.tools.series.notation import (
     NUMBER_WITH_A_UNIT,
     Doubles,
     Notation,
+    is_doubtful,
     is_text,
     notation_of,
     proven_decimals,
+    why_doubtful,
     words_of,
 )
 from toto_compile_patch.tools.series.numeric_times import names_times
@@ -120,7 +123,7 @@ class Layout:
         Raises:
             UsageError: there is none, or more than one, or another one nearly is.
         """
-        names = [name for name in self._others() if name not in besides]
+        names = [name for name in self.others() if name not in besides]
         found = [name for name in names if self._share_of_numbers(name) > 0.5]
         if len(found) > 1:
             # What is the same in all rows is nothing to forecast.
@@ -164,20 +167,40 @@ class Layout:
         column = f"column {cells.name!r} of {self.table.path}"
         if getattr(cells.dtype, "kind", "") in "mM":
             raise UsageError(f"{column} holds times: name another column")
-        numbers = self._notation_of(cells, column).numbers(cells)
+        numbers = self._notation_of(str(cells.name), column).numbers(cells)
         empty = np.isnan(numbers)
         if empty.any() and is_text(cells):
             left = cells[empty]
-            words = left.astype(str).str.strip().str.lower()
-            text = (left.notna() & ~words.isin(GAPS)).to_numpy()
+            words = left.astype(str).str.strip()
+            text = (left.notna() & ~words.str.lower().isin(GAPS)).to_numpy()
             if text.any():
                 at = int(text.argmax())
+                cell, row = str(left.iloc[at]), rows[int(np.flatnonzero(empty)[at])]
+                if is_doubtful(cell):
+                    raise UsageError(why_doubtful(cell.strip(), f"{column}, data row {row}"))
                 raise UsageError(
-                    f"{column}, data row {rows[int(np.flatnonzero(empty)[at])]}: "
-                    f"{str(left.iloc[at])!r} is not a number: correct it, delete the row, leave "
-                    "the cell empty if it is a gap, or name another column"
+                    f"{column}, data row {row}: {cell!r} is not a number: correct it, delete the "
+                    "row, leave the cell empty if it is a gap, or name another column"
                 )
         return numbers
+
+    def read_ids(self, cells: pd.Series, rows: Sequence[int]) -> npt.NDArray[np.object_]:
+        """Ids of series.
+
+        Args:
+            cells: of the column that gives them.
+            rows: their data rows, counted from 1.
+
+        Raises:
+            UsageError: one is missing.
+        """
+        unknown = (cells.isna() | (cells.astype(str) == "")).to_numpy()
+        if unknown.any():
+            raise UsageError(
+                f"column {cells.name!r} of {self.table.path}, data row "
+                f"{rows[int(unknown.argmax())]}: the id of the series is missing: fill it in"
+            )
+        return cells.astype(str).to_numpy(object)
 
     def read_times(self, cells: pd.Series, rows: Sequence[int]) -> pd.DatetimeIndex:
         """Times of the column that gives them.
@@ -193,25 +216,23 @@ class Layout:
             return pd.DatetimeIndex([])
         return self.writing.read(cells, rows, f"column {cells.name!r} of {self.table.path}")
 
-    def _notation_of(self, cells: pd.Series, column: str) -> Notation:
-        """How a column's numbers are written: told by the first cells with marks in them."""
-        name = str(cells.name)
-        found = self._notations.get(name)
-        if found is None or not found.is_settled:
-            asked = self._wanted.decimal
+    def _notation_of(self, name: str, column: str) -> Notation:
+        """How a column's numbers are written: told by the first rows, for all of them."""
+        if name not in self._notations:
             german = self.writing is not None and self.writing.words.startswith("%d.%m.")
             has_doubt = self.table.separator == ";" or german
-            found = notation_of(cells, asked, self._proven_decimals, has_doubt, column)
-            self._notations[name] = found
-        return found
+            self._notations[name] = notation_of(
+                self.first[name], self._wanted.decimal, self._proven_decimals, has_doubt, column
+            )
+        return self._notations[name]
 
     def _proven_decimals(self) -> set[str]:
         if self._decimals is None:
-            found = (proven_decimals(self.first[name]) for name in self._others())
+            found = (proven_decimals(self.first[name]) for name in self.others())
             self._decimals = set[str]().union(*found)
         return self._decimals
 
-    def _others(self) -> Iterator[str]:
+    def others(self) -> Iterator[str]:
         """Columns that give neither times nor ids, and are no index."""
         for name in self.table.columns:
             is_id = name == self.id or name.lower() in IDS
@@ -336,6 +357,8 @@ class Layout:
 
     def _are_no_times(self, cells: pd.Series, name: str) -> bool:
         """Whether that is plain by a few cells: there may be ten thousand columns."""
+        if cells.nunique() < 2:
+            return False
         with suppress(UsageError):
             # An error may be of these cells alone.
             return writing_of(cells, name, self._wanted.time_format, "") is None

@@ -31,6 +31,7 @@ _SIGN, _EXPONENT = r"[-+\u2212]?", r"([eE][-+]?\d+)?"
 _NUMBER = re.compile(rf"{_SIGN}[\d.,{_SPACES}]*\d[\d.,{_SPACES}]*{_EXPONENT}")
 NUMBER_WITH_A_UNIT = re.compile(r"[^\w\s]{0,2}\s?[-+]?\d[\d.,' ]*\s?[^\d\s]{0,6}")
 _ONE_MARK = re.compile(rf"{_SIGN}(\d*)([.,])(\d*){_EXPONENT}")
+_DOUBTFUL = re.compile(rf"\s*{_SIGN}[1-9]\d{{0,2}}[.,]\d{{3}}\s*")
 _GROUPS = re.compile(rf"{_SIGN}\d{{1,3}}(?:([.,])\d{{3}})(?:\1\d{{3}})*(?:([.,])\d*)?{_EXPONENT}")
 
 
@@ -40,34 +41,49 @@ class Notation:
 
     Attributes:
         decimal: the mark before the decimals.
-        is_plain: whether all of them are written as Python writes numbers.
         is_settled: whether there was a mark to tell it by.
+        is_grouped: whether marks stand between thousands.
     """
 
     decimal: str = "."
-    is_plain: bool = True
     is_settled: bool = True
+    is_grouped: bool = False
 
     @property
     def told(self) -> str:
         """What of it is not what most files have, in words."""
         if self.decimal == ",":
             return "decimal commas"
-        return "" if self.is_plain else "marks between thousands"
+        return "marks between thousands" if self.is_grouped else ""
 
     def numbers(self, cells: pd.Series) -> Doubles:
-        """Numbers, NaN where a cell holds none."""
-        if not self.is_plain and is_text(cells):
-            words = cells.astype(str).str.strip()
-            grouping = ("." if self.decimal == "," else ",") + _SPACES
-            whole = rf"{_SIGN}(\d{{1,3}}([{grouping}]\d{{3}})+|\d*)"
-            good = words.str.fullmatch(rf"{whole}({re.escape(self.decimal)}\d*)?{_EXPONENT}")
-            clean = words.str.replace(rf"[{grouping}]", "", regex=True)
-            clean = clean.str.replace(self.decimal, ".").str.replace("\u2212", "-")
-            cells = clean.where(good)
-        return np.asarray(
-            pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan), float
-        )
+        """Numbers, NaN where a cell holds none, or one that may be read in two ways."""
+        if not is_text(cells):
+            return _parsed(cells)
+        if self.decimal == ",":
+            return _parsed(self._cleaned(cells))
+        numbers = _parsed(cells)
+        empty = np.isnan(numbers)
+        if empty.any():
+            numbers[empty] = _parsed(self._cleaned(cells[empty]))
+        if not self.is_settled:
+            doubtful = cells.astype(str).str.fullmatch(_DOUBTFUL)
+            numbers[doubtful.to_numpy()] = np.nan
+        return numbers
+
+    def _cleaned(self, cells: pd.Series) -> pd.Series:
+        """Cells that are numbers, as Python writes them."""
+        words = cells.astype(str).str.strip()
+        grouping = ("." if self.decimal == "," else ",") + _SPACES
+        whole = rf"{_SIGN}(\d{{1,3}}([{grouping}]\d{{3}})+|\d*)"
+        good = words.str.fullmatch(rf"{whole}({re.escape(self.decimal)}\d*)?{_EXPONENT}")
+        clean = words.str.replace(rf"[{grouping}]", "", regex=True)
+        return clean.str.replace(self.decimal, ".").str.replace("\u2212", "-").where(good)
+
+
+def _parsed(cells: pd.Series) -> Doubles:
+    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float, na_value=np.nan)
+    return np.array(numbers, float)
 
 
 _GLANCE = 64
@@ -109,15 +125,13 @@ def notation_of(
     Raises:
         UsageError: they are written in two ways, or may mean one number or another.
     """
-    if not is_text(cells):
-        return Notation()
-    if asked is None and _are_plainly_dots(cells):
+    if not is_text(cells) or (asked is None and _are_plainly_dots(cells)):
         return Notation()
     words = words_of(cells)
     words = words[words.str.fullmatch(_NUMBER)]
-    is_grouped = bool(words.str.contains(rf"[,\u2212{_SPACES}]").any())
+    is_grouped = bool(words.str.contains(rf"[,{_SPACES}]").any())
     if asked is not None:
-        return Notation(asked, is_plain=asked == "." and not is_grouped)
+        return Notation(asked, is_grouped=is_grouped)
     marked = words[words.str.contains("[.,]")].unique()[:_MOST_JUDGED]
     proven, doubtful = _decimals_in(marked)
     if len(proven) > 1:
@@ -126,22 +140,28 @@ def notation_of(
             "write all of them alike, or say with --decimal which mark stands before the decimals"
         )
     if proven or not doubtful:
-        decimal = next(iter(proven), ".")
-        plain = decimal == "." and not is_grouped
-        return Notation(decimal, is_plain=plain, is_settled=bool(len(marked)))
+        return Notation(next(iter(proven), "."), bool(len(marked)), is_grouped)
     if len(others := siblings()) == 1:
-        decimal = next(iter(others))
-        return Notation(decimal, is_plain=decimal == "." and not is_grouped)
+        return Notation(next(iter(others)), is_grouped=is_grouped)
     # Three figures after a dot are decimals where nothing speaks for thousands.
     has_whole = len(marked) < words.nunique()
     if "," in doubtful or has_doubt or has_whole:
-        cell = doubtful.get(",") or doubtful["."]
-        without = re.sub(r"[.,]", "", cell)
-        raise UsageError(
-            f"{what}: {cell!r} may be {without} or {cell.replace(',', '.')}: say which mark stands "
-            "before the decimals, --decimal . or --decimal ,"
-        )
-    return Notation(is_plain=not is_grouped)
+        raise UsageError(why_doubtful(doubtful.get(",") or doubtful["."], what))
+    return Notation(is_grouped=is_grouped)
+
+
+def why_doubtful(cell: str, what: str) -> str:
+    """Why a number may be one or another, and what to do."""
+    without = re.sub(r"[.,]", "", cell)
+    return (
+        f"{what}: {cell!r} may be {without} or {cell.replace(',', '.')}: say which mark stands "
+        "before the decimals, --decimal . or --decimal ,"
+    )
+
+
+def is_doubtful(cell: str) -> bool:
+    """Whether a number may have three decimals as well as thousands."""
+    return bool(_DOUBTFUL.fullmatch(cell))
 
 
 def _are_plainly_dots(cells: pd.Series) -> bool:

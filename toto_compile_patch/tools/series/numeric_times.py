@@ -6,12 +6,10 @@ import re
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from toto_compile_patch.tools.series.notation import Doubles
 from toto_compile_patch.tools.series.writing import Writing
-
-Doubles = npt.NDArray[np.float64]
 
 _NAMES = frozenset(
     (
@@ -75,7 +73,7 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
         return Writing("Excel's days", True, _excels_days)
     is_count = is_named and step is not None and 0 <= low <= _FARTHEST_START * step
     if is_count and (numbers.is_unique or name.lower() in _COUNTS):
-        return Writing("a count of steps", False, _parser("s"))
+        return Writing("a count of steps", False, _counter(step or 1.0))
     return None
 
 
@@ -130,6 +128,15 @@ def _parser(unit: str) -> Any:
             # Fractions of seconds are rounded numbers.
             return pd.to_datetime((numbers * 1e6).round(), unit="us", errors="coerce")
         return pd.to_datetime(numbers, unit=unit, errors="coerce")
+
+    return parse
+
+
+def _counter(step: float) -> Any:
+    def parse(given: pd.Series) -> pd.Series:
+        numbers = pd.to_numeric(given, errors="coerce")
+        # A second for each step: it tells the order, and nothing of hours or days.
+        return pd.to_datetime((numbers / step * 1e6).round(), unit="us", errors="coerce")
 
     return parse
 

@@ -79,6 +79,11 @@ class Reader:
         self.timezone: str | None = None
 
     @property
+    def is_calendar(self) -> bool:
+        """Whether its times are times, and no count of steps."""
+        return self._layout.writing is not None and self._layout.writing.is_calendar
+
+    @property
     def notes(self) -> str:
         """What was found out about the file, in words."""
         columns, writing = self._columns, self._layout.writing
@@ -122,7 +127,7 @@ class Reader:
             if chunk.empty:
                 continue
             rows = range(row, row + len(chunk))
-            ids = self._ids(chunk, row)
+            ids = self._ids(chunk, rows)
             read = self._times(chunk, rows)
             names = (*columns.targets, *columns.known)
             values = np.stack([self._layout.read_numbers(chunk[name], rows) for name in names])
@@ -132,17 +137,10 @@ class Reader:
                 yield RawSeries(str(ids[start]), row + start, read[part], values[:, part])
             row += len(chunk)
 
-    def _ids(self, chunk: pd.DataFrame, row: int) -> npt.NDArray[np.object_]:
+    def _ids(self, chunk: pd.DataFrame, rows: range) -> npt.NDArray[np.object_]:
         if self._columns.id is None:
             return np.full(len(chunk), self._columns.targets[0], object)
-        cells = chunk[self._columns.id]
-        unknown = (cells.isna() | (cells.astype(str) == "")).to_numpy()
-        if unknown.any():
-            raise UsageError(
-                f"column {cells.name!r} of {self._table.path}, data row "
-                f"{row + int(unknown.argmax())}: the id of the series is missing: fill it in"
-            )
-        return cells.astype(str).to_numpy(object)
+        return self._layout.read_ids(chunk[self._columns.id], rows)
 
     def _times(self, chunk: pd.DataFrame, rows: range) -> pd.DatetimeIndex:
         times = self._layout.read_times(chunk[self._columns.time], rows)

@@ -97,7 +97,7 @@ def read_series(
     frame = _rows_of(layout, names, item)
     if len(frame) < _FEWEST_ROWS:
         raise UsageError(
-            f"{path} has {counted(len(frame), 'row')}; a backtest needs at least {_FEWEST_ROWS}: "
+            f"{path} has {counted(len(frame), 'row')}; at least {_FEWEST_ROWS} are needed: "
             "give a longer series"
         )
     values = np.stack([_numbers(layout, frame[name]) for name in names])
@@ -117,10 +117,7 @@ def _rows_of(layout: Layout, names: Sequence[str], item: str | None) -> pd.DataF
         if item is not None:
             raise UsageError(f"{path}: name the column of --item {item} with --id")
         return frame
-    if frame[id].isna().any():
-        row = int(frame[id].isna().argmax()) + 1
-        raise UsageError(f"column {id!r} of {path}, data row {row}: the id is missing: fill it in")
-    ids = frame[id].astype(str)
+    ids = pd.Series(layout.read_ids(frame[id], range(1, len(frame) + 1)))
     items = list(dict.fromkeys(ids))
     if item is None:
         if len(items) == 1:

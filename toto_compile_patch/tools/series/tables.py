@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,13 +115,18 @@ class _Parquet:
         self.path = path
         self.told: list[str] = []
         with self._opened() as file:
-            self.columns = tuple(field.name for field in file.schema_arrow if _is_usable(field))
+            fields = [field for field in file.schema_arrow if _is_usable(field)]
+        self.columns = tuple(field.name for field in fields)
+        self._decimals = {one.name for one in fields if str(one.type).startswith("decimal")}
 
     def chunks(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pd.DataFrame]:
         with self._opened() as file:
             for batch in file.iter_batches(batch_size=rows or _ROWS, columns=list(columns)):
                 # In the order asked for; an index that pandas kept is a column like the others.
-                yield batch.select(list(columns)).to_pandas(ignore_metadata=True)
+                frame = batch.select(list(columns)).to_pandas(ignore_metadata=True)
+                for name in self._decimals.intersection(columns):
+                    frame[name] = pd.to_numeric(frame[name])
+                yield frame
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -130,11 +138,11 @@ class _Parquet:
 
 
 def _is_usable(field: Any) -> bool:
-    """Whether a column holds numbers, text or times, and nothing within."""
+    """Whether a column holds numbers, text or times."""
     from pyarrow import types
 
     unusable = (types.is_nested, types.is_binary, types.is_large_binary, types.is_duration)
-    kinds = (*unusable, types.is_fixed_size_binary, types.is_null, types.is_time)
+    kinds = (*unusable, types.is_fixed_size_binary, types.is_null, types.is_time, types.is_boolean)
     return not any(is_one(field.type) for is_one in kinds)
 
 
@@ -149,7 +157,8 @@ class _Csv:
             while more and (len(head) < HEAD_BYTES or head.count(b"\n") < _FEWEST_LINES):
                 more = stream.read(HEAD_BYTES)
                 head += more
-        self._dialect = dialect_of(head, not more, path)
+        with _readable(path):
+            self._dialect = dialect_of(head, not more, path)
         self.columns = self._dialect.columns
         self.separator = self._dialect.separator
         self.told = self._dialect.told
@@ -214,8 +223,12 @@ def _readable(path: str) -> Iterator[None]:
         problem = f"cannot read {path} with the pyarrow that is installed: install another one"
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or _said(error)}"
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is in UTF-8, but not all of it: save it in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is in {error.encoding}, but not all of it: save it in UTF-8"
+        ) from None
+    except (EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
+        raise UsageError(f"{path} cannot be unpacked ({_said(error)}): fetch it again") from None
     except pd.errors.ParserError as error:
         if "Expected" in str(error):
             raise UsageError(f"{path} {_TOO_MANY_CELLS}") from None

@@ -71,7 +71,7 @@ def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writ
             # The same for all rows.
             return None
         if form is not None:
-            given = _of_form(form, zoned="%z" in form)
+            given = _of_given_form(form)
             return given if _most(given, words) else None
         if is_text(cells) and _are_months_before_years(words):
             return _of_form("%m.%Y", zoned=False)
@@ -116,14 +116,22 @@ def _most(writing: Writing, words: pd.Series) -> bool:
     return 2 * int(pd.isna(writing.parse(words)).sum()) < len(words)
 
 
+def _of_given_form(form: str) -> Writing:
+    def parse(given: pd.Series) -> pd.Series:
+        # As spreadsheets and pandas write whole numbers beside gaps.
+        words = given.astype(str).str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)
+        found = pd.to_datetime(words, format=form, utc=True, errors="coerce")
+        return found if "%z" in form else found.dt.tz_localize(None)
+
+    return Writing(form, True, parse)
+
+
 def _plain(given: pd.Series) -> pd.Series:
     """Cells without what does not belong to a time: of intervals the beginning, one space in
     place of several, and zones that need no name as an offset."""
     words = given.astype(str).str.strip()
     words = words.str.replace(_INTERVAL, lambda found: found[1] or found[2], regex=True)
     words = words.str.replace(r"\s+", " ", regex=True)
-    # As spreadsheets and pandas write whole numbers beside gaps.
-    words = words.str.replace(r"^(\d{4}(?:\d\d)+)\.0$", r"\1", regex=True)
     return words.str.replace(r"(:\d\d(?:\.\d+)?) ?(?:UTC|GMT)$", r"\1Z", regex=True)
 
 
