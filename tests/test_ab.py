@@ -252,7 +252,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "5 gaps" in done.stdout
+    assert "6 gaps" in done.stdout
     assert (
         "times:     column time, hourly, 1 missing row filled in as gaps; season 24" in done.stdout
     )
