@@ -29,7 +29,7 @@ _FIRST_YEAR, _FIRST_MONTHS_YEAR, _LAST_YEAR = 1700, 1900, 2150
 
 # Seconds since 1970: the least and the greatest that are taken for such.
 _UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-_SHORT = {"seconds": "s", "milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
+_SHORT = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 _EARLIEST = {"seconds": 1e8, "milliseconds": 1e8, "microseconds": 8e8, "nanoseconds": 8e8}
 _LATEST = 4.2e9
 _MODERN = 6.3e8
@@ -71,9 +71,10 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
     low, high = float(values.min()), float(values.max())
     if is_named and step is not None and _EXCELS_DAYS[0] < low and high < _EXCELS_DAYS[1]:
         return Writing("Excel's days", True, _excels_days)
-    is_count = is_named and step is not None and 0 <= low <= _FARTHEST_START * step
-    if is_count and (numbers.is_unique or name.lower() in _COUNTS):
-        return Writing("a count of steps", False, _counter(step or 1.0))
+    may_count = is_named and (numbers.is_unique or name.lower() in _COUNTS)
+    if may_count and step is not None and 0 <= low <= _FARTHEST_START * step:
+        # A second for each step: it tells the order, and nothing of hours or days.
+        return Writing("a count of steps", False, _in_seconds(step))
     return None
 
 
@@ -109,7 +110,8 @@ def _since_1970(values: Doubles, is_named: bool, step: float | None) -> Writing 
         if _EARLIEST[unit] <= seconds.min() and seconds.max() <= _LATEST:
             even = step is not None and step / scale >= 60 and seconds.min() >= _MODERN
             if is_named or even:
-                return Writing(f"{unit} since 1970", True, _parser(_SHORT[unit]))
+                parse = _in_seconds(1.0) if unit == "seconds" else _in_units(_SHORT[unit])
+                return Writing(f"{unit} since 1970", True, parse)
     return None
 
 
@@ -121,21 +123,18 @@ def _figures_parser(form: str) -> Any:
     return parse
 
 
-def _parser(unit: str) -> Any:
+def _in_units(unit: str) -> Any:
     def parse(given: pd.Series) -> pd.Series:
-        numbers = pd.to_numeric(given, errors="coerce")
-        if unit == "s":
-            # Fractions of seconds are rounded numbers.
-            return pd.to_datetime((numbers * 1e6).round(), unit="us", errors="coerce")
-        return pd.to_datetime(numbers, unit=unit, errors="coerce")
+        return pd.to_datetime(pd.to_numeric(given, errors="coerce"), unit=unit, errors="coerce")
 
     return parse
 
 
-def _counter(step: float) -> Any:
+def _in_seconds(step: float) -> Any:
+    """Of numbers that grow by a step each second, whose fractions are rounded."""
+
     def parse(given: pd.Series) -> pd.Series:
         numbers = pd.to_numeric(given, errors="coerce")
-        # A second for each step: it tells the order, and nothing of hours or days.
         return pd.to_datetime((numbers / step * 1e6).round(), unit="us", errors="coerce")
 
     return parse
