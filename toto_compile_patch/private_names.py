@@ -20,6 +20,7 @@ KV_CACHE, POSITIONAL_EMBEDDING, DYNAMO_CONFIG, COMPILE_METHOD, FAST_DECODE = PAT
     "fast_decode",
 )
 COMPILED, GRAPHS, PACKED = "compiled forecasts", "CUDA graphs", "packed weights"
+LOG_SUMS = "fused attention over a context that samples share"
 
 _OF_A_MODULE, _OF_A_COMPILED_MODULE = "a module's ", "a compiled module's "
 
@@ -31,7 +32,7 @@ class PrivateName(NamedTuple):
         path: the name with its module; or an attribute of any module, or of any compiled one.
         used_in: where.
         needed_for: what is left out where it is missing: names of patches, or COMPILED, GRAPHS,
-            PACKED.
+            PACKED, LOG_SUMS.
     """
 
     path: str
@@ -91,6 +92,11 @@ TABLE = (
     PrivateName("torch.ops.mkldnn._reorder_linear_weight", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._linear_pointwise", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._is_mkldnn_bf16_supported", "decode.weights", (PACKED,)),
+    PrivateName(
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
+        "decode.attention",
+        (LOG_SUMS,),
+    ),
 )
 
 

@@ -15,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from toto_compile_patch.decode.layer import ComplexRotation, RealRotation, Rotation
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
 from toto_compile_patch.decode.row_layout import RowLayout
+from toto_compile_patch.private_names import LOG_SUMS, private, why_without
+
+_attend_with_log_sums = private("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu")
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -94,7 +97,11 @@ class Heads:
 
     def split(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``batch variate head n head_dim``."""
-        return self.layout.unflatten(rows, self.num_heads, -1).transpose(2, 3)
+        return self.side_by_side(rows).transpose(2, 3)
+
+    def side_by_side(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to ``batch variate n head head_dim``, a view."""
+        return self.layout.unflatten(rows, self.num_heads, -1)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
@@ -188,6 +195,47 @@ class SharedContextAttention:
             own = all_keys[..., : self.step + 1, :], all_values[..., : self.step + 1, :]
             attended = attend_over_shared_context(self.heads.split(queries), self.context, own)
             return self.heads.join(attended).to(values.dtype)
+
+
+def has_log_sums(device: torch.device) -> bool:
+    """Whether torch's fused attention says the sums of its weights (LogSumAttention)."""
+    return device.type == "cpu" and not why_without(LOG_SUMS)
+
+
+@dataclass(frozen=True)
+class LogSumAttention:
+    """The same on a CPU, by torch's fused attention over the context, whose result and sum of
+    weights a sample's own patches are joined with.
+
+    Takes and returns ``row embed_dim``.
+
+    Attributes:
+        heads: of the rows, whose ``n`` are the samples.
+        context: keys and values, ``batch variate head context_len head_dim``.
+        suffix: keys and values, ``max_patches batch variate samples head head_dim``, of which the
+            first ``step`` are read; this patch's are added if there is room, which there is if
+            anything will read them.
+        step: patches that the suffix holds already.
+    """
+
+    heads: Heads
+    context: KeysAndValues
+    suffix: KeysAndValues
+    step: int
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        with without_autocast(queries.device):
+            dtype = values.dtype
+            parts = (queries, keys, values.to(keys.dtype))
+            q, k, v = (self.heads.side_by_side(part) for part in parts)
+            all_keys, all_values = self.suffix
+            own = [*all_keys[: self.step], k], [*all_values[: self.step], v]
+            if self.step < all_keys.shape[0]:
+                all_keys[self.step], all_values[self.step] = k, v
+            attended = attend_by_log_sums(q, self.context, own)
+            return self.heads.layout.flatten(attended.flatten(-2)).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -287,6 +335,36 @@ def attend_over_shared_context(
     over_context, over_own = weights.split([keys.shape[-2], own_keys.shape[-2]], dim=-1)
     own = (over_own.unsqueeze(-2) @ own_values).squeeze(-2)
     return own + over_context @ values
+
+
+def attend_by_log_sums(
+    queries: torch.Tensor,
+    context: tuple[torch.Tensor, torch.Tensor],
+    own: tuple[list[torch.Tensor], list[torch.Tensor]],
+) -> torch.Tensor:
+    """The same, where the context's part is a fused operator's, weighted by the exponential of its
+    log sum as each own patch is by that of its score (T. Dao et al., "FlashAttention", 2022).
+
+    Args:
+        queries: ``batch variate samples head head_dim``.
+        context: keys and values, ``batch variate head context_len head_dim``.
+        own: keys and values of each generated patch, ``batch variate samples head head_dim``.
+
+    Returns:
+        ``batch variate samples head head_dim``.
+    """
+    keys, values = (part.flatten(0, 1) for part in context)
+    of_series = queries.flatten(0, 1).transpose(1, 2)
+    attended, log_sum = _attend_with_log_sums(of_series, keys, values)
+    attended = attended.transpose(1, 2).unflatten(0, queries.shape[:2])
+    log_sum = log_sum.transpose(1, 2).unflatten(0, queries.shape[:2])
+    scale = queries.shape[-1] ** -0.5
+    scores = [torch.linalg.vecdot(key, queries).mul_(scale) for key in own[0]]
+    weights = torch.stack([log_sum, *scores]).softmax(0).unsqueeze(-1)
+    attended.mul_(weights[0])
+    for weight, value in zip(weights[1:], own[1], strict=True):
+        attended.addcmul_(weight, value)
+    return attended
 
 
 def attend_over_variates(

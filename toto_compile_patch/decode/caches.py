@@ -10,8 +10,10 @@ import torch
 from toto_compile_patch.decode.attention import (
     Heads,
     KeysAndValues,
+    LogSumAttention,
     OwnContextAttention,
     SharedContextAttention,
+    has_log_sums,
 )
 from toto_compile_patch.decode.operators import Attend
 
@@ -37,9 +39,9 @@ class SamplesCache:
     Attributes:
         context: what precedes them.
         samples: of each series.
-        layers: for each time-wise layer by its index, keys and values, written by position:
-            ``batch variate head samples max_patches head_dim``; for a single sample its context's,
-            too, ``batch variate head max_len head_dim``.
+        layers: for each time-wise layer by its index, keys and values, written by position, in the
+            shape that its attention takes; for a single sample its context's, too, ``batch variate
+            head max_len head_dim``.
     """
 
     context: ContextCache
@@ -52,6 +54,9 @@ class SamplesCache:
 
         def buffer(like: torch.Tensor) -> torch.Tensor:
             batch, variates, heads, _, head_dim = like.shape
+            if samples > 1 and has_log_sums(like.device):
+                # Nothing reads the last patch's but its own step.
+                return like.new_empty(max_patches - 1, batch, variates, samples, heads, head_dim)
             if samples > 1:
                 return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
             room = like.new_empty(batch, variates, heads, max_patches, head_dim)
@@ -65,7 +70,9 @@ class SamplesCache:
         """How a layer attends at a step."""
         if self.samples == 1:
             return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
-        return SharedContextAttention(heads, self.context.layers[idx], self.layers[idx], step)
+        context, suffix = self.context.layers[idx], self.layers[idx]
+        shared = LogSumAttention if has_log_sums(suffix[0].device) else SharedContextAttention
+        return shared(heads, context, suffix, step)
 
 
 @dataclass(frozen=True)

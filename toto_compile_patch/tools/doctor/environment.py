@@ -333,9 +333,9 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
 
 def _left_out(level: str) -> Iterator[Finding]:
     """What else than patches this torch lacks private names for."""
-    from toto_compile_patch.private_names import COMPILED, GRAPHS, PACKED, why_without
+    from toto_compile_patch.private_names import COMPILED, GRAPHS, LOG_SUMS, PACKED, why_without
 
-    for what in (COMPILED, GRAPHS, PACKED):
+    for what in (COMPILED, GRAPHS, PACKED, LOG_SUMS):
         if why := why_without(what):
             asked = level if what == COMPILED else "trap"
             yield finding("without a private name", level=asked, what=what, why=why)
