@@ -174,15 +174,16 @@ class KeysAndValuesAlone(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """Upstream's feed-forward: up, a gated linear unit, down."""
+    """Upstream's feed-forward: up, a gated linear unit, down; in the weights' type, which is where
+    most of a layer's numbers are."""
 
     up: Linear
     down: Linear
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim`` to the same."""
-        gate, value = self.up.apply(rows).chunk(2, dim=-1)
-        return self.down.apply(silu(gate) * value)
+        """``row embed_dim`` to the same, in the weights' type."""
+        gate, value = self.up.product(rows).chunk(2, dim=-1)
+        return self.down.product(silu(gate) * value)
 
 
 class ChunkedFeedForward(NamedTuple):
@@ -192,14 +193,15 @@ class ChunkedFeedForward(NamedTuple):
     down: Linear
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim`` to the same."""
+        """``row embed_dim`` to the same, in the weights' type."""
         if rows.shape[0] <= ROWS_AT_ONCE:
             return self._block(rows)
         return torch.cat([self._block(block) for block in rows.split(ROWS_AT_ONCE)])
 
     def _block(self, rows: torch.Tensor) -> torch.Tensor:
-        gate, value = self.up.apply(rows).chunk(2, dim=-1)
-        return self.down.apply(silu(gate).mul_(value))
+        gate, value = self.up.product(rows).chunk(2, dim=-1)
+        # In place: memory that is in the cache already.
+        return self.down.product(silu(gate, inplace=True) * value)
 
 
 Norm = RMSNorm | FusedRMSNorm | UnchangedModule
@@ -292,8 +294,8 @@ def keys_and_values(
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Both residual sums of a pre-norm layer."""
-    hidden = hidden + layer.out.apply(attended)
+    """Both residual sums of a pre-norm layer, in the type of the hidden states."""
+    hidden = hidden + layer.out.product(attended)
     return hidden + layer.feed_forward.apply(layer.norm2.apply(hidden))
 
 
@@ -319,7 +321,7 @@ class Traceable(NamedTuple):
 
         def in_slots(packed: PackedLinear) -> OpaqueLinear:
             linears.append(packed)
-            return OpaqueLinear(len(linears) - 1, packed.out_features)
+            return OpaqueLinear(len(linears) - 1, packed.out_features, packed.original.weight.dtype)
 
         def sums(packed: PackedLinear) -> OneRowLinear:
             return OneRowLinear(*packed.original)

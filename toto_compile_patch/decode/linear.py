@@ -1,5 +1,9 @@
 """Linear layers in the layouts in which they are fast.
 
+Each multiplies in its weight's type, which may have fewer bits than the values around it
+(``precision``): ``product`` leaves the result in that type, for what takes it as it is, and
+``apply`` gives it that of the inputs.
+
 Named tuples, here and in ``layer``: compiled code takes another one of the same kind without being
 compiled again, which it does not with dataclasses.
 """
@@ -28,13 +32,18 @@ class PlainLinear(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
 
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``... features`` to ``... features``, in the weight's type."""
+        return linear(inputs.to(self.weight.dtype), self.weight, self.bias)
+
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From ``... features`` to ``... features``."""
-        if inputs.dtype == self.weight.dtype:
-            return linear(inputs, self.weight, self.bias)
-        # A matrix product in fewer bits, between values in more (``precision``).
-        product = linear(inputs.to(self.weight.dtype), self.weight, self.bias)
-        return product.to(inputs.dtype)
+        """From ``... features`` to ``... features``, in the inputs' type."""
+        return _in_type_of(inputs, self.product(inputs), self.weight)
+
+
+def _in_type_of(inputs: torch.Tensor, product: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # What autocast makes of inputs and weights of one type is left as it is.
+    return product if inputs.dtype == weight.dtype else product.to(inputs.dtype)
 
 
 class SplitLinear(NamedTuple):
@@ -46,16 +55,20 @@ class SplitLinear(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From ``row features`` to ``row features``."""
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``, in the weight's type."""
         rows, (out_features, in_features) = inputs.shape[0], self.weight.shape
         parts = parts_of_a_product(rows, in_features, out_features)
         in_float32 = inputs.dtype is self.weight.dtype is torch.float32
         if parts == 1 or not (in_float32 and exact_products() and self.weight.is_contiguous()):
-            return PlainLinear(self.weight, self.bias).apply(inputs)
+            return PlainLinear(self.weight, self.bias).product(inputs)
         inputs = inputs.reshape(rows, parts, -1).transpose(0, 1)
         weight = self.weight.view(out_features, parts, -1).permute(1, 2, 0)
         return torch.bmm(inputs, weight).sum(0).add_(self.bias)
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``, in the inputs' type."""
+        return _in_type_of(inputs, self.product(inputs), self.weight)
 
 
 ROWS_OF_A_TILE = 64
@@ -104,12 +117,16 @@ class PackedLinear(NamedTuple):
         packed = _reorder_linear_weight(weight.contiguous())
         return cls(packed, bias, original or PlainLinear(weight, bias), weight.shape[0])
 
-    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From ``... features`` to ``... features``."""
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``... features`` to ``... features``, in the weight's type."""
         result: torch.Tensor = _linear_pointwise(
             inputs.to(self.original.weight.dtype), self.weight, self.bias, "none", [], ""
         )
-        return result.to(inputs.dtype)
+        return result
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``... features`` to ``... features``, in the inputs' type."""
+        return self.product(inputs).to(inputs.dtype)
 
 
 class OneRowLinear(NamedTuple):
@@ -119,24 +136,40 @@ class OneRowLinear(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From ``1 features`` to ``1 features``."""
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``1 features`` to ``1 features``, summed in the wider of the two types."""
         # To a compiler, a view that says where it lies is of memory: it computes the inputs once,
         # and not again for each weight.
         inputs = inputs.as_strided(inputs.shape, inputs.stride())
         parts = [(part * inputs).sum(-1) for part in self.weight.chunk(PLACES_AT_ONCE)]
         return (torch.cat(parts) + self.bias).unsqueeze(0)
 
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The same."""
+        return self.product(inputs)
+
 
 class OpaqueLinear(NamedTuple):
-    """Stands for a packed layer in compiled code, which cannot hold one."""
+    """Stands for a packed layer in compiled code, which cannot hold one.
+
+    Attributes:
+        slot: where the layer is found.
+        out_features: of the product.
+        dtype: of the weight.
+    """
 
     slot: int
     out_features: int
+    dtype: torch.dtype
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``, in the weight's type."""
+        # Converted in compiled code, with what comes before and after.
+        return operators.linear(inputs.to(self.dtype), self.slot, self.out_features)
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From ``row features`` to ``row features``."""
-        return operators.linear(inputs, self.slot, self.out_features)
+        """From ``row features`` to ``row features``, in the inputs' type."""
+        return self.product(inputs).to(inputs.dtype)
 
 
 Linear = PlainLinear | SplitLinear | PackedLinear | OneRowLinear | OpaqueLinear
