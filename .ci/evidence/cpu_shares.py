@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""What a forecast on a CPU spends its time on, and how near it is to its matrix products alone.
+
+    python .ci/evidence/cpu_shares.py [--workload W1,WL,W6] [--precision model,bf16] [--json FILE]
+
+"Of the rate": the seconds of the forecast's packed products, made again with the same weights, the
+same numbers of rows and in the same order, but nothing between them, over the seconds of the
+forecast; in turns, after a warm-up, the median of the turns' ratios. The shares are of a forecast
+under torch's profiler, by operator. Random weights, the architecture of Toto-Open-Base-1.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import toto_compile_patch
+from toto_compile_patch.tools import bench, machine, models
+from toto_compile_patch.tools.checks import positive
+from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.workloads import WORKLOADS, Workload
+
+PACKED = torch.ops.mkldnn._linear_pointwise.default
+
+KINDS = {
+    "packed products": ("mkldnn::_linear_pointwise",),
+    "attention": (
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_softmax",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::logaddexp",
+        "aten::exp",
+    ),
+    "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::index_select"),
+    "norms": ("aten::linalg_vector_norm", "aten::hypot", "aten::div"),
+    "gated units, sums and rotation": (
+        "aten::silu",
+        "aten::silu_",
+        "aten::mul",
+        "aten::mul_",
+        "aten::add",
+        "aten::add_",
+        "aten::addcmul",
+        "aten::addcmul_",
+        "aten::sum",
+        "aten::flip",
+    ),
+}
+"""Operators of a kind; what is in none of them, sampling above all, is the rest."""
+
+
+class Product(NamedTuple):
+    """One packed product of a forecast: inputs of its shape and type, and the weight as it is."""
+
+    inputs: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def make(self) -> None:
+        PACKED(self.inputs, self.weight, self.bias, "none", [], "")
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps the packed products of what runs under it, with inputs that those of a shape share."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products: list[Product] = []
+        self._inputs: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if operator is PACKED:
+            inputs, weight, bias, *_ = args
+            # Some of a few, as in a forecast, where the last product's rows are not in the cache.
+            like = self._inputs.setdefault((inputs.shape, inputs.dtype), torch.randn_like(inputs))
+            self.products.append(Product(like, weight, bias))
+        return operator(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    options = parse()
+    rows: dict[str, Any] = {}
+    for precision in options.precision.split(","):
+        toto_compile_patch.apply(fallback="error", runtime="eager", precision=precision)
+        model = models.toto_ts().TotoForecaster(models.load(options.model).model)
+        for name in options.workload.split(","):
+            found = measured(model, WORKLOADS[name], options.turns)
+            rows[f"{name}, {precision}"] = found
+            print(json.dumps({f"{name}, {precision}": found}), flush=True)
+    print_table(rows)
+    if options.json:
+        facts = machine.facts("cpu") | {"model": models.describe(options.model)}
+        options.json.write_text(json.dumps({**facts, "shares": rows}, indent=2) + "\n")
+
+
+def print_table(rows: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    cells = [
+        (
+            name,
+            f"{row['seconds']:.3g}",
+            f"{row['of_the_rate']:.1%}",
+            *(f"{share:.1%}" for share in row["shares"].values()),
+        )
+        for name, row in rows.items()
+    ]
+    headings = ("workload, precision", "seconds", "of the rate", *KINDS, "the rest")
+    Console(width=160).print(table_of(headings, cells))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workload", default="W1,WL,W6", help="names, between commas")
+    parser.add_argument("--precision", default="model", help="model, bf16, or both with a comma")
+    parser.add_argument("--turns", type=positive, default=3)
+    parser.add_argument("--model", default="base", help="base, small, demo or a directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    return parser.parse_args()
+
+
+def measured(forecaster: Any, load: Workload, turns: int) -> dict[str, Any]:
+    """The shares of a workload, and the ratio of its products to all of it."""
+    inputs = bench.series(load, torch.device("cpu"), torch.float32)
+    numbers = (load.horizon, load.samples, load.per_batch, load.use_kv_cache)
+
+    def forecast() -> None:
+        forecaster.forecast(inputs, *numbers)
+
+    forecast()
+    with Recorded() as recorded:
+        forecast()
+
+    @torch.inference_mode()
+    def products() -> None:
+        for product in recorded.products:
+            product.make()
+
+    products()
+    stolen = machine.read_stolen()
+    pairs = [(seconds(products), seconds(forecast)) for _ in range(turns)]
+    flops = sum(2 * p.inputs.numel() * p.bias.numel() for p in recorded.products)
+    alone, whole = (median(side) for side in zip(*pairs, strict=True))
+    return {
+        "what": load.describe(),
+        "seconds": whole,
+        "of_the_rate": median(part / both for part, both in pairs),
+        "ratios": [part / both for part, both in pairs],
+        "packed_gflops": flops / alone / 1e9,
+        "shares": shares(forecast),
+        "stolen": machine.stolen_since(stolen),
+    }
+
+
+def seconds(what: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    what()
+    return time.perf_counter() - start
+
+
+def shares(forecast: Callable[[], None]) -> dict[str, float]:
+    """Each kind of operator's part of the time within operators."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        forecast()
+    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    whole = sum(times.values())
+    found = {
+        kind: sum(times.pop(operator, 0) for operator in operators) / whole
+        for kind, operators in KINDS.items()
+    }
+    return {**found, "the rest": sum(times.values()) / whole}
+
+
+if __name__ == "__main__":
+    main()
