@@ -43,7 +43,7 @@ def places(found: dict[str, dict[str, Any]]) -> int:
 
 def some_or_all(
     some: tuple[str, ...], at_least: int, everything: tuple[str, ...], more: int
-) -> Any:
+) -> pytest.MarkDecorator:
     """Some places always, and all of them where there is time for what is slow."""
     return pytest.mark.parametrize(
         ("how_many", "at_least"),
