@@ -133,10 +133,13 @@ def named(node: ast.expr, imported: dict[str, str], defined: set[str]) -> Iterat
             yield name
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
-            if keyword.arg in KEYWORDS:
-                safe = isinstance(keyword.value, ast.Constant)
-                if not safe or keyword.value.value is KEYWORDS[keyword.arg]:
-                    yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+            if keyword.arg in KEYWORDS and may_be(keyword.value, KEYWORDS[keyword.arg]):
+                yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+
+
+def may_be(node: ast.expr, value: object) -> bool:
+    """Whether an argument is that value, or one that is known only when the program runs."""
+    return node.value is value if isinstance(node, ast.Constant) else True
 
 
 def is_dangerous(name: str, among: Sequence[str] = NAMES) -> bool:
