@@ -249,6 +249,15 @@ def files_table() -> str:
     return markdown("| file | what it tests | what is said of it |", rows, f"{len(rows)} files.")
 
 
+def proof_tables() -> dict[str, str]:
+    """The tables of docs/proof."""
+    sys.path.insert(0, str(ROOT / ".ci" / "proof"))
+    import dangerous_calls
+    import release
+
+    return {"release": release.table(), "dangerous-calls": dangerous_calls.table()}
+
+
 def times(ratio: float) -> str:
     """A ratio, to three digits."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
@@ -270,6 +279,7 @@ def tables() -> dict[str, str]:
         "files": files_table(),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
+    found |= proof_tables()
     found["work-gpu"] = work_table(RESULTS / "work_h100.json")
     found["bench-gpu"] = "\n\n".join(
         gpu_table(file) for file in sorted(RESULTS.glob("bench_*.json")) if is_of_a_gpu(file)
@@ -283,7 +293,7 @@ def tables() -> dict[str, str]:
 def main() -> int:
     """Write or check the pages."""
     made, differs = tables(), False
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before = after = page.read_text()
         for name, table in made.items():
             head, start, rest = after.partition(f"<!-- table: {name} -->\n")

@@ -44,7 +44,6 @@ def forecasts_of_several_shapes(model: Any) -> None:
         forecast(model, series(length, variates=2), 2 * PATCH, samples=4, per_batch=2)
 
 
-@pytest.mark.slow
 def test_no_limit_is_hit_and_nothing_is_compiled_against_the_cache() -> None:
     torch._dynamo.reset()
     toto_compile_patch.apply(COMPILE_PATCHES)

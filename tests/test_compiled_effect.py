@@ -290,8 +290,7 @@ def test_warmup_compiles() -> None:
         toto_compile_patch.warmup(forecaster, series(24), PATCH, runs=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapping", ["in place", "wrapped"])
+@pytest.mark.parametrize("wrapping", ["in place", pytest.param("wrapped", marks=pytest.mark.slow)])
 def test_compiled_models_follow_apply_and_revert(wrapping: str) -> None:
     """A compiled model runs patched code after apply(), upstream's after revert()."""
     toto = tiny_model()

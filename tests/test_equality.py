@@ -101,8 +101,9 @@ def assert_compiled_is_close(backend: str, use_kv_cache: bool, samples: int | No
     assert ((patched - upstream).abs() <= allowed).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("samples", "use_kv_cache"), [(None, True), (4, False)])
+@pytest.mark.parametrize(
+    ("samples", "use_kv_cache"), [(None, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_traced_forecasts_are_close_to_upstreams_eager_ones(
     samples: int | None, use_kv_cache: bool
 ) -> None:

@@ -32,7 +32,6 @@ def output_of(script: str, *arguments: object, **environ: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_quick_start_takes_the_demo_model_and_the_fast_path() -> None:
     printed = output_of("quickstart.py")
     assert "(1, 7, 336, 256)" in printed

@@ -143,10 +143,14 @@ def test_forecasts_are_upstreams_when_compiled(samples: bool) -> None:
         assert ((fast - upstream).abs() <= 1e-9 * (upstream.abs() + spread)).all(), case
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "variates", "use_kv_cache"),
-    [(None, 1, True), (None, 3, False), (6, 1, False), (6, 3, True)],
+    [
+        (None, 1, True),
+        pytest.param(None, 3, False, marks=pytest.mark.slow),
+        pytest.param(6, 1, False, marks=pytest.mark.slow),
+        pytest.param(6, 3, True, marks=pytest.mark.slow),
+    ],
 )
 def test_forecasts_are_upstreams_when_compiled_by_inductor(
     samples: int | None, variates: int, use_kv_cache: bool

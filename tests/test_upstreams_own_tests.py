@@ -8,10 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.slow
 def test_upstreams_own_tests_pass(tmp_path: Path) -> None:
     plugin = "apply_to_upstreams_tests"
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", plugin]

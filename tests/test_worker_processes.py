@@ -113,8 +113,12 @@ def recipe(name: str) -> str:
 COMPARE = "toto_compile_patch.apply()\ncompare(found, [work(length) for length in LENGTHS])\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+QUICK = ("spawn", "fork")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n not in QUICK)]
+)
 def test_workers_forecast_by_the_fast_path(name: str, tmp_path: Path) -> None:
     where = "same process" if name == "threads" else "another process"
     assert run(tmp_path, recipe(name) + COMPARE) == [f"{where} fast equal"] * 2
