@@ -253,9 +253,15 @@ def proof_tables() -> dict[str, str]:
     """The tables of docs/proof."""
     sys.path.insert(0, str(ROOT / ".ci" / "proof"))
     import dangerous_calls
+    import matrix
     import release
 
-    return {"release": release.table(), "dangerous-calls": dangerous_calls.table()}
+    return {
+        "matrix": matrix.table(),
+        "matrix-short": matrix.sentence(),
+        "release": release.table(),
+        "dangerous-calls": dangerous_calls.table(),
+    }
 
 
 def times(ratio: float) -> str:

@@ -7,17 +7,19 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import toto
 import wrapt
+from toto.inference.forecaster import TotoForecaster
 
 from toto_compile_patch.fingerprint import fingerprint, fingerprint_source
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.table import TABLE
 from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
 from toto_compile_patch.tools.cli import main
-from toto_compile_patch.upstream import load, symbol
+from toto_compile_patch.upstream import load, symbol, why_untested
 
 SOURCE = '''
 def scale(self, values: list[int], by: int = 2) -> list[int]:
@@ -62,6 +64,20 @@ def test_a_wrapper_has_no_fingerprint_of_its_own() -> None:
     assert fingerprint(wrapped) is None
     assert fingerprint(functools.partial(plain, 1)) is None
     assert fingerprint(functools.wraps(plain)(lambda x: x + 1)) != fingerprint(plain)
+
+
+def test_each_wrapper_of_no_grad_may_have_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it has from torch 2.15 on."""
+    wrapper = vars(TotoForecaster)["generate_mean"]
+    monkeypatch.setattr(wrapper, "__code__", wrapper.__code__.replace())
+    assert why_untested(TotoForecaster, "generate_mean") is None
+
+
+def test_a_wrapper_of_another_module_is_not_no_grads(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = vars(TotoForecaster)["generate_mean"]
+    other = FunctionType(wrapper.__code__, {}, closure=wrapper.__closure__)
+    monkeypatch.setattr(TotoForecaster, "generate_mean", functools.wraps(wrapper)(other))
+    assert why_untested(TotoForecaster, "generate_mean") is not None
 
 
 def test_the_command_knows_the_installed_toto(

@@ -225,7 +225,8 @@ def _found_in(modules: dict[str, ModuleType], carrier: str) -> dict[str, Any]:
 
 
 _NO_GRAD = torch.no_grad()(lambda: None)
-"""One function that ``torch.no_grad()`` decorates; the code of its wrapper tells all of them."""
+"""One function that ``torch.no_grad()`` decorates: the code of its wrapper tells all of them. From
+torch 2.15 on, each wrapper has a code object of its own, equal to the others."""
 
 
 def symbol(owner: Any, attribute: str) -> str:
@@ -286,9 +287,15 @@ def _undecorated(current: Any) -> Any:
     """The function in a static method, or that ``torch.no_grad()`` decorates."""
     if type(current) is staticmethod:
         return current.__func__
-    if type(current) is FunctionType and current.__code__ is _NO_GRAD.__code__:
+    if type(current) is FunctionType and _is_torchs_wrapper(current):
         return vars(current)["__wrapped__"]
     return current
+
+
+def _is_torchs_wrapper(function: FunctionType) -> bool:
+    """Whether a function is what ``torch.no_grad()`` puts around another."""
+    is_of_its_module = function.__globals__ is _NO_GRAD.__globals__
+    return is_of_its_module and function.__code__ == _NO_GRAD.__code__
 
 
 def describe(occupant: Any) -> str:

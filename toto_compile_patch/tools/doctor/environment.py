@@ -40,8 +40,9 @@ from toto_compile_patch.tools.doctor.trial import (
     try_forecasts,
 )
 
-TESTED_TORCH = ("2.7.0", "2.13.0")
-TESTED_PYTHON = ((3, 10), (3, 11), (3, 12))
+TESTED_TORCH = ("2.7.0", "2.9.1", "2.11.0", "2.13.0", "2.15.0")
+TESTED_PYTHON = ((3, 10), (3, 11), (3, 12), (3, 13))
+"""Those of ``.ci/proof/noxfile.py``."""
 BAD_WRAPT = "2.2.0"
 LEAST_WRAPT = (1, 16)
 LAYERS = 12
@@ -299,9 +300,10 @@ def _version_traps(versions: dict[str, str]) -> Iterator[Finding]:
     if () < numbers(torch) < (2, 7):
         yield finding("old torch", version=torch)
     elif numbers(torch) and torch.split("+")[0] not in TESTED_TORCH:
-        yield finding("untested", what=f"torch {torch}", tested=" and ".join(TESTED_TORCH))
+        yield finding("untested", what=f"torch {torch}", tested=", ".join(TESTED_TORCH))
     if sys.version_info[:2] not in TESTED_PYTHON:
-        yield finding("untested", what=f"Python {versions['Python']}", tested="3.10 to 3.12")
+        tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED_PYTHON)
+        yield finding("untested", what=f"Python {versions['Python']}", tested=tested)
 
 
 def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Finding]:

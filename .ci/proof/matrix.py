@@ -1,0 +1,56 @@
+"""What the matrix of versions found (see noxfile.py), as a table and as a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "matrix.json"
+TOTO = ("toto-ts", "timecopilot-toto")
+COLUMNS = ("torch", "xformers", "wrapt", "numpy", "Python")
+COUNTS = ("passed", "failed", "skipped", "seconds")
+
+
+def table() -> str:
+    """One row for each combination, and below them the machine and what failed."""
+    found = rows()
+    lines = [["Toto", *COLUMNS, *COUNTS, "date"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in found:
+        versions = [row["versions"].get(name, "") for name in COLUMNS]
+        counts = [str(row[count]) for count in COUNTS]
+        lines.append([toto_of(row), *versions, *counts, row["date"]])
+    legend = "; ".join(dict.fromkeys(row["machine"] for row in found))
+    legend += ", which others used too; seconds include those of installing."
+    legend += "".join(f" Failed: `{name}`." for row in found for name in row["failures"])
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", legend])
+
+
+def sentence() -> str:
+    """What was tested together, and whether it works: for the README."""
+    found = rows()
+    tested = []
+    for name in (*TOTO, "torch", "wrapt", "Python", "xformers"):
+        versions = {row["versions"][name] for row in found if name in row["versions"]}
+        tested.append(f"{name} {', '.join(sorted(versions, key=numbers))}")
+    failing = sum(row["failed"] > 0 for row in found)
+    outcome = f"tests fail in {failing} of them" if failing else "all tests pass in each"
+    last = max(row["date"] for row in found)
+    return f"{len(found)} combinations of {'; '.join(tested)}: {outcome} ({last})."
+
+
+def rows() -> list[dict[str, Any]]:
+    """What the runs kept, in the order of the list of combinations."""
+    return list(json.loads(RESULTS.read_text()).values())
+
+
+def toto_of(row: dict[str, Any]) -> str:
+    """The distribution that Toto came from, and its version."""
+    [found] = [f"{name} {row['versions'][name]}" for name in TOTO if name in row["versions"]]
+    return found
+
+
+def numbers(version: str) -> list[int]:
+    """The numbers of a version, to sort by: 3.10 comes after 3.9."""
+    return [int(part) for part in version.partition("+")[0].split(".")]
