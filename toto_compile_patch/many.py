@@ -180,7 +180,7 @@ def in_order(
         yield Window(index, one, future, seed)
     for name, rest in (("seed", every_seed), ("future_exogenous_variables", every_future)):
         if rest is not None and next(rest, _NONE) is not _NONE:
-            raise ValueError(f"{name} has more items than there are windows")
+            raise ValueError(f"{name} has more items than there are windows: give one for each")
 
 
 _NONE = object()
@@ -189,7 +189,7 @@ _NONE = object()
 def _of(name: str, every: Iterator[Any]) -> Any:
     """What belongs to the next window."""
     if (one := next(every, _NONE)) is _NONE:
-        raise ValueError(f"{name} has fewer items than there are windows")
+        raise ValueError(f"{name} has fewer items than there are windows: give one for each")
     return one
 
 
