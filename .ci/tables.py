@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PROOF = ROOT / ".ci" / "proof"
 RESULTS = ROOT / "examples" / "results"
 CLIENTS = ROOT / ".ci" / "clients" / "results.json"
 COMPILED = "patched, compile"
@@ -280,10 +281,19 @@ def tables() -> dict[str, str]:
     return found
 
 
+def proof_tables() -> dict[str, str]:
+    """Those that the modules of .ci/proof make."""
+    sys.path.insert(0, str(PROOF))
+    import faults
+    import messages
+
+    return {"faults": faults.table(), "messages": messages.table()}
+
+
 def main() -> int:
     """Write or check the pages."""
-    made, differs = tables(), False
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    made, differs = tables() | proof_tables(), False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before = after = page.read_text()
         for name, table in made.items():
             head, start, rest = after.partition(f"<!-- table: {name} -->\n")

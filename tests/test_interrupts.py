@@ -41,6 +41,13 @@ def places(found: dict[str, dict[str, Any]]) -> int:
     return sum(tally["places"] for tally in found.values())
 
 
+@pytest.mark.fault(
+    injected="an interrupt",
+    where="every line of apply(), revert() and patched() where it comes first, and others",
+    observed="it is raised; all patches of the change stand, or none",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 def test_at_every_line() -> None:
     found = tallies("apply", "revert", "block", "--others", "20")
     assert places(found) > 500
@@ -48,6 +55,28 @@ def test_at_every_line() -> None:
     assert all(0 < tally["changed"] < tally["places"] for tally in found.values())
 
 
+@pytest.mark.slow
+@pytest.mark.fault(
+    injected="an error for want of memory",
+    where="every line of apply(), revert() and patched() where it comes first, and others",
+    observed="it is raised; all patches of the change stand, or none",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
+def test_by_an_error_at_every_line() -> None:
+    """An error can be caught where an interrupt is not, and is undone as well."""
+    found = tallies("apply", "apply others", "revert", "block", "--others", "5", "--errors")
+    assert places(found) > 500
+    assert all(0 < tally["changed"] < tally["places"] for tally in found.values())
+
+
+@pytest.mark.fault(
+    injected="an interrupt, and a second one",
+    where="every line of torch._dynamo.reset",
+    observed="it is raised; nothing has changed",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works; no compiled code of other patches is left",
+)
 def test_while_compiled_code_is_dropped() -> None:
     """An error within ``torch._dynamo.reset`` changes nothing."""
     found = tallies("apply compiled", "revert compiled", "--inside-reset")
@@ -65,6 +94,13 @@ def test_where_the_first_apply_defines_operators() -> None:
     assert places(tallies("first apply", "--file", "operators.py", "--others", "0")) > 20
 
 
+@pytest.mark.fault(
+    injected="SIGINT, often several",
+    where="random moments of apply(), revert() and blocks",
+    observed="KeyboardInterrupt; no lock is held",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 def test_by_real_signals() -> None:
     found = tallies("--signals", "100")
     assert places(found) > 100
@@ -90,5 +126,12 @@ def test_between_instructions() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    injected="two interrupts",
+    where="any line, and again while the first is undone",
+    observed="status() tells of a part that stands",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 def test_by_a_second_interrupt_while_the_first_is_undone() -> None:
     assert places(tallies("--first", "30", "--others", "30", "--twice")) > 600

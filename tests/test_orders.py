@@ -107,6 +107,12 @@ print("fine")
     [(*order, PATCH_NAMES) for order in ALL_PATCHES]
     + [(*order, COMPILE) for order in COMPILE_PATCHES],
 )
+@pytest.mark.fault(
+    injected="every order of import, build, compile, forecast, apply() and revert()",
+    where="a process of its own",
+    observed="forecasts are upstream's",
+    afterwards="upstream's own objects stand, and compiled code is upstream's",
+)
 def test_order(apply_at: int, revert_at: int, patches: tuple[str, ...], tmp_path: Path) -> None:
     script = tmp_path / "order.py"
     script.write_text(SCRIPT.format(steps=STEPS))
