@@ -25,7 +25,10 @@ PATIENCE = 300.0
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it."""
+    """A command in a process group of its own, as a shell starts it.
+
+    Whoever runs the tests in the background has told them to ignore interrupts.
+    """
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *arguments],
@@ -35,6 +38,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -80,7 +84,7 @@ def package_is_loaded(process: subprocess.Popen[str]) -> bool:
 
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
 
-AB = "ab --windows 400 --samples 16 --horizon 24 --context 128 --json ab.json --report r.html"
+AB = "ab --windows 300 --samples 16 --horizon 24 --context 128 --json ab.json --report r.html"
 COMMANDS = {"ab": AB, "bench": "bench --workload W3 --pairs 50 --json bench.json"}
 
 
