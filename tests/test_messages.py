@@ -20,6 +20,8 @@ from toto_compile_patch.tools.series.layout import Wanted
 from toto_compile_patch.tools.series.single import read_series
 
 HOURS = pd.date_range("2024-01-01", periods=60, freq="h")
+LATER = pd.date_range(HOURS[-1], periods=70_000, freq="h")[1:]
+"""More than is looked at when it is found out how a file is written."""
 
 
 def csv(header: str = "time,load", **changed: Any) -> bytes:
@@ -47,14 +49,13 @@ FILES: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "no form.csv": (csv(), {"time_format": "%Y-%Q"}, "is no form of times: write it as"),
     "nameless item.csv": (csv(), {"item": "a"}, "name the column of --item a with --id"),
     "other item.csv": (of_items("a"), {"item": "b"}, "has no --item b in column 'item_id': it has"),
-    "infinite.csv": (csv(row7=f"{HOURS[7]},inf"), {}, "or leave the cell empty if it is a gap"),
     "picture.csv": (bytes(range(256)) * 20, {}, "save it as CSV in UTF-8"),
     "spaces.csv": (csv().replace(b",", b"  "), {}, "separate the cells by commas"),
     "cut.csv.gz": (gzip.compress(csv())[:-40], {}, "fetch it again"),
     "late.csv": (
-        csv() * 1 + b"".join(b"%d,5\n" % row for row in range(40_000)) + "ü,5\n".encode("utf-16"),
+        csv() + b"".join(b"%s,5\n" % str(time).encode() for time in LATER) + b"\xff\xfe,5\n",
         {},
-        "save it",
+        "but not all of it: save it in UTF-8",
     ),
 }
 
@@ -71,11 +72,24 @@ def test_of_a_file(name: str, tmp_path: Path) -> None:
     assert says in str(caught.value)
 
 
-def test_of_a_table_without_a_column_that_can_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "lists.parquet"
-    pd.DataFrame({"lists": [[1, 2], [3]]}).to_parquet(path)
-    with pytest.raises(UsageError, match="give another table"):
-        read_series(path)
+@pytest.mark.parametrize(
+    ("columns", "asked", "says"),
+    [
+        ({"lists": [[row] for row in range(60)]}, [], "give another table"),
+        ({"time": HOURS, "load": range(60)}, ["time"], "holds times: name another column"),
+        (
+            {"time": HOURS, "load": [float("inf"), *map(float, range(59))]},
+            [],
+            "choose another --column, or leave the cell empty if it is a gap",
+        ),
+    ],
+)
+def test_of_a_table(columns: dict[str, Any], asked: list[str], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+    with pytest.raises(UsageError) as caught:
+        read_series(path, asked)
+    assert says in str(caught.value)
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -100,7 +114,7 @@ def table(tmp_path: Path) -> Path:
         ("--known load --known load", "name each column once"),
         ("--freq=-1h", "does not go on: give a frequency"),
         ("--output nosuch://place", "choose another folder"),
-        ("--levels 0.9,0.1", "increasing numbers between 0 and 1"),
+        ("--quantiles 0.9,0.1", "increasing numbers between 0 and 1"),
         ("--memory much", "give a size as 500MB or 2GB"),
         ("--device cuda:99", "choose another one, or --device cpu"),
     ],
@@ -220,7 +234,7 @@ def test_of_a_forecast(change: Callable[[Any], None], says: str) -> None:
     ("call", "error", "says"),
     [
         (lambda: toto_compile_patch.apply(mode=3), TypeError, "mode must be one of default"),  # type: ignore[arg-type]
-        (lambda: toto_compile_patch.apply(carriers="toto3"), ValueError, "choose from toto"),
+        (lambda: toto_compile_patch.apply(carriers="toto3"), ValueError, "choose from "),
         (
             lambda: toto_compile_patch.apply(carriers="clone"),
             toto_compile_patch.TotoNotFoundError,

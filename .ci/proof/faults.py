@@ -45,6 +45,8 @@ def _marks(node: ast.AST, within: str) -> Iterator[tuple[str, ast.Call]]:
             yield from _marks(child, f"{within}{child.name}.")
         elif isinstance(child, ast.FunctionDef):
             for decorator in child.decorator_list:
-                is_call = isinstance(decorator, ast.Call)
-                if is_call and ast.unparse(decorator.func) == "pytest.mark.fault":
+                if (
+                    isinstance(decorator, ast.Call)
+                    and ast.unparse(decorator.func) == "pytest.mark.fault"
+                ):
                     yield within + child.name, decorator

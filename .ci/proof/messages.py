@@ -159,10 +159,9 @@ def _with_recorder(file: Path, heard: Path) -> bytes:
     )
     edits: list[tuple[int, int, int, str]] = []
     for place in places_of(file):
-        node, call = place.node, place.node
-        if place.kind.endswith("Warning"):
-            # Its own frame decides which line is warned of.
-            node = call.args[0]
+        call = place.node
+        # Of a warning what it says alone: the frame that calls decides which line is warned of.
+        node = call.args[0] if place.kind.endswith("Warning") else call
         if place.called:
             edits.append((*_start(call), 0, f"{recorder}['call']({place.name!r}, "))
             edits.append((*_end(call.func), len("("), ", "))
