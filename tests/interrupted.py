@@ -155,7 +155,7 @@ class Interrupter:
     where: list[str] = field(default_factory=list)
     first: dict[tuple[Any, int], int] = field(default_factory=dict)
 
-    def run(self, call: Callable[[], None]) -> bool:
+    def run(self, call: Callable[[], Any]) -> bool:
         """Whether the call ended undisturbed."""
         sys.settrace(self._enter)
         try:

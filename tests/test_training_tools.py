@@ -79,7 +79,7 @@ def fine_tuned() -> tuple[list[float], torch.Tensor, list[torch.Tensor]]:
         callbacks=[Listening()],
         num_sanity_val_steps=0,
     )
-    loader = torch.utils.data.DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
+    loader: Any = torch.utils.data.DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
     trainer.fit(tuned, loader, loader)
     return losses, torch.stack(means), [weight.detach().clone() for weight in backbone.parameters()]
 

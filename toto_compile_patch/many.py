@@ -72,7 +72,8 @@ class Asked:
             raise TypeError(f"give a TotoForecaster, not {type(self.forecaster).__name__}")
         if hasattr(windows, "series") or not isinstance(windows, Iterable):
             raise TypeError(
-                f"give an iterable of MaskedTimeseries, not one {type(windows).__name__}: [window]"
+                "give an iterable of MaskedTimeseries, such as [window], not one "
+                f"{type(windows).__name__}"
             )
         numbers = {
             "prediction_length": self.horizon,
