@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PROOF = ROOT / ".ci" / "proof"
 RESULTS = ROOT / "examples" / "results"
 CLIENTS = ROOT / ".ci" / "clients" / "results.json"
 COMPILED = "patched, compile"
@@ -253,12 +254,16 @@ def proof_tables() -> dict[str, str]:
     """The tables of docs/proof."""
     sys.path.insert(0, str(ROOT / ".ci" / "proof"))
     import dangerous_calls
+    import faults
     import matrix
+    import messages
     import release
 
     return {
+        "faults": faults.table(),
         "matrix": matrix.table(),
         "matrix-short": matrix.sentence(),
+        "messages": messages.table(),
         "release": release.table(),
         "dangerous-calls": dangerous_calls.table(),
     }

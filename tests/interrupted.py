@@ -47,6 +47,10 @@ class Interrupt(KeyboardInterrupt):
     """Raised by the tracing function, and never by anything else."""
 
 
+class Failure(MemoryError):
+    """Likewise, as an error that ordinary code catches."""
+
+
 # What stands ------------------------------------------------------------------------------------
 
 
@@ -136,6 +140,7 @@ class Interrupter:
         then: places from the first interrupt to a second one; 0: there is none.
         opcodes: instructions of CORE are the places, instead of lines of the whole package.
         inside_reset: lines of ``torch._dynamo.reset`` are the places (of a first interrupt).
+        error: what is raised.
         seen: places so far.
         where: the places at which it raised.
         first: the place at which each line, or instruction, comes for the first time.
@@ -145,16 +150,17 @@ class Interrupter:
     then: int = 0
     opcodes: bool = False
     inside_reset: bool = False
+    error: type[BaseException] = Interrupt
     seen: int = 0
     where: list[str] = field(default_factory=list)
     first: dict[tuple[Any, int], int] = field(default_factory=dict)
 
-    def run(self, call: Callable[[], None]) -> bool:
+    def run(self, call: Callable[[], Any]) -> bool:
         """Whether the call ended undisturbed."""
         sys.settrace(self._enter)
         try:
             call()
-        except Interrupt:
+        except (Interrupt, Failure):
             return False
         finally:
             sys.setprofile(None)
@@ -188,7 +194,7 @@ class Interrupter:
                 self.seen = 0
                 # Python takes a tracing function that raises away; this puts it back.
                 sys.setprofile(self._trace_again)
-            raise Interrupt
+            raise self.error
         return self._place
 
     def _trace_again(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -640,11 +646,16 @@ def main() -> None:
     parser.add_argument("--file", default="", help="lines of this file (first apply)")
     parser.add_argument("--others", type=int, help="so many other places (all)")
     parser.add_argument("--opcodes", action="store_true", help="between instructions")
+    parser.add_argument("--errors", action="store_true", help="errors in place of interrupts")
     parser.add_argument("--inside-reset", action="store_true", help="within torch._dynamo.reset")
     parser.add_argument("--twice", action="store_true", help="a second interrupt soon after")
     parser.add_argument("--signals", type=int, help="so many calls, interrupted by real signals")
     options = parser.parse_args()
-    how = {"opcodes": options.opcodes, "inside_reset": options.inside_reset}
+    how = {
+        "opcodes": options.opcodes,
+        "inside_reset": options.inside_reset,
+        "error": Failure if options.errors else Interrupt,
+    }
     if options.scenarios == ["first apply"]:
         tallies = {
             "first apply": in_forks(FIRST_APPLY, options.first, options.others, options.file)

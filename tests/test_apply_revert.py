@@ -167,6 +167,12 @@ def test_the_applications_own_log_level_comes_back() -> None:
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.fault(
+    injected="a wrong name or value",
+    where="arguments of apply()",
+    observed="ValueError that lists the choices",
+    afterwards="what stood stands",
+)
 def test_bad_arguments_change_nothing() -> None:
     toto_compile_patch.apply(["kv_cache"])
     with pytest.raises(ValueError, match="kv_cash"):
@@ -195,6 +201,12 @@ class TestPatched:
         assert applied() == set()
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="an error of the user's",
+        where="the body of a patched() block",
+        observed="it is raised",
+        afterwards="what the block found stands again",
+    )
     def test_restores_what_it_found_also_after_an_exception(self) -> None:
         toto_compile_patch.apply(["kv_cache"], mode="default")
         with contextlib.suppress(KeyError), toto_compile_patch.patched(["dynamo_config"]):
@@ -254,6 +266,12 @@ class TestSomebodyElse:
     """A third party that patches the same symbols."""
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="another plugin's patch, after ours",
+        where="a patched method",
+        observed="revert() raises PatchConflictError, which names the symbol and the other",
+        afterwards="nothing has changed; revert() works once theirs is out",
+    )
     def test_a_later_patch_is_not_overwritten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         toto_compile_patch.apply()
         ours = BaseMultiheadAttention.positional_embedding
@@ -277,6 +295,12 @@ class TestSomebodyElse:
         toto_compile_patch.revert()
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="another plugin's wrapper, after ours",
+        where="a patched method",
+        observed="revert() raises PatchConflictError",
+        afterwards="revert(force=True) restores every object of upstream's",
+    )
     def test_force_restores_upstreams_own(self) -> None:
         toto_compile_patch.apply()
         wrapt.wrap_function_wrapper(
@@ -287,6 +311,12 @@ class TestSomebodyElse:
         toto_compile_patch.revert(force=True)
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="another plugin puts our function back",
+        where="a method, after revert(force=True)",
+        observed="status() names the symbol",
+        afterwards="revert() takes it out",
+    )
     def test_one_who_puts_ours_back_after_we_were_taken_out(self) -> None:
         toto_compile_patch.apply()
         ours = Transformer.forward
@@ -308,6 +338,12 @@ class TestSomebodyElse:
         assert not toto_compile_patch.is_applied()
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="another plugin's lambda, before ours",
+        where="a method to be patched",
+        observed="UnsupportedTotoError, which names it",
+        afterwards="nothing is applied; strict=False leaves out what needs it",
+    )
     def test_a_lambda_before_us_is_refused_as_anything_else_is(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -323,6 +359,13 @@ class TestSomebodyElse:
 
     @pytest.mark.usefixtures("untouched")
     @pytest.mark.parametrize("by_wrapt", [True, False])
+    @pytest.mark.fault(
+        injected="another plugin's patch, before ours",
+        where="a method that ours relies on",
+        observed="UnsupportedTotoError, which names it",
+        afterwards="nothing is applied; strict=False leaves out what needs it; apply() works once "
+        "theirs is out",
+    )
     def test_an_earlier_patch_is_refused_or_left_out(
         self, monkeypatch: pytest.MonkeyPatch, by_wrapt: bool
     ) -> None:
@@ -350,6 +393,12 @@ class TestSomebodyElse:
         toto_compile_patch.revert()
 
     @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="somebody sets a dynamo setting",
+        where="while ours holds",
+        observed="their value holds",
+        afterwards="their value stays after revert()",
+    )
     def test_a_setting_changed_since_is_theirs_and_stays(self) -> None:
         limit = torch._dynamo.config.recompile_limit
         toto_compile_patch.apply()
@@ -375,6 +424,12 @@ def fail_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.fault(
+    injected="an error",
+    where="the fourth attribute that apply() replaces",
+    observed="it is raised",
+    afterwards="what stood before stands; apply() works",
+)
 def test_a_failure_half_way_leaves_nothing_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     toto_compile_patch.apply(["compile_method"])
     with monkeypatch.context() as context:
@@ -399,6 +454,12 @@ def test_the_users_own_settings_come_back() -> None:
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.fault(
+    injected="an error",
+    where="the fourth attribute that revert(force=True) restores",
+    observed="it is raised",
+    afterwards="somebody's later patch and setting are as they were; revert() names them",
+)
 def test_a_failure_half_way_leaves_what_others_did_since(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their patch over ours, which was to be overridden, and their value of a setting."""
     limit = torch._dynamo.config.recompile_limit

@@ -380,6 +380,12 @@ def test_windows_and_steps(tmp_path: Path) -> None:
     assert cutoffs("all", "--windows", 0, "--min-context", 44) == [43, 51]
 
 
+@pytest.mark.fault(
+    injected="series of gaps, infinities, or too short",
+    where="a file for backtest",
+    observed="errors.csv tells of each",
+    afterwards="all other rows are as without them",
+)
 def test_what_is_broken_costs_itself_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -450,6 +456,12 @@ def test_wherever_fsspec_writes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.fault(
+    injected="SIGKILL or Ctrl-C",
+    where="backtest, between parts",
+    observed="parts that are there are whole; Ctrl-C says how to go on",
+    afterwards="--resume ends with the very files of a run that was not stopped",
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(
     how: signal.Signals, tmp_path: Path
 ) -> None:
@@ -522,6 +534,12 @@ def test_to_go_on_takes_the_same_file_and_options(
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    injected="a full disk",
+    where="backtest",
+    observed="one line, exit code 2",
+    afterwards="no half a part; --resume ends with the very files",
+)
 def test_a_full_disk_ends_it_and_it_goes_on_with_room(tmp_path: Path) -> None:
     long_table(tmp_path / "a.parquet", series=20, rows=100)
     arguments = (tmp_path / "a.parquet", *QUICK, "--shard", 2)

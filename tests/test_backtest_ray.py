@@ -90,6 +90,12 @@ def test_two_workers_make_what_one_process_makes(
     assert contents(tmp_path / "out") == contents(whole / "out")
 
 
+@pytest.mark.fault(
+    injected="SIGKILL",
+    where="a worker of Ray's",
+    observed="its part is made again",
+    afterwards="the very files of one process",
+)
 def test_a_worker_that_is_killed_costs_nothing(
     whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -122,6 +128,12 @@ def test_a_driver_that_is_killed_is_started_again(
     assert there.items() <= parts(out).items()
 
 
+@pytest.mark.fault(
+    injected="Ctrl-C",
+    where="backtest on Ray",
+    observed="one line says how to go on, exit code 130",
+    afterwards="no half a part",
+)
 def test_an_interrupt_says_how_to_go_on(
     whole: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -166,6 +178,12 @@ sys.exit(cli.main(["backtest", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.fault(
+    injected="a part kills its worker each time",
+    where="backtest on Ray",
+    observed="one line, exit code 2",
+    afterwards="the parts before it are there",
+)
 def test_a_part_that_kills_worker_after_worker_ends_the_run(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "deadly.py").write_text(DEADLY)
     given = map(str, (*arguments(whole), "--output", tmp_path / "out", *ON_RAY))

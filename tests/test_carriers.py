@@ -308,6 +308,12 @@ p.revert()
 """
 
 
+@pytest.mark.fault(
+    injected="a copy of Toto that was not tested is imported",
+    where="after apply()",
+    observed="a warning in the log; its import goes on",
+    afterwards="it is upstream's, whole; what stood stands",
+)
 def test_a_carrier_that_comes_later_and_does_not_fit(autogluon: Path) -> None:
     edit(autogluon)
     run = python(MISFIT, autogluon, HERE)
@@ -341,6 +347,12 @@ p.apply()
 """
 
 
+@pytest.mark.fault(
+    injected="warnings are errors",
+    where="apply() beside a fork of Toto",
+    observed="the warning is raised before anything changes",
+    afterwards="nothing is applied",
+)
 def test_warnings_of_forks_that_are_errors(clone: Path) -> None:
     edit(clone)
     run = python(AS_AN_ERROR, clone, HERE)
@@ -420,6 +432,12 @@ def test_namesakes_are_not_named(tmp_path: Path) -> None:
     assert done(python(code, tmp_path)).strip() == "[('toto', False)]"
 
 
+@pytest.mark.fault(
+    injected="Toto's modules are deleted and imported anew",
+    where="while patched",
+    observed="UnreachedCarrierWarning; last_path() says unreached",
+    afterwards="the old classes stay patched",
+)
 def test_a_toto_that_is_imported_anew_is_not_reached() -> None:
     code = """
     import sys, warnings

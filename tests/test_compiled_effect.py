@@ -291,6 +291,12 @@ def test_warmup_compiles() -> None:
 
 
 @pytest.mark.parametrize("wrapping", ["in place", pytest.param("wrapped", marks=pytest.mark.slow)])
+@pytest.mark.fault(
+    injected="apply() and revert()",
+    where="between forecasts of a compiled model",
+    observed="each forecast runs the code that stands",
+    afterwards="no compiled code of other patches is left",
+)
 def test_compiled_models_follow_apply_and_revert(wrapping: str) -> None:
     """A compiled model runs patched code after apply(), upstream's after revert()."""
     toto = tiny_model()
@@ -324,6 +330,12 @@ def test_nothing_is_dropped_where_nothing_changes() -> None:
     assert health.graphs == 0
 
 
+@pytest.mark.fault(
+    injected="apply() and revert()",
+    where="while another thread is inside compiled code",
+    observed="CompiledCodeBusyError in place of a crash",
+    afterwards="nothing has changed",
+)
 def test_patches_do_not_change_while_compiled_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from toto_compile_patch import CompiledCodeBusyError, registry
 

@@ -589,6 +589,12 @@ raise LookupError("as it happens")
         ),
     ],
 )
+@pytest.mark.fault(
+    injected="a script raises, exits, or is interrupted",
+    where="doctor --script",
+    observed="the script's own end is told",
+    afterwards="the doctor reports what it saw",
+)
 def test_how_a_script_may_end(tmp_path: Path, code: str, exit_code: int, says: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(PRELUDE + code)

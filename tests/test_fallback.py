@@ -417,6 +417,12 @@ def library_in(folder: Path) -> tuple[Callable[..., Any], Path]:
 class TestWarningsAsErrors:
     """Nothing is half done: the warning itself is raised, each time, and then all goes on."""
 
+    @pytest.mark.fault(
+        injected="warnings are errors",
+        where="a forecast that the fast path does not know",
+        observed="FallbackWarning is raised",
+        afterwards="no random number is drawn; patches stand; the reason is said again",
+    )
     def test_before_anything_is_computed(self, applied: None) -> None:
         forecaster = new_forecaster()
         forecaster.model.eval()
@@ -498,6 +504,12 @@ def test_a_script_hears_of_it_at_its_own_line(tmp_path: Path) -> None:
 class TestTheLastAttempt:
     """``last_path`` never tells of an earlier forecast."""
 
+    @pytest.mark.fault(
+        injected="an input that upstream refuses",
+        where="a forecast",
+        observed="upstream's own error; last_path() says so",
+        afterwards="the next forecast is as ever",
+    )
     def test_one_that_raised_within_the_fast_path(self, applied: None) -> None:
         forecaster = TotoForecaster(small_model().model)
         mean(forecaster)
@@ -535,6 +547,12 @@ class TestTheLastAttempt:
         assert taken()[0] == "upstream"
         assert taken()[1].startswith(f"{DROPPING}; it raised FallbackError: ")
 
+    @pytest.mark.fault(
+        injected="a signal",
+        where="the middle of a long forecast",
+        observed="KeyboardInterrupt; last_path() says so",
+        afterwards="the next forecast is as ever",
+    )
     def test_one_that_was_interrupted(self, applied: None) -> None:
         forecaster = TotoForecaster(small_model().model)
         mean(forecaster)
@@ -574,6 +592,12 @@ class TestTheLastAttempt:
 
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+    @pytest.mark.fault(
+        injected="a fork",
+        where="between forecasts",
+        observed="the child forecasts; last_path() begins anew there",
+        afterwards="the parent is as it was",
+    )
     def test_a_forked_process_knows_of_none(self, tmp_path: Path) -> None:
         code = (
             "import os, torch\n"

@@ -395,6 +395,12 @@ class TestSamplesAtOnce:
             samples = values(forecast(model, series(40), HORIZON, 10, 5))
         assert samples.shape == (1, 1, HORIZON, 10)
 
+    @pytest.mark.fault(
+        injected="memory ends",
+        where="decoding",
+        observed="fewer samples at once",
+        afterwards="the samples are those of the seed",
+    )
     def test_out_of_memory_is_tried_again_with_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = small_model().model
         real, tried = transformer.decode_step, []

@@ -128,6 +128,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no for
 @pytest.mark.parametrize(
     "count", [20, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
 )
+@pytest.mark.fault(
+    injected="forks",
+    where="while another thread prepares weights",
+    observed="no child hangs",
+    afterwards="each child's forecast is bit for bit the parent's",
+)
 def test_forks_while_another_thread_prepares_weights(count: int) -> None:
     assert run(FORKS, COUNT=count) == "hung 0 wrong 0\n"
 
@@ -135,9 +141,21 @@ def test_forks_while_another_thread_prepares_weights(count: int) -> None:
 @pytest.mark.parametrize(
     "count", [20, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
 )
+@pytest.mark.fault(
+    injected="a signal whose handler forecasts",
+    where="any moment of a forecast",
+    observed="neither waits for the other",
+    afterwards="both forecasts are bit for bit as ever",
+)
 def test_forecasts_in_a_signal_handler(count: int) -> None:
     assert run(HANDLER, COUNT=count) == "all True True\n"
 
 
+@pytest.mark.fault(
+    injected="a fork",
+    where="while another thread holds locks and settings",
+    observed="the child takes them",
+    afterwards="dynamo's settings are torch's own there",
+)
 def test_what_another_thread_held_is_free_in_a_child() -> None:
     assert run(HELD) == "child 0\n"

@@ -444,6 +444,12 @@ def test_a_compiled_model_is_captured_too() -> None:
         torch.testing.assert_close(again, drawn[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.fault(
+    injected="a question to the GPU",
+    where="a capture on CUDA",
+    observed="forecasts are made without a graph",
+    afterwards="right numbers, the usual stream; another shape is captured",
+)
 def test_a_capture_that_fails_leaves_eager_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gpu_model()
     expected = mean(model)

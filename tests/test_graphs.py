@@ -46,7 +46,7 @@ class CpuRecorder:
         self.recorded = 0
         self.last: Again | None = None
         self.refuses = ""
-        self.fails: Exception | None = None
+        self.fails: BaseException | None = None
 
     def why_not(self, device: torch.device) -> str:
         return self.refuses
@@ -170,6 +170,12 @@ def test_the_one_unused_for_longest_goes(
     assert recorder.recorded == 4
 
 
+@pytest.mark.fault(
+    injected="an error",
+    where="a capture",
+    observed="the forecast is made without a graph; last_path() says why",
+    afterwards="right numbers; after three failures it is not tried again",
+)
 def test_a_capture_that_fails_leaves_an_eager_forecast(recorder: CpuRecorder) -> None:
     model = small_model().model
     before = mean(model)
@@ -184,6 +190,12 @@ def test_a_capture_that_fails_leaves_an_eager_forecast(recorder: CpuRecorder) ->
     assert "capturing failed 3 times" in path().reason
 
 
+@pytest.mark.fault(
+    injected="another thread's call",
+    where="a capture",
+    observed="the forecast is made without a graph",
+    afterwards="the next one captures",
+)
 def test_a_capture_that_another_thread_broke_is_tried_again(recorder: CpuRecorder) -> None:
     model = small_model().model
     before = mean(model)
@@ -195,7 +207,34 @@ def test_a_capture_that_another_thread_broke_is_tried_again(recorder: CpuRecorde
     assert path() == PathTaken("fast", "", "cudagraph", 1, 1000)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.fault(
+    injected="an interrupt or an error",
+    where="a capture",
+    observed="it is raised; last_path() says so",
+    afterwards="the next forecast of the shape captures, with right numbers",
+)
+def test_a_capture_that_is_broken_off_is_begun_again(
+    recorder: CpuRecorder, error: type[BaseException]
+) -> None:
+    model = small_model().model
+    before = mean(model)
+    recorder.fails = error("stop")
+    with pytest.raises(error, match="stop"):
+        mean(model)
+    assert path() == PathTaken("fast", f"it raised {error.__name__}: stop")
+    recorder.fails = None
+    assert torch.equal(mean(model), before)
+    assert path() == PathTaken("fast", "", "cudagraph", 1, 1000)
+
+
 @pytest.mark.parametrize(("error", "left"), [(RuntimeError, 1), (torch.OutOfMemoryError, 0)])
+@pytest.mark.fault(
+    injected="memory ends",
+    where="a capture",
+    observed="the other graphs are freed",
+    afterwards="forecasts go on without",
+)
 def test_other_graphs_go_where_memory_ran_out(
     recorder: CpuRecorder, error: type[Exception], left: int
 ) -> None:

@@ -90,6 +90,12 @@ def test_nobody_is_told_before_that_is_asked_for(places: Path) -> None:
     assert said(LISTEN + code, places) == "[] []\n"
 
 
+@pytest.mark.fault(
+    injected="an error",
+    where="within the import hook",
+    observed="one line on standard error",
+    afterwards="the import ends as it would",
+)
 def test_a_failure_is_one_line_and_the_import_goes_on(places: Path) -> None:
     code = """
     def fail(name): raise ValueError("a\\nb")

@@ -52,6 +52,13 @@ def some_or_all(
     )
 
 
+@pytest.mark.fault(
+    injected="an interrupt",
+    where="every line of apply(), revert() and patched() where it comes first, and others",
+    observed="it is raised; all patches of the change stand, or none",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 @some_or_all(("--first", "40", "--others", "5"), 130, ("--others", "20"), 500)
 def test_at_every_line(how_many: tuple[str, ...], at_least: int) -> None:
     found = tallies("apply", "revert", "block", *how_many)
@@ -61,6 +68,28 @@ def test_at_every_line(how_many: tuple[str, ...], at_least: int) -> None:
     assert 0 < changed < places(found)
 
 
+@pytest.mark.slow
+@pytest.mark.fault(
+    injected="an error for want of memory",
+    where="every line of apply(), revert() and patched() where it comes first, and others",
+    observed="it is raised; all patches of the change stand, or none",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
+def test_by_an_error_at_every_line() -> None:
+    """An error can be caught where an interrupt is not, and is undone as well."""
+    found = tallies("apply", "apply others", "revert", "block", "--others", "5", "--errors")
+    assert places(found) > 500
+    assert all(0 < tally["changed"] < tally["places"] for tally in found.values())
+
+
+@pytest.mark.fault(
+    injected="an interrupt, and a second one",
+    where="every line of torch._dynamo.reset",
+    observed="it is raised; nothing has changed",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works; no compiled code of other patches is left",
+)
 @some_or_all((), 30, ("--twice",), 30)
 def test_while_compiled_code_is_dropped(how_many: tuple[str, ...], at_least: int) -> None:
     """An error within ``torch._dynamo.reset`` changes nothing."""
@@ -82,6 +111,13 @@ def test_where_the_first_apply_defines_operators(how_many: tuple[str, ...], at_l
     assert places(found) > at_least
 
 
+@pytest.mark.fault(
+    injected="SIGINT, often several",
+    where="random moments of apply(), revert() and blocks",
+    observed="KeyboardInterrupt; no lock is held",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 @some_or_all(("--signals", "30"), 30, ("--signals", "300"), 300)
 def test_by_real_signals(how_many: tuple[str, ...], at_least: int) -> None:
     found = tallies(*how_many)
@@ -108,5 +144,12 @@ def test_between_instructions() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    injected="two interrupts",
+    where="any line, and again while the first is undone",
+    observed="status() tells of a part that stands",
+    afterwards="status() says what stands; a plain revert() restores every object of upstream's, "
+    "and apply() works",
+)
 def test_by_a_second_interrupt_while_the_first_is_undone() -> None:
     assert places(tallies("--first", "30", "--others", "30", "--twice")) > 600

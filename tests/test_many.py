@@ -144,6 +144,12 @@ def test_equal_windows_have_samples_of_upstreams_distribution_and_of_their_own()
     assert abs(correlation) < 0.1
 
 
+@pytest.mark.fault(
+    injected="broken windows",
+    where="among forty of forecast_many",
+    observed="a FailedForecast in their place, with upstream's error",
+    afterwards="all other forecasts are what they are without them",
+)
 def test_a_broken_window_costs_itself_alone() -> None:
     every, one = windows(40), forecaster()
     toto_compile_patch.apply(fallback="upstream")
@@ -244,6 +250,12 @@ def test_what_waits_is_bounded_by_memory_too() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.fault(
+    injected="an error or an interrupt of the user's",
+    where="between forecasts of forecast_many",
+    observed="it is raised",
+    afterwards="no window is kept; the thread's seeds and choices are as before",
+)
 def test_whoever_stops_leaves_nothing_behind(error: type[BaseException]) -> None:
     toto_compile_patch.apply(fallback="error")
     one, every = forecaster(), windows(30)
@@ -263,6 +275,12 @@ def test_whoever_stops_leaves_nothing_behind(error: type[BaseException]) -> None
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+@pytest.mark.fault(
+    injected="SIGVTALRM as an interrupt",
+    where="any moment of forecast_many",
+    observed="it is raised",
+    afterwards="the thread's seeds and choices are as before",
+)
 def test_an_interrupt_at_any_time_leaves_nothing_behind() -> None:
     toto_compile_patch.apply(fallback="error")
     one, every = forecaster(), windows(12)
@@ -294,6 +312,12 @@ def alarms_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+@pytest.mark.fault(
+    injected="an error in the generator of windows",
+    where="forecast_many",
+    observed="it is raised after the forecasts before it",
+    afterwards="those are whole",
+)
 def test_where_the_windows_end_in_an_error_those_before_it_are_not_lost() -> None:
     toto_compile_patch.apply(fallback="error")
 

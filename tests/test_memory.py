@@ -52,6 +52,39 @@ for megabytes in (0, 4, 16):
 """
 
 
+AFTERWARDS = """
+expected = forecaster.forecast(series(40), 8).mean
+here = series(400, batch=600)
+
+def first_without_then_with(megabytes):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    # The weights are prepared while memory ends, too.
+    toto_compile_patch.refresh(forecaster.model)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    try:
+        forecaster.forecast(here, 8)
+        print("forecast", flush=True)
+    except RuntimeError as error:
+        print("memory" if "memory" in str(error) else error, end=" ", flush=True)
+    except MemoryError:
+        print("memory", end=" ", flush=True)
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    found = forecaster.forecast(series(40), 8).mean
+    print(torch.equal(found, expected), toto_compile_patch.last_path().taken, flush=True)
+    toto_compile_patch.revert()
+    found = forecaster.forecast(series(40), 8).mean
+    print(torch.allclose(found, expected, rtol=1e-5), toto_compile_patch.is_applied(), flush=True)
+    os._exit(0)
+
+for megabytes in (0, 1, 2, 4, 8, 12):
+    first_without_then_with(megabytes)
+"""
+
+
 def run(code: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIMITED + code],
@@ -66,12 +99,28 @@ def run(code: str) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory cannot be limited so")
 class TestALimit:
     @pytest.mark.slow
+    @pytest.mark.fault(
+        injected="a limit of memory",
+        where="the samples of a forecast",
+        observed="fewer samples at once",
+        afterwards="the forecast is whole",
+    )
     def test_samples_are_decoded_in_smaller_chunks(self) -> None:
         """Where oneDNN runs out of memory it says that it could not create a primitive."""
         assert run(SAMPLES) == ["forecast (1, 1, 48, 512)"] * 3
 
     def test_what_cannot_be_made_smaller_is_said(self) -> None:
         assert run(CONTEXT) == ["memory"] * 3
+
+    @pytest.mark.fault(
+        injected="a limit of memory, then none",
+        where="weights that are prepared, and the context",
+        observed="an error that names memory",
+        afterwards="the next forecast is bit for bit what it was; revert() works",
+    )
+    def test_with_memory_again_the_forecast_is_what_it_was(self) -> None:
+        """It ends while weights are prepared, or later, as the limit has it."""
+        assert run(AFTERWARDS) == ["memory True fast", "True False"] * 6
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 # Their imports raise ModuleNotFoundError then; of AutoGluon, whose copy would serve, as well.
@@ -30,6 +32,12 @@ assert "pip install toto-ts" in str(p.status())
 """
 
 
+@pytest.mark.fault(
+    injected="toto or torch is not installed",
+    where="apply(), status(), revert()",
+    observed="TotoNotFoundError, which says what to install",
+    afterwards="nothing is applied",
+)
 def test_without_toto() -> None:
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

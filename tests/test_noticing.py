@@ -181,6 +181,12 @@ def test_random_edits(model: Any, edits: int, kind: Callable[[torch.Size, Random
         (by_swapping, some_rows),
     ],
 )
+@pytest.mark.fault(
+    injected="weights edited behind torch's back",
+    where="between forecasts",
+    observed="the next forecast is of the new weights",
+    afterwards="no weight of before is used",
+)
 def test_the_next_forecast_is_upstreams(
     model: Any, way: Callable[..., None], kind: Callable[[torch.Size, Random], Region]
 ) -> None:

@@ -406,6 +406,12 @@ CALLS = [(name, odd) for name in ("generate_mean", "generate_samples") for odd i
 
 
 @pytest.mark.parametrize(("name", "odd"), CALLS, ids=[f"{odd}-{name}" for name, odd in CALLS])
+@pytest.mark.fault(
+    injected="odd arguments",
+    where="generate_mean and generate_samples",
+    observed="what upstream returns or raises, in its words",
+    afterwards="the next forecast is as ever",
+)
 def test_an_odd_call_does_what_upstream_does(name: str, odd: str) -> None:
     def call(batch: int, variates: int) -> torch.Tensor:
         return getattr(forecaster(), name)(**changed(name, tables(name)[odd], batch, variates))
@@ -672,6 +678,12 @@ def of_another_default_type(call: Call, inputs: torch.Tensor) -> torch.Tensor:
         on_another_default_device,
         of_another_default_type,
     ],
+)
+@pytest.mark.fault(
+    injected="derivatives, vmap, traces, fake tensors, other defaults",
+    where="around a forecast",
+    observed="what upstream makes of it",
+    afterwards="the next forecast is as ever",
 )
 def test_what_torch_does_beside_computing(mode: Any, name: str, cache: bool) -> None:
     """Derivatives, maps, traces and defaults: what upstream makes of them is what we do."""

@@ -108,6 +108,12 @@ print("fine")
     # What was compiled before apply() runs patched code, and upstream's again after revert().
     + [(3, 4, COMPILE)],
 )
+@pytest.mark.fault(
+    injected="every order of import, build, compile, forecast, apply() and revert()",
+    where="a process of its own",
+    observed="forecasts are upstream's",
+    afterwards="upstream's own objects stand, and compiled code is upstream's",
+)
 def test_order(apply_at: int, revert_at: int, patches: tuple[str, ...], tmp_path: Path) -> None:
     script = tmp_path / "order.py"
     script.write_text(SCRIPT.format(steps=STEPS))

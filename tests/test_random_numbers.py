@@ -70,6 +70,12 @@ def test_one_draw_begins_a_forecast() -> None:
     ],
 )
 @pytest.mark.parametrize("samples", [None, 4], ids=["mean", "samples"])
+@pytest.mark.fault(
+    injected="a forecast fails",
+    where="beside others in threads",
+    observed="its error is raised",
+    afterwards="no other repeats random numbers",
+)
 def test_forecasts_beside_one_that_fails_do_not_repeat(
     model: Callable[[], Any], inputs: Callable[[], Any], samples: int | None
 ) -> None:
@@ -106,6 +112,12 @@ def test_forecasts_beside_one_that_fails_do_not_repeat(
     assert len(set(own)) == len(own)
 
 
+@pytest.mark.fault(
+    injected="the compiler fails late",
+    where="a forecast with upstream's random numbers",
+    observed="it is made without compiling",
+    afterwards="the samples are upstream's of that seed",
+)
 def test_a_compiler_that_fails_late_changes_no_draw_of_upstreams() -> None:
     """Upstream's draws cannot be begun again: what was compiled goes on as it stands."""
     model = small_model().model.double()

@@ -328,6 +328,12 @@ def test_the_module_does_not_see_it(stand_ins: Path) -> None:
 
 
 @pytest.mark.parametrize("error", ["ValueError('a\\nb')", "ImportError('a b')"])
+@pytest.mark.fault(
+    injected="apply() fails",
+    where="within the import of Toto, under run",
+    observed="one line on standard error",
+    afterwards="the script runs on upstream's code",
+)
 def test_a_failure_is_one_line_and_the_script_goes_on(error: str, stand_ins: Path) -> None:
     package = f"def apply():\n    raise {error}\n"
     script = "import toto.model.toto, toto_compile_patch\nprint('ran')"
@@ -335,6 +341,12 @@ def test_a_failure_is_one_line_and_the_script_goes_on(error: str, stand_ins: Pat
     assert done == (0, "toto\nran\n", "toto_compile_patch: not applied: a b\n")
 
 
+@pytest.mark.fault(
+    injected="an interrupt",
+    where="apply() within the import of Toto, under run",
+    observed="the script gets it",
+    afterwards="the next import applies",
+)
 def test_an_interrupt_is_the_scripts_and_leaves_another_turn(stand_ins: Path) -> None:
     package = (
         "turns = []\n"

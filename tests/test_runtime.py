@@ -285,6 +285,12 @@ def no_compiler(graph: Any, inputs: Any) -> Any:
 
 
 class TestACompilerThatFails:
+    @pytest.mark.fault(
+        injected="a compiler that raises",
+        where="the first compiled forecast",
+        observed="the forecast is made uncompiled; one line in the log",
+        afterwards="right numbers",
+    )
     def test_the_forecast_is_made_without_it(self, caplog: pytest.LogCaptureFixture) -> None:
         model = compiled_by(no_compiler)
         toto_compile_patch.apply("fast_decode", fallback="error", runtime="eager")
@@ -315,16 +321,34 @@ class TestACompilerThatFails:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("compiler", "folder"),
-        [("/nowhere/g++", ""), ("g++", f"{__file__}/cache")],
-        ids=["no compiler", "no folder for its cache"],
+        [
+            ("/nowhere/g++", ""),
+            ("false", ""),
+            ("g++", f"{__file__}/cache"),
+            ("g++", "read-only"),
+        ],
+        ids=["no compiler", "one that fails", "no folder for its cache", "one that is read-only"],
+    )
+    @pytest.mark.fault(
+        injected="no compiler, CXX=false, a read-only cache folder, or none",
+        where="the first compiled forecast",
+        observed="the forecast is made uncompiled; last_path() says why",
+        afterwards="right numbers",
     )
     def test_a_machine_that_cannot_compile(
         self, compiler: str, folder: str, tmp_path: pathlib.Path
     ) -> None:
-        folder = folder or str(tmp_path)
+        read_only = folder == "read-only"
+        if read_only:
+            tmp_path.chmod(0o555)
+            tmp_path.parent.chmod(0o755)
+        folder = str(tmp_path) if read_only or not folder else folder
         code = (
             "import os, torch._inductor.config, toto_compile_patch\n"
             "from toto_cases import forecast, series, small_model\n"
+            # What root may do, nobody else may.
+            f"if {read_only} and os.geteuid() == 0:\n"
+            "    os.setuid(65534)\n"
             "toto_compile_patch.apply(runtime='compile', fallback='error')\n"
             # Newer torch cannot even be imported without a folder for its cache.
             f"os.environ['TORCHINDUCTOR_CACHE_DIR'] = {folder!r}\n"

@@ -151,6 +151,12 @@ def test_run_patches_every_worker(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.parametrize("patched", [True, False])
+@pytest.mark.fault(
+    injected="a fork",
+    where="after a forecast",
+    observed="the children forecast",
+    afterwards="equal to the parent's",
+)
 def test_a_fork_after_a_forecast_by_a_single_thread(patched: bool, tmp_path: Path) -> None:
     main = f"""
 torch.set_num_threads(1)
@@ -182,6 +188,12 @@ with spawn.Pool(1) as plain, spawn.Pool(1, initializer=toto_compile_patch.apply)
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    injected="a forecaster is sent to another process",
+    where="patched to unpatched, and back",
+    observed="it forecasts there by the code of that process",
+    afterwards="equal forecasts",
+)
 def test_a_forecaster_that_is_sent_to_a_worker(tmp_path: Path) -> None:
     pytest.importorskip("cloudpickle")
     there = ["another process None equal", "another process fast equal"]
@@ -206,6 +218,12 @@ for compiled in (False, True):
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    injected="a forecaster is pickled",
+    where="after forecasts, compiled or not",
+    observed="nothing of the package's is in it",
+    afterwards="equal forecasts",
+)
 def test_what_is_prepared_for_a_forecaster_does_not_travel(tmp_path: Path) -> None:
     pytest.importorskip("cloudpickle")
     assert run(tmp_path, PREPARED) == ["False True", "same process fast equal"] * 2

@@ -762,7 +762,10 @@ def _registry() -> ModuleType:
 
         importlib.import_module("toto_compile_patch.tracing")
     except (ImportError, AttributeError) as error:
-        raise UnsupportedTotoError(f"this torch is not one that was tested ({error})") from error
+        raise UnsupportedTotoError(
+            f"this torch is not one that was tested ({error}): install one that was, such as "
+            "pip install torch==2.7.0"
+        ) from error
     return registry
 
 

@@ -72,7 +72,8 @@ class Asked:
             raise TypeError(f"give a TotoForecaster, not {type(self.forecaster).__name__}")
         if hasattr(windows, "series") or not isinstance(windows, Iterable):
             raise TypeError(
-                f"give an iterable of MaskedTimeseries, not one {type(windows).__name__}: [window]"
+                "give an iterable of MaskedTimeseries, such as [window], not one "
+                f"{type(windows).__name__}"
             )
         numbers = {
             "prediction_length": self.horizon,
@@ -180,7 +181,7 @@ def in_order(
         yield Window(index, one, future, seed)
     for name, rest in (("seed", every_seed), ("future_exogenous_variables", every_future)):
         if rest is not None and next(rest, _NONE) is not _NONE:
-            raise ValueError(f"{name} has more items than there are windows")
+            raise ValueError(f"{name} has more items than there are windows: give one for each")
 
 
 _NONE = object()
@@ -189,7 +190,7 @@ _NONE = object()
 def _of(name: str, every: Iterator[Any]) -> Any:
     """What belongs to the next window."""
     if (one := next(every, _NONE)) is _NONE:
-        raise ValueError(f"{name} has fewer items than there are windows")
+        raise ValueError(f"{name} has fewer items than there are windows: give one for each")
     return one
 
 

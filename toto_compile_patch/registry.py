@@ -137,7 +137,12 @@ def _fits(patch: Patch, code: TotoCode, strict: bool) -> bool:
     """
     state, why = state_of(patch, code)
     if state is State.REPLACED:
-        _logger.warning("patch %s: %s; left as it is", patch.name, why)
+        _logger.warning(
+            "patch %s: %s; left as it is. To have ours: take that out, or revert(force=True) and "
+            "apply() again",
+            patch.name,
+            why,
+        )
     if state is not State.UNAVAILABLE:
         return True
     if why_without(patch.name):

@@ -11,6 +11,8 @@ from copy import copy, deepcopy
 from functools import cache
 from typing import Any
 
+import torch
+
 from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.sites import AttributeSite
 from toto_compile_patch.tracing import skip_frame
@@ -81,6 +83,14 @@ class HostIndexed:
         not read again once their kinds are known."""
         return {**self.__dict__, "transformer_layers": []}
 
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        """Take upstream's positions for ours: its caches are pickled by a name that is ours now."""
+        self.__dict__.update(state)
+        for name in ("_current_idx", "_layer_cache_map"):
+            if isinstance(state[name], torch.Tensor):
+                setattr(self, name, state[name].tolist())
+        self._seq_dim = 1 if self.use_memory_efficient_attention else 2
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled by the carrier's name: its class is made in each process, and no module's."""
         if type(self) is not host_indexed(load(self.carrier)):
@@ -144,7 +154,8 @@ def _replacement_in(code: TotoCode) -> Callable[[type], type]:
     def replacement(original: type) -> type:
         if original is not code.KVCache:
             raise UnsupportedTotoError(
-                f"{original!r} is not the KVCache that {code.carrier} was imported with"
+                f"{original!r} is not the KVCache that {code.carrier} was imported with: take out "
+                "what put it there"
             )
         return host_indexed(code)
 

@@ -63,7 +63,10 @@ def deactivate() -> int:
         print(f"This environment is not activated: there is no {file}")
         return 0
     except OSError as error:
-        raise UsageError(f"cannot remove {file}: {error.strerror or error}") from None
+        raise UsageError(
+            f"cannot remove {file} ({error.strerror or error}): remove it by hand, or as a user "
+            "who may"
+        ) from None
     print(f"removed {file}")
     print(f"{VARIABLE} does nothing in this environment any more.")
     return 0

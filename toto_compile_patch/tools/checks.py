@@ -88,7 +88,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UsageError(
+            f"cannot write {path} ({error.strerror or error}): choose another place, or make room "
+            "and leave to write there"
+        ) from None
 
 
 def write_json(path: Path | None, figures: object) -> None:

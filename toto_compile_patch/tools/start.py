@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         found = _measure(options.mode)
     except WorkerError as error:
-        print(f"{error}: the forecast failed", file=sys.stderr)
+        print(f"start: error: the forecast failed: {error}", file=sys.stderr)
         return 1
     figures = {
         "machine": machine.name(torch.device("cpu")),

@@ -140,7 +140,10 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
             try:
                 worker.receive()
             except WorkerError as error:
-                raise UsageError(f"cannot load {models.describe(job.model)}: {error}") from None
+                raise UsageError(
+                    f"cannot load {models.describe(job.model)} ({error}): give a Hugging Face id "
+                    "that can be reached, or the directory of a checkpoint"
+                ) from None
             progress.say("", steps=1)
         yield Turns(workers, progress)
 

@@ -57,7 +57,10 @@ def data_of(options: argparse.Namespace) -> Data:
     windows = cut_windows(series, shape)
     season = options.season or series.season(shape.context)
     if options.season and season >= shape.context:
-        raise UsageError(f"--season {season} must be shorter than the context, {shape.context}")
+        raise UsageError(
+            f"--season {season} is not shorter than the context, {shape.context}: choose a shorter "
+            "one, or a longer --context"
+        )
     return Data(series, windows, shape, season)
 
 

@@ -32,7 +32,7 @@ def columns_of(layout: Layout, job: Job) -> Columns:
         targets = tuple(name for name in layout.others() if name not in job.known)
         if not targets:
             beside = listed((layout.time, *job.known))
-            raise UsageError(f"{path} has no column beside {beside}: there is no series")
+            raise UsageError(f"{path} has no column beside {beside}: give each series one")
         return Columns(None, layout.time, targets, job.known, wide=True)
     found = Columns(layout.id, layout.time, (_target(layout, job),), job.known, wide=False)
     if len(set(found.of_a_row)) < len(found.of_a_row):

@@ -238,7 +238,10 @@ class _Pool:
             return
         self._deaths += 1
         if self._deaths > MOST_TRIES:
-            raise UsageError(f"--engine ray: worker after worker is lost: {in_a_line(error)}")
+            raise UsageError(
+                f"--engine ray: worker after worker is lost ({in_a_line(error)}): see Ray's logs, "
+                "give each worker more --cpus-per-worker, or fewer --workers"
+            )
         self._loads.pop(number, None)
         with suppress(Exception):
             self._ray.kill(self._workers[number])
@@ -277,7 +280,9 @@ def _connect(ray: ModuleType, cluster: Cluster) -> None:
     try:
         ray.init(address=address, **how)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"no Ray cluster at --address {address}: {in_a_line(error)}") from None
+        raise UsageError(
+            f"no Ray cluster at --address {address} ({in_a_line(error)}): correct it, or start one"
+        ) from None
 
 
 def _check_reachable(address: str) -> None:

@@ -97,7 +97,10 @@ def _forecaster(job: Job) -> TotoForecaster:
     try:
         toto = models.load(job.model)
     except Exception as error:
-        raise UsageError(f"--model {job.model} cannot be loaded: {in_a_line(error)}") from None
+        raise UsageError(
+            f"--model {job.model} cannot be loaded ({in_a_line(error)}): give a Hugging Face id "
+            "that can be reached, or the directory of a checkpoint"
+        ) from None
     model = toto.to(device=torch.device(job.device), dtype=getattr(torch, job.dtype)).model
     made: TotoForecaster = models.toto_ts().TotoForecaster(model)
     return made

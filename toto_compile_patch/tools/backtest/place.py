@@ -43,7 +43,7 @@ class Place:
         try:
             self._files, self._root = fsspec.core.url_to_fs(path)
         except (ImportError, ValueError, OSError) as error:
-            raise UsageError(f"--output {path}: {error}") from None
+            raise UsageError(f"--output {path} cannot be used ({error}): {_CHOOSE}") from None
 
     def check_new(self, may_exist: bool = False) -> None:
         """Whether a run can be begun there.
@@ -87,7 +87,9 @@ class Place:
                 ) from None
             return None
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read {self.path}/{MANIFEST}: {error}") from None
+            raise UsageError(
+                f"cannot read {self.path}/{MANIFEST} ({error}): begin anew in another folder"
+            ) from None
         return found
 
     def begin(self, manifest: dict[str, Any]) -> None:
@@ -147,7 +149,7 @@ class Place:
             raise UsageError(f"--output {self.path} cannot be written: {said}: {cure}") from None
 
 
-_CHOOSE = "choose another one"
+_CHOOSE = "choose another folder"
 _GO_ON = "what is there stays good, and once there is room, --resume goes on from it"
 
 

@@ -112,4 +112,7 @@ class _Counts:
                 f"is too short for --horizon {job.horizon}: its longest series has {rows}, and "
                 f"with --min-context {job.min_context} a window needs {job.shortest}: ask for less"
             )
-        return f"holds no series that can be forecast; {first.item!r}: {first.message}"
+        return (
+            f"holds no series that can be forecast ({first.item!r}: {first.message}): correct the "
+            "file"
+        )

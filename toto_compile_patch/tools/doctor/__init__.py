@@ -25,11 +25,11 @@ def run(options: argparse.Namespace) -> int:
     if options.script is None:
         found = examine_environment()
     elif not options.script:
-        raise UsageError("--script: name a script")
+        raise UsageError("--script names no script: give its path, then its arguments")
     else:
         script, *arguments = options.script
         if not Path(script).is_file():
-            raise UsageError(f"no such script: {script}")
+            raise UsageError(f"no file {script}: give the path of a script")
         found = examine_script(Path(script), arguments, keep_stdout=not is_stdout(options.json))
     report(options.json, found.as_json(), lambda: show(found))
     return 0 if found.healthy else 1

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.checks import UsageError, pip_install
 from toto_compile_patch.tools.series.dialect import HEAD_BYTES, dialect_of
 
 _ROWS = 65_536
@@ -215,12 +215,15 @@ def _readable(path: str) -> Iterator[None]:
     except IsADirectoryError:
         problem = f"{path} is a folder"
     except ModuleNotFoundError as error:
-        problem = f"cannot read {path} without {error.name}"
+        cure = pip_install(str(error.name))
+        raise UsageError(f"cannot read {path} without {error.name}: {cure}") from None
     except ImportError as error:
         if "compression" in str(error):
             raise UsageError(f"cannot read {path} ({_said(error)}): unpack it") from None
         # Built for another numpy, say.
-        problem = f"cannot read {path} with the pyarrow that is installed: install another one"
+        raise UsageError(
+            f"cannot read {path} with the pyarrow that is installed: install another one"
+        ) from None
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or _said(error)}"
     except UnicodeDecodeError as error:
