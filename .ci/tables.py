@@ -252,7 +252,7 @@ def files_table() -> str:
 
 def proof_tables() -> dict[str, str]:
     """The tables of docs/proof."""
-    sys.path.insert(0, str(ROOT / ".ci" / "proof"))
+    sys.path.insert(0, str(PROOF))
     import dangerous_calls
     import faults
     import matrix

@@ -65,7 +65,7 @@ def _linear_shape(rows: torch.Tensor, slot: int, out_features: int) -> torch.Ten
 def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if _here.attend is None:
         raise RuntimeError(
-            "only compiled code of toto_compile_patch may call this operator: call forecast() instead"
+            "only compiled code of toto_compile_patch may call this operator: call forecast()"
         )
     return _here.attend(queries, keys, values)
 
