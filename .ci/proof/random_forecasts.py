@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Compare patched forecasts with upstream's on random models and series, until the time is over.
+
+    python .ci/proof/random_forecasts.py --minutes 60 --out FILE
+    python .ci/proof/random_forecasts.py --case SEED            one of them again
+
+Exit code 1 where a forecast is not upstream's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import platform
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+
+RESULTS = Path(__file__).parent / "results"
+HANGS_AFTER = 600
+"""Seconds that a single trial may take."""
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    options = parser().parse_args()
+    import random_trials
+
+    if options.case is not None:
+        trial = random_trials.run(options.case)
+        print(f"{trial.kind}: {trial.described}")
+        print(f"compared: {trial.compared}, differences: {trial.differences}")
+        print("\n".join(trial.complaints) or "no mismatch")
+        return bool(trial.complaints)
+    found = Tally()
+    end = time.monotonic() + 60 * options.minutes
+    seed = options.first
+    while time.monotonic() < end and found.trials.total() < options.most:
+        faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
+        found.take(random_trials.run(seed))
+        faulthandler.cancel_dump_traceback_later()
+        seed += 1
+        if found.trials.total() % 500 == 0:
+            print(found.progress(), flush=True)
+    result = found.result(options.first, random_trials.KINDS)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(found.progress())
+    return bool(found.mismatches)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    made.add_argument("--minutes", type=float, default=60.0, help="how long to try (60)")
+    made.add_argument("--most", type=int, default=sys.maxsize, help="trials at most")
+    made.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    made.add_argument("--out", type=Path, help="JSON file for the result")
+    made.add_argument("--case", type=int, help="run the trial of one seed, and tell of it")
+    return made
+
+
+class Tally:
+    """What all trials showed together."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.trials: Counter[str] = Counter()
+        self.forecasts: Counter[str] = Counter()
+        self.paths: dict[str, Counter[str]] = {}
+        self.excused = 0
+        self.worst: dict[str, float] = {}
+        self.mismatches: list[dict[str, Any]] = []
+
+    def take(self, trial: Any) -> None:
+        """Take one more trial into account, and tell of what is wrong."""
+        self.trials[trial.kind] += 1
+        self.paths.setdefault(trial.kind, Counter()).update(trial.compared)
+        self.excused += trial.excused
+        for name, difference in trial.differences.items():
+            self.worst[name] = max(self.worst.get(name, 0.0), difference)
+        if trial.complaints:
+            self.mismatches.append(
+                {"seed": trial.seed, "kind": trial.kind, "complaints": trial.complaints[:5]}
+            )
+            print(f"MISMATCH in seed {trial.seed} ({trial.kind}): {trial.complaints[0]}")
+            print(f"    again: {sys.executable} {Path(__file__)} --case {trial.seed}", flush=True)
+
+    def progress(self) -> str:
+        """A line."""
+        paths = sum(self.paths.values(), Counter())
+        return (
+            f"{(time.monotonic() - self.start) / 60:.1f} minutes: {self.trials.total()} trials, "
+            f"forecasts {dict(paths)}, {len(self.mismatches)} mismatches"
+        )
+
+    def result(self, first: int, kinds: Any) -> dict[str, Any]:
+        """What is written down."""
+        import torch
+
+        import toto_compile_patch
+        from toto_compile_patch.tools import machine
+
+        paths = sum(self.paths.values(), Counter())
+        return machine.facts("cpu") | {
+            "machine": machine.name(torch.device("cpu")),
+            "python": platform.python_version(),
+            "package": toto_compile_patch.__version__,
+            "minutes": round((time.monotonic() - self.start) / 60, 1),
+            "minutes_of_a_processor": round(time.process_time() / 60, 1),
+            "first_seed": first,
+            "trials": self.trials.total(),
+            "forecasts": paths.total(),
+            "fast": paths["fast"],
+            "left_to_upstream": paths["upstream"],
+            "raised_by_both": paths["raised"],
+            "kinds": {
+                kind: {"trials": self.trials[kind], **self.paths.get(kind, {})} for kind in kinds
+            },
+            "worst_difference": self.worst,
+            "judged_beside_upstreams_own_error": self.excused,
+            "mismatches": self.mismatches,
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
