@@ -23,13 +23,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 RESULTS = Path(__file__).parent / "results"
-HANGS_AFTER = 600
-"""Seconds that a single trial may take."""
+HANGS_AFTER = 1800
+"""Seconds after which a trial tells where it stands."""
+
+WRITES_EVERY = 60
+"""Seconds between two writings of the result so far."""
 
 
 def main() -> int:
     """Run what the command line asks for."""
     options = parser().parse_args()
+    found = Tally(options.first)
     import random_trials
 
     if options.case is not None:
@@ -38,19 +42,16 @@ def main() -> int:
         print(f"compared: {trial.compared}, differences: {trial.differences}")
         print("\n".join(trial.complaints) or "no mismatch")
         return bool(trial.complaints)
-    found = Tally()
-    end = time.monotonic() + 60 * options.minutes
-    seed = options.first
-    while time.monotonic() < end and found.trials.total() < options.most:
-        faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
-        found.take(random_trials.run(seed))
+    written = 0.0
+    while found.seconds() < 60 * options.minutes and found.trials.total() < options.most:
+        faulthandler.dump_traceback_later(HANGS_AFTER)
+        found.take(random_trials.run(options.first + found.trials.total()))
         faulthandler.cancel_dump_traceback_later()
-        seed += 1
-        if found.trials.total() % 500 == 0:
+        if found.seconds() > written + WRITES_EVERY:
+            written = found.seconds()
+            found.write(options.out, random_trials.KINDS)
             print(found.progress(), flush=True)
-    result = found.result(options.first, random_trials.KINDS)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    found.write(options.out, random_trials.KINDS)
     print(found.progress())
     return bool(found.mismatches)
 
@@ -71,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
 class Tally:
     """What all trials showed together."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self.first = first
         self.start = time.monotonic()
         self.trials: Counter[str] = Counter()
         self.forecasts: Counter[str] = Counter()
@@ -79,6 +81,10 @@ class Tally:
         self.excused = 0
         self.worst: dict[str, float] = {}
         self.mismatches: list[dict[str, Any]] = []
+
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.start
 
     def take(self, trial: Any) -> None:
         """Take one more trial into account, and tell of what is wrong."""
@@ -98,11 +104,16 @@ class Tally:
         """A line."""
         paths = sum(self.paths.values(), Counter())
         return (
-            f"{(time.monotonic() - self.start) / 60:.1f} minutes: {self.trials.total()} trials, "
+            f"{self.seconds() / 60:.1f} minutes: {self.trials.total()} trials, "
             f"forecasts {dict(paths)}, {len(self.mismatches)} mismatches"
         )
 
-    def result(self, first: int, kinds: Any) -> dict[str, Any]:
+    def write(self, out: Path | None, kinds: Any) -> None:
+        """Write the result so far to a file, if there is to be one."""
+        if out:
+            out.write_text(json.dumps(self.result(kinds), indent=1) + "\n")
+
+    def result(self, kinds: Any) -> dict[str, Any]:
         """What is written down."""
         import torch
 
@@ -114,9 +125,9 @@ class Tally:
             "machine": machine.name(torch.device("cpu")),
             "python": platform.python_version(),
             "package": toto_compile_patch.__version__,
-            "minutes": round((time.monotonic() - self.start) / 60, 1),
+            "minutes": round(self.seconds() / 60, 1),
             "minutes_of_a_processor": round(time.process_time() / 60, 1),
-            "first_seed": first,
+            "first_seed": self.first,
             "trials": self.trials.total(),
             "forecasts": paths.total(),
             "fast": paths["fast"],
