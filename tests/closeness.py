@@ -9,7 +9,7 @@ the patched forecast may be no farther from the truth than a small multiple of u
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,19 +72,20 @@ def judge(
             return Judgement(complaint=f"{name} {getattr(ours, name)}, not {getattr(theirs, name)}")
     if theirs.is_inference() != ours.is_inference():
         return Judgement(complaint=f"is_inference() is {ours.is_inference()}")
-    if not torch.equal(theirs.nan_to_num(7.0).isinf(), ours.nan_to_num(7.0).isinf()):
-        return Judgement(complaint="infinite in other places")
+    if not theirs.is_floating_point():
+        return Judgement(complaint="" if torch.equal(theirs, ours) else "other numbers")
     numbers = theirs.isfinite()
     if not torch.equal(numbers, ours.isfinite()):
         return Judgement(complaint="numbers in other places")
-    if not torch.equal(theirs[~numbers].nan_to_num(7.0), ours[~numbers].nan_to_num(7.0)):
-        return Judgement(complaint="another kind of no number")
+    # Infinities become the greatest numbers, of either sign.
+    if not torch.equal(theirs[~numbers].nan_to_num(0.0), ours[~numbers].nan_to_num(0.0)):
+        return Judgement(complaint="NaN in place of infinity, or infinity of another sign")
     apart = _apart(theirs, ours, call)
     worst = float(apart.max()) if apart.numel() else 0.0
     if worst <= RELATIVE[theirs.dtype]:
         return Judgement(worst)
     error_of_theirs, error_of_ours = own_error(theirs, ours)
-    if error_of_ours <= MULTIPLE * error_of_theirs:
+    if error_of_ours <= max(RELATIVE[theirs.dtype], MULTIPLE * error_of_theirs):
         return Judgement(worst, excused=True)
     return Judgement(
         worst,
@@ -161,23 +162,30 @@ def beside_perturbed(
     """How far upstream's forecasts move when weights and series are changed by a rounding."""
 
     def distances(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[float, float]:
-        generator = torch.Generator().manual_seed(seed)
         moved = 0.0
-        for _ in range(PERTURBATIONS):
-            other = twin(model)
-            with torch.no_grad():
-                for weight in other.parameters():
-                    weight.copy_(rounded_otherwise(weight, generator))
-            series = rounded_otherwise(torch.as_tensor(call.inputs.series), generator)
-            try:
-                found = call.having(series=series).make(other, seed)
-            except Exception:
-                # It makes a forecast only by chance.
+        for found in perturbed(model, call, seed):
+            if isinstance(found, Exception):
+                # Upstream makes a forecast by chance.
                 return float("inf"), 0.0
             moved = max(moved, _distance(theirs, found, call))
         return moved, _distance(theirs, ours, call)
 
     return distances
+
+
+def perturbed(model: Any, call: Call, seed: int = 0) -> Iterator[torch.Tensor | Exception]:
+    """Upstream's forecasts when weights and series are changed by a rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(PERTURBATIONS):
+        other = twin(model)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.copy_(rounded_otherwise(weight, generator))
+        series = rounded_otherwise(torch.as_tensor(call.inputs.series), generator)
+        try:
+            yield call.having(series=series).make(other, seed)
+        except Exception as error:
+            yield error
 
 
 def rounded_otherwise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
