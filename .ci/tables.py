@@ -259,6 +259,15 @@ def seconds(side: dict[str, Any]) -> str:
     return f"{side['seconds']:.3g} s"
 
 
+def random_tables() -> dict[str, str]:
+    """Random forecasts, and odd inputs."""
+    sys.path.insert(0, str(ROOT / ".ci" / "proof"))
+    import inputs
+    import random_forecasts
+
+    return {"random": random_forecasts.table(), "inputs": inputs.table()}
+
+
 def tables() -> dict[str, str]:
     """The tables by the names that pages have for them."""
     found = {
@@ -277,13 +286,13 @@ def tables() -> dict[str, str]:
     found["many-gpu"] = "\n\n".join(
         many_table(file) for file in sorted(RESULTS.glob("many_*.json")) if "cpu" not in file.stem
     )
-    return found
+    return found | random_tables()
 
 
 def main() -> int:
     """Write or check the pages."""
     made, differs = tables(), False
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before = after = page.read_text()
         for name, table in made.items():
             head, start, rest = after.partition(f"<!-- table: {name} -->\n")

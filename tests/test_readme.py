@@ -15,7 +15,7 @@ from toto_compile_patch.table import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = (ROOT / "README.md", ROOT / "MAINTAINING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "MAINTAINING.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 @pytest.mark.parametrize("patch", TABLE, ids=lambda patch: patch.name)

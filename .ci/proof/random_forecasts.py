@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 RESULTS = Path(__file__).parent / "results"
+TYPES = ("float64", "float32", "float16", "bfloat16")
+
 HANGS_AFTER = 1800
 """Seconds after which a trial tells where it stands."""
 
@@ -140,6 +142,45 @@ class Tally:
             "judged_beside_upstreams_own_error": self.excused,
             "mismatches": self.mismatches,
         }
+
+
+def table() -> str:
+    """A row for each kind of trial, of all runs whose results are kept."""
+    runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("random_*.json"))]
+    if not runs:
+        return "**Not run yet.**"
+    rows = []
+    for kind in runs[0]["kinds"]:
+        counts = sum((Counter(run["kinds"][kind]) for run in runs), Counter())
+        wrong = sum(one["kind"] == kind for run in runs for one in run["mismatches"])
+        numbers = (counts[name] for name in ("trials", "fast", "upstream", "raised"))
+        rows.append(f"| {kind} | {' | '.join(map(str, numbers))} | {wrong} |")
+    worst = {name: max(run["worst_difference"].get(name, 0.0) for run in runs) for name in TYPES}
+    return "\n".join(
+        [
+            "| kind | trials | forecasts by the fast path | left to upstream's code | both raise | "
+            "mismatches |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "Greatest difference, in standard deviations of the variate: "
+            + ", ".join(f"{name} {difference:.1g}" for name, difference in worst.items())
+            + f". {sum(run['judged_beside_upstreams_own_error'] for run in runs)} forecasts were "
+            "judged beside upstream's own error.",
+            "",
+            *map(in_words, runs),
+        ]
+    )
+
+
+def in_words(run: dict[str, Any]) -> str:
+    """Where a run was made, and how long it took."""
+    return (
+        f"- torch {run['torch']}, {run['toto']}, Python {run['python']}, {run['machine']}, "
+        f"{run['date']}: {run['trials']} trials, seeds from {run['first_seed']} on, in "
+        f"{run['minutes']:.0f} minutes, of which a machine shared with others gave "
+        f"{run['minutes_of_a_processor']:.0f} of a processor."
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ from unittest import mock
 
 import odd_inputs
 import torch
-from closeness import Judgement, beside_float64, beside_perturbed, judge, level_and_unit, twin
+from closeness import (
+    Judgement,
+    beside_float64,
+    beside_perturbed,
+    judge,
+    level_and_unit,
+    perturbed,
+    twin,
+)
 from odd_inputs import Call
 from pretend_gpu import PretendGpu
 from random_cases import Case
@@ -50,7 +58,7 @@ class Trial:
         described: the case in words.
         compared: forecasts that were compared, by what made the patched one: ``fast`` or
             ``upstream``; ``raised`` where both sides raise.
-        differences: the greatest for each type, in units of the variate.
+        differences: the greatest for each type, in units of the variate, of the others.
         excused: forecasts that were judged beside upstream's own error.
         complaints: what is wrong.
     """
@@ -69,9 +77,10 @@ class Trial:
 
     def note(self, judgement: Judgement, dtype: torch.dtype, what: str) -> None:
         """Take a comparison's result."""
-        name = str(dtype).removeprefix("torch.")
-        self.differences[name] = max(self.differences.get(name, 0.0), judgement.difference)
         self.excused += judgement.excused
+        if not judgement.excused:
+            name = str(dtype).removeprefix("torch.")
+            self.differences[name] = max(self.differences.get(name, 0.0), judgement.difference)
         if judgement.complaint:
             self.complaints.append(f"{what}: {judgement.complaint}")
 
@@ -100,16 +109,18 @@ def compare(trial: Trial, model: Any, call: Call, what: str, r: Random) -> None:
         with toto_compile_patch.patched("fast_decode", rng="upstream", fallback="upstream"):
             found = outcome(lambda: call.make(model, trial.seed))
         state["ours"] = torch.get_rng_state()
-        return found
+        return found, toto_compile_patch.last_path()
 
     if r.random() < 0.5:
-        patched = ours()
-        path = toto_compile_patch.last_path()
+        patched, path = ours()
         unpatched = theirs()
     else:
         unpatched = theirs()
-        patched = ours()
-        path = toto_compile_patch.last_path()
+        patched, path = ours()
+    if refused_for_a_rounding(unpatched) and not isinstance(patched, Exception):
+        trial.count("refused by upstream for a rounding")
+        with unchecked():
+            unpatched = theirs()
     trial.count("raised" if isinstance(unpatched, Exception) else path.taken if path else "none")
     if contents(call) != before:
         trial.complaints.append(f"{what}: the input was changed")
@@ -117,11 +128,39 @@ def compare(trial: Trial, model: Any, call: Call, what: str, r: Random) -> None:
         if type(unpatched) is not type(patched):
             trial.complaints.append(f"{what}: {patched!r:.300}, where upstream: {unpatched!r:.300}")
         return
-    if not torch.equal(state["theirs"], state["ours"]):
+    if not torch.equal(state["theirs"], state["ours"]) and not draws_by_chance(
+        model, call, trial.seed, state["theirs"]
+    ):
         trial.complaints.append(f"{what}: other random numbers are left")
-    single = unpatched.dtype is torch.float64
-    own = beside_perturbed(model, call, trial.seed) if single else beside_float64(model, call)
+    double = unpatched.dtype is torch.float64
+    own = beside_perturbed(model, call, trial.seed) if double else beside_float64(model, call)
     trial.note(judge(unpatched, patched, call, own), unpatched.dtype, what)
+
+
+def refused_for_a_rounding(found: Any) -> bool:
+    """Whether upstream's probabilities of 16 bits do not add up to 1 closely enough for torch.
+
+    Whether they do is an accident of each context, and the fast path, which computes them in 32
+    bits, cannot have the same.
+    """
+    text = str(found)
+    return isinstance(found, ValueError) and "Simplex()" in text and "nan" not in text
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Let distributions take any parameters."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+def draws_by_chance(model: Any, call: Call, seed: int, left: torch.Tensor) -> bool:
+    """Whether a rounding changes how many random numbers upstream draws."""
+    return any(not torch.equal(torch.get_rng_state(), left) for _ in perturbed(model, call, seed))
 
 
 def contents(call: Call) -> list[Any]:
@@ -316,11 +355,12 @@ def fast_draws(trial: Trial, r: Random) -> None:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         trial.complaints.append(f"{ours.shape} {ours.dtype}, not {theirs.shape} {theirs.dtype}")
         return
-    _, unit = level_and_unit(call, axes=4)
-    # A difference that is rounding must not decide which is the greater.
+    level, unit = level_and_unit(call, axes=4)
+    unit = unit + (theirs - level).abs().amax(-1, keepdim=True)
+    # Where all samples are one number, a rounding must not decide which side's is the greater.
     noise = torch.Generator().manual_seed(trial.seed)
     ours, theirs = (
-        (part / unit + 1e-5 * torch.randn(part.shape, generator=noise)).flatten(0, -2).numpy()
+        (part / unit + 1e-3 * torch.randn(part.shape, generator=noise)).flatten(0, -2).numpy()
         for part in (ours, theirs)
     )
     chances = [float(stats.ks_2samp(*pair).pvalue) for pair in zip(ours, theirs, strict=True)]
