@@ -197,12 +197,21 @@ def random_case(r: Random, seed: int, **changes: Any) -> Case:
 def random_call(r: Random, case: Case, samples: bool) -> Call:
     """What a case asks for; of some, the values or the layout are odd."""
     call = Call(case.series(), case.horizon, case.options(samples))
+    if r.random() < 0.1:
+        call = call.having(id_mask=joined_at_the_end(call.inputs, case.model["patch_size"]))
     rows = []
     if r.random() < 0.25:
         rows.append(r.choice(odd_inputs.VALUES))
     if r.random() < 0.15:
         rows.append(r.choice(odd_inputs.LAYOUTS))
     return oddly(call, rows)
+
+
+def joined_at_the_end(inputs: MaskedTimeseries, patch: int) -> torch.Tensor:
+    """Each variate its own group, but for the last patch, in which they are one."""
+    groups: torch.Tensor = odd_inputs.own_groups(inputs.series).clone()
+    groups[..., -patch:] = -1
+    return groups
 
 
 def oddly(call: Call, rows: list[odd_inputs.OddInput]) -> Call:
@@ -269,8 +278,10 @@ def in_a_row(trial: Trial, r: Random) -> None:
 
 
 def a_weight(r: Random, model: Any) -> tuple[str, torch.nn.Parameter]:
-    """One of a model's weights."""
-    named: tuple[str, torch.nn.Parameter] = r.choice(list(model.named_parameters()))
+    """One of a model's weights, often of those of which the fast path makes others."""
+    every = list(model.named_parameters())
+    folded = [one for one in every if one[0].startswith(("unembed", "output_distribution"))]
+    named: tuple[str, torch.nn.Parameter] = r.choice(folded if r.random() < 0.5 else every)
     return named
 
 
