@@ -37,6 +37,10 @@ PERTURBATIONS = 4
 """Forecasts of upstream's that show how rounding grows."""
 
 
+OwnError = Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]
+"""From both forecasts, upstream's and the patched one, to how far each is from the truth."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """How two forecasts compare.
@@ -56,7 +60,7 @@ def judge(
     theirs: torch.Tensor,
     ours: torch.Tensor,
     call: Call,
-    own_error: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]],
+    own_error: OwnError,
 ) -> Judgement:
     """Compare upstream's forecast and the patched one.
 
@@ -64,8 +68,7 @@ def judge(
         theirs: upstream's, ``batch variate horizon [samples]``.
         ours: likewise.
         call: what was asked for.
-        own_error: gives how far each of the two is from the truth, in units of the variate, for
-            those that are more than rounding apart.
+        own_error: is asked for those that are more than rounding apart.
     """
     for name in ("shape", "dtype", "device", "requires_grad"):
         if getattr(theirs, name) != getattr(ours, name):
@@ -80,8 +83,9 @@ def judge(
     # Infinities become the greatest numbers, of either sign.
     if not torch.equal(theirs[~numbers].nan_to_num(0.0), ours[~numbers].nan_to_num(0.0)):
         return Judgement(complaint="NaN in place of infinity, or infinity of another sign")
-    apart = _apart(theirs, ours, call)
-    worst = float(apart.max()) if apart.numel() else 0.0
+    if not theirs.numel():
+        return Judgement()
+    worst = float(_apart(theirs, ours, call).max())
     if worst <= RELATIVE[theirs.dtype]:
         return Judgement(worst)
     error_of_theirs, error_of_ours = own_error(theirs, ours)
@@ -99,6 +103,9 @@ def _apart(theirs: torch.Tensor, ours: torch.Tensor, call: Call) -> torch.Tensor
     level, unit = level_and_unit(call, theirs.ndim)
     eps = torch.finfo(theirs.dtype).eps
     theirs, ours = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (theirs, ours))
+    # Sums of the largest numbers would be infinite.
+    largest = max(float(part.abs().max()) for part in (theirs, ours, level, unit)) + 1.0
+    theirs, ours, level, unit = (part / largest for part in (theirs, ours, level, unit))
     roundings = ROUNDINGS * eps * torch.maximum(theirs.abs(), level.abs())
     beyond = ((ours - theirs).abs() - roundings).clamp_min(0.0)
     return beyond / (unit + (theirs - level).abs())
@@ -125,14 +132,16 @@ def level_and_unit(call: Call, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (level, unit) if axes == 3 else (level.unsqueeze(-1), unit.unsqueeze(-1))
 
 
-def beside_float64(
-    model: Any, call: Call
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]:
+def beside_float64(model: Any, call: Call, seed: int = 0) -> OwnError:
     """Distances from upstream's forecast in float64."""
 
     def distances(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[float, float]:
-        exact = in_float64(call).make(twin(model).double())
-        return _distance(exact, theirs, call), _distance(exact, ours, call)
+        exact = in_float64(call).make(twin(model).double(), seed)
+        of_theirs, of_ours = (_distance(exact, part, call) for part in (theirs, ours))
+        if of_ours > MULTIPLE * of_theirs:
+            # Roundings may have cancelled on upstream's side.
+            of_theirs = max(of_theirs, moves(model, call, theirs, seed))
+        return of_theirs, of_ours
 
     return distances
 
@@ -156,21 +165,24 @@ def twin(model: Any) -> Any:
     return copy.deepcopy(model, {id(part): part for part in held if callable(part)})
 
 
-def beside_perturbed(
-    model: Any, call: Call, seed: int = 0
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]:
-    """How far upstream's forecasts move when weights and series are changed by a rounding."""
+def beside_perturbed(model: Any, call: Call, seed: int = 0) -> OwnError:
+    """How far upstream's forecast moves by roundings, and how far from it the patched one is."""
 
     def distances(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[float, float]:
-        moved = 0.0
-        for found in perturbed(model, call, seed):
-            if isinstance(found, Exception):
-                # Upstream makes a forecast by chance.
-                return float("inf"), 0.0
-            moved = max(moved, _distance(theirs, found, call))
-        return moved, _distance(theirs, ours, call)
+        return moves(model, call, theirs, seed), _distance(theirs, ours, call)
 
     return distances
+
+
+def moves(model: Any, call: Call, theirs: torch.Tensor, seed: int) -> float:
+    """How far upstream's forecast moves when weights and series are changed by a rounding."""
+    moved = 0.0
+    for found in perturbed(model, call, seed):
+        if isinstance(found, Exception):
+            # Upstream makes a forecast by chance.
+            return float("inf")
+        moved = max(moved, _distance(theirs, found, call))
+    return moved
 
 
 def perturbed(model: Any, call: Call, seed: int = 0) -> Iterator[torch.Tensor | Exception]:
