@@ -42,6 +42,8 @@ def main() -> int:
 
 def table() -> str:
     """A row for each input: what upstream makes of it, and what the patched code does."""
+    if not RESULTS.exists():
+        return "**Not run yet.**"
     run = json.loads(RESULTS.read_text())
     cells: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in run["rows"]:

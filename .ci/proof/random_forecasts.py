@@ -131,10 +131,11 @@ class Tally:
             "minutes_of_a_processor": round(time.process_time() / 60, 1),
             "first_seed": self.first,
             "trials": self.trials.total(),
-            "forecasts": paths.total(),
+            "forecasts": paths["fast"] + paths["upstream"] + paths["raised"],
             "fast": paths["fast"],
             "left_to_upstream": paths["upstream"],
             "raised_by_both": paths["raised"],
+            "refused_by_upstream_for_a_rounding": paths["refused by upstream for a rounding"],
             "kinds": {
                 kind: {"trials": self.trials[kind], **self.paths.get(kind, {})} for kind in kinds
             },

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 from unittest import mock
@@ -101,13 +102,13 @@ def compare(trial: Trial, model: Any, call: Call, what: str, r: Random) -> None:
     state: dict[str, torch.Tensor] = {}
 
     def theirs() -> Any:
-        found = outcome(lambda: call.make(model, trial.seed))
+        found = outcome(partial(call.make, model, trial.seed))
         state["theirs"] = torch.get_rng_state()
         return found
 
     def ours() -> Any:
         with toto_compile_patch.patched("fast_decode", rng="upstream", fallback="upstream"):
-            found = outcome(lambda: call.make(model, trial.seed))
+            found = outcome(partial(call.make, model, trial.seed))
         state["ours"] = torch.get_rng_state()
         return found, toto_compile_patch.last_path()
 
@@ -217,7 +218,7 @@ def joined_at_the_end(inputs: MaskedTimeseries, patch: int) -> torch.Tensor:
 def oddly(call: Call, rows: list[odd_inputs.OddInput]) -> Call:
     """A call with all that is odd in some rows, as far as they go together."""
     for row in rows:
-        changed = outcome(lambda row=row, call=call: row.change(call))
+        changed = outcome(partial(row.change, call))
         call = call if isinstance(changed, Exception) else changed
     return call
 
@@ -537,7 +538,7 @@ def many_means(trial: Trial, r: Random, model: Any, calls: list[Call], case: Cas
 
     for index, (call, one) in enumerate(zip(calls, made(calls, "error"), strict=True)):
         what, path = f"window {index}", "fast"
-        theirs = outcome(lambda call=call: call.make(model))
+        theirs = outcome(partial(call.make, model))
         if isinstance(one, FailedForecast) and isinstance(one.error, FallbackError):
             path = "upstream"
             (one,) = made([call], "upstream")
