@@ -139,7 +139,7 @@ class Tally:
             "kinds": {
                 kind: {"trials": self.trials[kind], **self.paths.get(kind, {})} for kind in kinds
             },
-            "worst_difference": self.worst,
+            "worst_rounding": self.worst,
             "judged_beside_upstreams_own_error": self.excused,
             "mismatches": self.mismatches,
         }
@@ -156,7 +156,13 @@ def table() -> str:
         wrong = sum(one["kind"] == kind for run in runs for one in run["mismatches"])
         numbers = (counts[name] for name in ("trials", "fast", "upstream", "raised"))
         rows.append(f"| {kind} | {' | '.join(map(str, numbers))} | {wrong} |")
-    worst = {name: max(run["worst_difference"].get(name, 0.0) for run in runs) for name in TYPES}
+    said = f"{sum(run['judged_beside_upstreams_own_error'] for run in runs)} forecasts were judged "
+    said += "beside upstream's own error."
+    found = [run.get("worst_rounding", {}) for run in runs]
+    worst = {name: max(one.get(name, 0.0) for one in found) for name in TYPES}
+    if any(worst.values()):
+        said += " Greatest difference of the others, in standard deviations of the variate: "
+        said += ", ".join(f"{name} {most:.1g}" for name, most in worst.items() if most) + "."
     return "\n".join(
         [
             "| kind | trials | forecasts by the fast path | left to upstream's code | both raise | "
@@ -164,10 +170,7 @@ def table() -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "Greatest difference, in standard deviations of the variate: "
-            + ", ".join(f"{name} {difference:.1g}" for name, difference in worst.items())
-            + f". {sum(run['judged_beside_upstreams_own_error'] for run in runs)} forecasts were "
-            "judged beside upstream's own error.",
+            said,
             "",
             *map(in_words, runs),
         ]
