@@ -255,15 +255,19 @@ def proof_tables() -> dict[str, str]:
     sys.path.insert(0, str(PROOF))
     import dangerous_calls
     import faults
+    import inputs
     import matrix
     import messages
+    import random_forecasts
     import release
 
     return {
         "faults": faults.table(),
+        "inputs": inputs.table(),
         "matrix": matrix.table(),
         "matrix-short": matrix.sentence(),
         "messages": messages.table(),
+        "random": random_forecasts.table(),
         "release": release.table(),
         "dangerous-calls": dangerous_calls.table(),
     }

@@ -144,16 +144,21 @@ class Case:
             )
         return result
 
-    def forecast(self, model: Any, samples: bool, seed: int = 0) -> torch.Tensor:
-        """Means, or samples from a seed."""
+    def options(self, samples: bool) -> dict[str, Any]:
+        """What ``TotoForecaster.forecast`` is asked for, beside series and horizon."""
         options: dict[str, Any] = {"use_kv_cache": self.use_kv_cache}
-        inputs = self.series()
         if self.known_future and "num_exogenous_variables" in MaskedTimeseries._fields:
             g = torch.Generator().manual_seed(self.seed + 2)
-            shape = (*inputs.series.shape[:-2], self.exogenous, self.horizon)
-            options["future_exogenous_variables"] = torch.randn(shape, generator=g).to(self.dtype)
+            batch = () if self.batch is None else (self.batch,)
+            future = torch.randn((*batch, self.exogenous, self.horizon), generator=g)
+            options["future_exogenous_variables"] = future.to(self.dtype)
         if samples:
             options |= {"num_samples": self.samples, "samples_per_batch": self.per_batch}
+        return options
+
+    def forecast(self, model: Any, samples: bool, seed: int = 0) -> torch.Tensor:
+        """Means, or samples from a seed."""
+        inputs, options = self.series(), self.options(samples)
         torch.manual_seed(seed)
         result = TotoForecaster(model).forecast(inputs, self.horizon, **options)
         found: torch.Tensor = result.samples if samples else result.mean

@@ -106,3 +106,24 @@ def test_a_model_runs_uncompiled_without_what_compiling_needs(path: str) -> None
     assert (taken, runtime) == ("fast", "eager")
     assert path in reason
     assert close
+
+
+def test_looking_for_them_leaves_torchs_checks_of_distributions_on() -> None:
+    """To compile anything switches them off: a gap in a series would then be forecast as zeros."""
+    program = f"""
+import sys, torch, toto_compile_patch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from toto_cases import PATCH, forecast, series, small_model
+toto_compile_patch.apply(fallback="upstream")
+inputs = series(40)
+forecast(small_model().model, inputs, 2 * PATCH)
+inputs.series[0, 18] = torch.nan
+try:
+    print(forecast(small_model().model, inputs, 2 * PATCH).mean)
+except ValueError:
+    print("raised", torch.distributions.Distribution._validate_args)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout == "raised True\n", done.stderr

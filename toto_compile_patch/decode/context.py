@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from toto_compile_patch.decode.caches import ContextCache
-from toto_compile_patch.decode.device_checks import DeviceChecks
+from toto_compile_patch.decode.device_checks import DeviceChecks, NotFiniteError
 from toto_compile_patch.decode.precision import at_least_float32
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.request import Request
@@ -47,6 +47,9 @@ def encode(
     series = request.inputs.to(at_least_float32(request.inputs.dtype))
     scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
     hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
+    if not any(layer.real.over_time for layer in model.weights.layers):
+        # Nothing carries it on to the last position, and upstream's distributions look at all.
+        checks.forbid(NotFiniteError, ~hidden.isfinite().all())
     groups = variate_groups(request, patch_size, checks)
     prepended = 0
     if getattr(backbone, "fusion", None) is not None:
