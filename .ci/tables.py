@@ -277,13 +277,16 @@ def tables() -> dict[str, str]:
     found["many-gpu"] = "\n\n".join(
         many_table(file) for file in sorted(RESULTS.glob("many_*.json")) if "cpu" not in file.stem
     )
-    return found
+    sys.path.insert(0, str(ROOT / ".ci" / "proof"))
+    import quality_tables
+
+    return found | quality_tables.tables()
 
 
 def main() -> int:
     """Write or check the pages."""
     made, differs = tables(), False
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before = after = page.read_text()
         for name, table in made.items():
             head, start, rest = after.partition(f"<!-- table: {name} -->\n")

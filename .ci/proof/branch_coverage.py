@@ -25,6 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from quality_tables import coverage_table
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGE = ROOT / "toto_compile_patch"
@@ -77,7 +79,7 @@ def main() -> int:
                 subprocess.run(command, cwd=ROOT, check=True)
             kept = {**_facts(), **_figures(json.loads(found.read_text()))}
             RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-            print(table())
+            print(coverage_table())
     return int(failed)
 
 
@@ -158,27 +160,6 @@ def _figures(measured: dict[str, Any]) -> dict[str, Any]:
 
 def _counts(summary: dict[str, Any]) -> dict[str, Any]:
     return {"branches": summary["num_branches"], "covered": summary["covered_branches"]}
-
-
-def table() -> str:
-    """Branches by room, for docs/proof/coverage.md."""
-    run = json.loads(RESULTS.read_text())
-    rooms: dict[str, list[int]] = {}
-    for name, file in run["files"].items():
-        room = name.rpartition("/")[0]
-        counts = rooms.setdefault(f"`{room}/`" if room else "its own modules", [0, 0])
-        counts[0] += file["branches"]
-        counts[1] += file["covered"]
-    rooms["all"] = [run["total"]["branches"], run["total"]["covered"]]
-    rooms["a GPU alone, apart"] = [run["gpu"]["branches"], run["gpu"]["covered"]]
-    lines = ["| room | branches | taken by tests | |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {room} | {branches} | {covered} | {covered / branches:.1%} |"
-        for room, (branches, covered) in rooms.items()
-        if branches
-    ]
-    legend = f"{run['device']}, torch {run['torch']}, {run['toto']}, {run['date']}."
-    return "\n".join([*lines, "", legend])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -31,11 +30,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from mutants import mutants
+from quality_tables import mutation_table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results" / "mutation.json"
-EXPLAINED = HERE / "survivors.json"
 PACKAGE = "toto_compile_patch"
 
 _EQUALITY = (
@@ -118,7 +117,7 @@ def main() -> int:
             kept = _read() | _facts()
             kept["modules"][module] = found
             RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    print(table())
+    print(mutation_table())
     return 0
 
 
@@ -276,48 +275,6 @@ def _facts() -> dict[str, str]:
     )
     known: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return known | {"date": date.today().isoformat()}
-
-
-def table() -> str:
-    """How many mutants of each module were killed, for docs/proof/mutation.md."""
-    run = json.loads(RESULTS.read_text())
-    lines = [
-        "| module | mutants | drawn | killed | survived |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    total: Counter[str] = Counter()
-    for name, module in run["modules"].items():
-        counts = {"mutants": module["mutants"], "drawn": module["drawn"]}
-        counts["survived"] = len(module["survivors"])
-        counts["killed"] = counts["drawn"] - counts["survived"]
-        total.update(counts)
-        lines.append(_row(f"`{name}`", counts))
-    lines.append(_row("all", total))
-    seeds = ", ".join(sorted({str(module["seed"]) for module in run["modules"].values()}))
-    legend = (
-        f"Drawn at random, seed {seeds}; {run['device']}, torch {run['torch']}, toto-ts "
-        f"{run['toto'].split()[-1]}, {run['date']}."
-    )
-    return "\n".join([*lines, "", legend])
-
-
-def _row(name: str, counts: dict[str, int] | Counter[str]) -> str:
-    share = counts["killed"] / counts["drawn"]
-    cells = (counts["mutants"], counts["drawn"], f"{counts['killed']} ({share:.0%})")
-    return f"| {name} | {' | '.join(map(str, cells))} | {counts['survived']} |"
-
-
-def survivors_table() -> str:
-    """Every mutant that survived, and why."""
-    run, explained = json.loads(RESULTS.read_text()), json.loads(EXPLAINED.read_text())
-    reasons = {(one["module"], one["line"], one["change"]): one for one in explained}
-    lines = ["| where | change | why no test fails |", "| --- | --- | --- |"]
-    for name, module in run["modules"].items():
-        for one in module["survivors"]:
-            why = reasons.get((name, one["line"], one["change"]), {"why": "not explained yet"})
-            change = one["change"].replace("|", "\\|")
-            lines.append(f"| `{name}`, line {one['line']} | `{change}` | {why['why']} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
 from toto_cases import PATCH, SCALERS, series, small_model  # noqa: E402
 
-RESULTS = HERE / "results"
 ROUNDS = 20
 """Between rounds no forecast is under way, and what is alive is counted."""
 
@@ -428,43 +427,6 @@ def _rounds(workers: list[Worker], forecasts: int) -> Iterator[Reading]:
             one.result()
         del running, pool
         yield Reading.now(so_far)
-
-
-def table() -> str:
-    """Both stacks, for docs/proof/soak.md."""
-    runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("soak_*.json"))]
-    rows: dict[str, list[str]] = {}
-
-    def row(what: str, found: str) -> None:
-        rows.setdefault(what, []).append(found)
-
-    for run in runs:
-        row("", f"torch {run['torch']}, {run['toto']}")
-        row("forecasts, threads", f"{sum(_forecasts(run).values())}, {run['threads']}")
-        for what, count in run["counts"].items():
-            row(f"of these, {what}" if what in _forecasts(run) else what, str(count))
-        row("means that differ from upstream's", str(run["wrong"]))
-        row("greatest difference, of what is allowed", f"{run['worst_mean']:.0%}")
-        first, last = run["readings"][len(run["readings"]) // 3], run["readings"][-1]
-        for name in ("memory_mb", "objects", "tensors", "descriptors", "threads"):
-            counts = (f"{one[name]:.0f}" for one in (first, last))
-            what = f"{name.replace('_mb', ', MB')} after {first['forecasts']} and all forecasts"
-            row(what, " → ".join(counts))
-        row("seconds", str(run["seconds"]))
-        row("complaints", "; ".join(run["complaints"]) or "none")
-    lines = [f"| {what} | {' | '.join(cells)} |" for what, cells in rows.items()]
-    lines.insert(1, f"| --- |{' --- |' * len(runs)}")
-    legend = "; ".join(dict.fromkeys(f"{run['device']}, {run['date']}" for run in runs))
-    return "\n".join([*lines, "", f"{legend}."])
-
-
-def _forecasts(run: dict[str, Any]) -> dict[str, int]:
-    """How many forecasts were made each way."""
-    return {
-        what: count
-        for what, count in run["counts"].items()
-        if what.startswith(("means", "samples"))
-    }
 
 
 def main() -> int:
