@@ -42,7 +42,7 @@ class Mutant:
     """A module with one fault.
 
     Attributes:
-        line: where the fault is, in the module as it is written.
+        line, column: where the fault is, in the module as it is written.
         text: that line.
         kind: of the fault.
         change: the code that was changed, before and after.
@@ -50,10 +50,16 @@ class Mutant:
     """
 
     line: int
+    column: int
     text: str
     kind: str
     change: str
     source: str
+
+    @property
+    def name(self) -> str:
+        """Tells it from the module's other mutants."""
+        return f"{self.line}:{self.column} {self.change}"
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,13 @@ def mutants(source: str) -> list[Mutant]:
         node = place.node
         for kind, other in _faults(place, modules):
             place.put(other)
-            line = _shown(node).lineno
-            change = f"{_short(_shown(node))} → {_short(_shown(other))}"
-            found.append(Mutant(line, lines[line - 1].strip(), kind, change, ast.unparse(tree)))
+            shown = _shown(node)
+            change = f"{_short(shown)} → {_short(_shown(other))}"
+            text = lines[shown.lineno - 1].strip()
+            at = shown.lineno, shown.col_offset
+            found.append(Mutant(*at, text, kind, change, ast.unparse(tree)))
             place.put(node)
-    return sorted(found, key=lambda mutant: mutant.line)
+    return sorted(found, key=lambda mutant: (mutant.line, mutant.column))
 
 
 def _shown(node: Any) -> Any:

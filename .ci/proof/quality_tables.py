@@ -61,46 +61,49 @@ def _forecasts(run: dict[str, Any]) -> dict[str, int]:
 
 def mutation_table() -> str:
     """How many mutants of each module were killed."""
-    run = json.loads((RESULTS / "mutation.json").read_text())
     lines = [
-        "| module | mutants | drawn | killed | survived |",
+        "| module | mutants | tested | killed | survived |",
         "| --- | --- | --- | --- | --- |",
     ]
     total: Counter[str] = Counter()
-    for name, module in run["modules"].items():
-        counts = {"mutants": module["mutants"], "drawn": module["drawn"]}
-        counts["survived"] = len(module["survivors"])
-        counts["killed"] = counts["drawn"] - counts["survived"]
+    legends = []
+    for name, run in _mutations().items():
+        outcomes = run["outcomes"].values()
+        counts = {"mutants": run["possible"], "tested": len(outcomes)}
+        counts["survived"] = sum(not outcome for outcome in outcomes)
+        counts["killed"] = counts["tested"] - counts["survived"]
         total.update(counts)
         lines.append(_row(f"`{name}`", counts))
-    lines.append(_row("all", total))
-    seeds = ", ".join(sorted({str(module["seed"]) for module in run["modules"].values()}))
-    legend = (
-        f"Drawn at random, seed {seeds}; {run['device']}, torch {run['torch']}, toto-ts "
-        f"{run['toto'].split()[-1]}, {run['date']}."
-    )
-    return "\n".join([*lines, "", legend])
+        legends.append(f"{run['device']}, torch {run['torch']}, {run['toto']}, {run['date']}")
+    if total:
+        lines.append(_row("all", total))
+    return "\n".join([*lines, "", *[f"{one}." for one in dict.fromkeys(legends)]])
+
+
+def _mutations() -> dict[str, Any]:
+    """What became of the mutants of each module."""
+    files = sorted(RESULTS.glob("mutation_*.json"))
+    names = (file.stem.removeprefix("mutation_").replace("decode_", "decode/") for file in files)
+    return {name: json.loads(file.read_text()) for name, file in zip(names, files, strict=True)}
 
 
 def _row(name: str, counts: dict[str, int] | Counter[str]) -> str:
-    share = counts["killed"] / counts["drawn"]
-    cells = (counts["mutants"], counts["drawn"], f"{counts['killed']} ({share:.0%})")
+    share = counts["killed"] / counts["tested"]
+    cells = (counts["mutants"], counts["tested"], f"{counts['killed']} ({share:.0%})")
     return f"| {name} | {' | '.join(map(str, cells))} | {counts['survived']} |"
 
 
 def survivors_table() -> str:
     """Every mutant that survived, and why."""
-    run, explained = (
-        json.loads((RESULTS / "mutation.json").read_text()),
-        json.loads(EXPLAINED.read_text()),
-    )
-    reasons = {(one["module"], one["line"], one["change"]): one for one in explained}
+    explained = json.loads(EXPLAINED.read_text())
     lines = ["| where | change | why no test fails |", "| --- | --- | --- |"]
-    for name, module in run["modules"].items():
-        for one in module["survivors"]:
-            why = reasons.get((name, one["line"], one["change"]), {"why": "not explained yet"})
-            change = one["change"].replace("|", "\\|")
-            lines.append(f"| `{name}`, line {one['line']} | `{change}` | {why['why']} |")
+    for name, run in _mutations().items():
+        for mutant, outcome in run["outcomes"].items():
+            if not outcome:
+                place, _, change = mutant.partition(" ")
+                why = explained.get(name, {}).get(mutant, "not explained yet")
+                shown = change.replace("|", "\\|")
+                lines.append(f"| `{name}.py`, line {place.partition(':')[0]} | `{shown}` | {why} |")
     return "\n".join(lines)
 
 
