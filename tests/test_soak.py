@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent.parent / ".ci" / "proof"))
 
 import soak
 
-FORECASTS = 480
+FORECASTS = 240
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 EXPLAINED = HERE / "survivors.json"
+NOT_YET = "**Not measured yet.**"
 
 
 def tables() -> dict[str, str]:
@@ -25,6 +26,8 @@ def tables() -> dict[str, str]:
 def soak_table() -> str:
     """What a soak saw on each stack."""
     runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("soak_*.json"))]
+    if not runs:
+        return NOT_YET
     rows: dict[str, list[str]] = {}
 
     def row(what: str, found: str) -> None:
@@ -75,8 +78,9 @@ def mutation_table() -> str:
         total.update(counts)
         lines.append(_row(f"`{name}`", counts))
         legends.append(f"{run['device']}, torch {run['torch']}, {run['toto']}, {run['date']}")
-    if total:
-        lines.append(_row("all", total))
+    if not total:
+        return NOT_YET
+    lines.append(_row("all", total))
     return "\n".join([*lines, "", *[f"{one}." for one in dict.fromkeys(legends)]])
 
 
@@ -109,6 +113,8 @@ def survivors_table() -> str:
 
 def coverage_table() -> str:
     """Branches by room."""
+    if not (RESULTS / "coverage.json").exists():
+        return NOT_YET
     run = json.loads((RESULTS / "coverage.json").read_text())
     rooms: dict[str, list[int]] = {}
     for name, file in run["files"].items():
