@@ -51,7 +51,7 @@ disable_warnings = no-data-collected, module-not-measured, module-not-imported
 [paths]
 package =
     {package}
-    */site-packages/toto_compile_patch
+    */toto_compile_patch
 """
 
 

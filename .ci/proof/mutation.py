@@ -61,7 +61,6 @@ TESTS = {
     "registry": (
         "tests/test_apply_revert.py",
         "tests/test_private_names.py",
-        "tests/test_threads.py",
         "tests/test_carriers.py::test_a_carrier_that_comes_later_and_does_not_fit",
     ),
     "decode/scaling": ("tests/test_scaling.py", *_EQUALITY, *_OTHER_WAYS),
