@@ -35,9 +35,10 @@ def soak_table() -> str:
 
     for run in runs:
         row("", f"torch {run['torch']}, {run['toto']}")
-        row("forecasts, threads", f"{sum(_forecasts(run).values())}, {run['threads']}")
-        for what, count in run["counts"].items():
-            row(f"of these, {what}" if what in _forecasts(run) else what, str(count))
+        made = _forecasts(run)
+        row("forecasts, threads", f"{sum(made.values())}, {run['threads']}")
+        for what, count in sorted(run["counts"].items(), key=lambda one: one[0] not in made):
+            row(f"of these, {what}" if what in made else what, str(count))
         row("means that differ from upstream's", str(run["wrong"]))
         row("greatest difference, of what is allowed", f"{run['worst_mean']:.0%}")
         first, last = run["readings"][len(run["readings"]) // 3], run["readings"][-1]
