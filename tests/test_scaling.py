@@ -107,6 +107,21 @@ def test_types_stay(kind: type) -> None:
     assert {part.dtype for part in (*seen, *found)} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", [CausalStdMeanScaler, CausalPatchStdMeanScaler])
+def test_sums_are_made_in_float64(kind: type) -> None:
+    """A small spread about a great level is lost in 32 bits."""
+    series = (1e5 + 0.1 * walk(1, 1, 50 * PATCH)).float()
+    scaler, ones = scaler_of(kind), torch.ones_like(series)
+    context, patch = series.split([49 * PATCH, PATCH], dim=-1)
+    seen, state = scale_context(scaler, context, ones[..., : 49 * PATCH], PATCH)
+    found, _ = scale_patch(scaler, state, patch.unsqueeze(2))
+    values, _, scale = scaler(series, ones, ones)
+    torch.testing.assert_close(seen.values, values[..., : 49 * PATCH])
+    torch.testing.assert_close(found.values.squeeze(2), values[..., 49 * PATCH :])
+    last = scale[..., -PATCH:] if found.scale.shape[-1] == PATCH else scale[..., -1:]
+    torch.testing.assert_close(found.scale.squeeze(2), last)
+
+
 @pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
 def test_sums_by_products_are_prefix_sums(length: int) -> None:
     values = walk(2, 3, length)
