@@ -258,10 +258,12 @@ def proof_tables() -> dict[str, str]:
     import inputs
     import matrix
     import messages
+    import quality_tables
     import random_forecasts
     import release
 
     return {
+        **quality_tables.tables(),
         "faults": faults.table(),
         "inputs": inputs.table(),
         "matrix": matrix.table(),

@@ -145,6 +145,25 @@ def test_counting_chooses_what_searching_does() -> None:
     assert torch.equal(sampling.counted(logits, uniform), wanted.squeeze(-1))
 
 
+@pytest.mark.parametrize("chance", [0.0, 0.5])
+def test_a_component_without_probability_is_never_chosen(chance: float) -> None:
+    """Though a uniform number may be exactly the probability of those before it."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]], dtype=torch.float64)
+    uniform = torch.tensor([[chance]], dtype=torch.float64)
+    raw = torch.zeros(1, 4, 4, dtype=torch.float64)
+    raw[:, LOGIT], raw[:, LOC] = logits, torch.arange(4.0)
+    expected = 1 if chance == 0.0 else 3
+    assert sampling.chosen_components(raw, uniform)[1].item() == expected
+    assert sampling.counted(logits, uniform.squeeze(-1)).item() == expected
+
+
+def test_no_number_below_one_chooses_beyond_the_last_component() -> None:
+    raw = raw_mixture(24).double()
+    raw[0, LOGIT] = torch.linspace(0, -30, 24)
+    almost = torch.nextafter(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1).double())
+    assert sampling.chosen_components(raw, almost)[1].item() == raw[0, LOC, 23]
+
+
 def test_a_seed_gives_the_same_forecast_again() -> None:
     with toto_compile_patch.patched("fast_decode", fallback="error"):
         assert torch.equal(run(1), run(1))

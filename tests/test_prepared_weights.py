@@ -1,0 +1,138 @@
+"""What is prepared of a model: usual layers in a form of their own, unusual ones as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from toto.model.feed_forward import SwiGLU
+from toto_cases import PATCH, forecast, series, small_model, values
+
+import toto_compile_patch
+from toto_compile_patch.decode import weights
+from toto_compile_patch.decode.layer import ChunkedFeedForward, RMSNorm, UnchangedModule
+from toto_compile_patch.decode.linear import PackedLinear, PlainLinear
+from toto_compile_patch.decode.weights import WeightFormat, can_be_packed, prepared_weights
+
+EMBED_DIM, HIDDEN_DIM = 32, 64
+
+
+def layer_norms(layer: Any) -> None:
+    layer.norm1 = torch.nn.LayerNorm(EMBED_DIM)
+    layer.norm2 = torch.nn.LayerNorm(EMBED_DIM)
+
+
+def no_bias(layer: Any) -> None:
+    up = torch.nn.Linear(EMBED_DIM, 2 * HIDDEN_DIM, bias=False)
+    layer.mlp = torch.nn.Sequential(up, *list(layer.mlp)[1:])
+
+
+def no_dropout(layer: Any) -> None:
+    layer.mlp = torch.nn.Sequential(*list(layer.mlp)[:-1])
+
+
+def one_more(layer: Any) -> None:
+    up, gate, down, dropout = layer.mlp
+    more = torch.nn.Linear(EMBED_DIM, EMBED_DIM)
+    layer.mlp = torch.nn.Sequential(up, gate, down, more, dropout)
+
+
+def no_gate(layer: Any) -> None:
+    up, down = torch.nn.Linear(EMBED_DIM, HIDDEN_DIM), torch.nn.Linear(HIDDEN_DIM, EMBED_DIM)
+    layer.mlp = torch.nn.Sequential(up, torch.nn.Dropout(), down, torch.nn.Dropout())
+
+
+def nothing(layer: Any) -> None:
+    layer.mlp = torch.nn.Sequential()
+
+
+UNUSUAL = (layer_norms, no_bias, no_dropout, one_more, no_gate, nothing)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("change", UNUSUAL)
+def test_forecasts_of_unusual_layers_are_upstreams(
+    change: Callable[[Any], None], cached: bool
+) -> None:
+    model = small_model().model
+    for layer in model.transformer.layers[1:3]:
+        change(layer)
+    model = model.double().eval()
+    inputs = series(40, variates=2, dtype=torch.float64)
+    upstream = values(forecast(model, inputs, 3 * PATCH, use_kv_cache=cached))
+    with toto_compile_patch.patched("fast_decode", fallback="error"):
+        fast = values(forecast(model, inputs, 3 * PATCH, use_kv_cache=cached))
+    torch.testing.assert_close(fast, upstream, rtol=1e-9, atol=1e-9)
+
+
+def prepared_layers(model: Any, precision: str = "model") -> list[Any]:
+    toto_compile_patch.apply("fast_decode")
+    return [traceable.real for traceable in prepared_weights(model, precision).layers]
+
+
+def test_a_usual_layer_is_prepared_whole() -> None:
+    model = small_model().model
+    assert type(model.transformer.layers[0].mlp[1]) is SwiGLU
+    for layer in prepared_layers(model):
+        assert type(layer.feed_forward) is ChunkedFeedForward
+        assert type(layer.norm1) is type(layer.norm2) is RMSNorm
+
+
+@pytest.mark.parametrize("change", UNUSUAL)
+def test_an_unusual_part_is_left_as_it_is(change: Callable[[Any], None]) -> None:
+    model = small_model().model
+    change(model.transformer.layers[1])
+    usual, unusual, *_ = prepared_layers(model.eval())
+    assert UnchangedModule not in {type(part) for part in (usual.norm1, usual.feed_forward)}
+    part = unusual.norm1 if change is layer_norms else unusual.feed_forward
+    assert type(part) is UnchangedModule
+
+
+def test_layers_that_pass_on_keys_and_values_alone() -> None:
+    """The last one over time, and those over variates."""
+    layers = prepared_layers(small_model(num_layers=4, spacewise_every_n_layers=2).model)
+    assert [layer.over_time for layer in layers] == [True, False, True, False]
+    assert [layer.alone is not None for layer in layers] == [False, True, True, True]
+
+
+class TestPacking:
+    def test_a_model_of_32_bits_needs_no_instructions_for_16(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(weights, "_supports_bf16", lambda: False)
+        weight = torch.zeros(2, 2)
+        assert can_be_packed(weight)
+        assert not can_be_packed(weight, bf16=True)
+        assert not can_be_packed(weight.bfloat16())
+        monkeypatch.setattr(weights, "_supports_bf16", lambda: True)
+        assert can_be_packed(weight, bf16=True)
+        assert can_be_packed(weight.bfloat16())
+
+    def test_what_is_not_packed(self) -> None:
+        weight = torch.zeros(2, 2)
+        assert can_be_packed(weight)
+        assert not can_be_packed(weight.double())
+        assert not can_be_packed(weight.half())
+        assert not can_be_packed(weight.to("meta"))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not can_be_packed(weight)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not can_be_packed(weight)
+        assert can_be_packed(weight)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_a_format_makes_layers_of_its_kind(self, packed: bool, bf16: bool) -> None:
+        if packed and not can_be_packed(torch.zeros(2, 2), bf16):
+            pytest.skip("this processor packs no weights of 16 bits")
+        weight, bias = torch.randn(6, 4), torch.randn(6)
+        made = WeightFormat(packed, bf16).linear(weight, bias)
+        assert type(made) is (PackedLinear if packed else PlainLinear)
+        inputs = torch.randn(3, 4)
+        exact = torch.nn.functional.linear(inputs, weight, bias)
+        found = made.apply(inputs.bfloat16() if bf16 else inputs)
+        assert found.dtype is (torch.bfloat16 if bf16 else torch.float32)
+        allowed = 0.1 if bf16 else 1e-5
+        torch.testing.assert_close(found.float(), exact, rtol=allowed, atol=allowed)
