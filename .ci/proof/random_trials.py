@@ -371,11 +371,11 @@ def fast_draws(trial: Trial, r: Random) -> None:
     unit = unit + (theirs - level).abs().amax(-1, keepdim=True)
     # Where all samples are one number, a rounding must not decide which side's is the greater.
     noise = torch.Generator().manual_seed(trial.seed)
-    ours, theirs = (
+    drawn = (
         (part / unit + 1e-3 * torch.randn(part.shape, generator=noise)).flatten(0, -2).numpy()
         for part in (ours, theirs)
     )
-    chances = [float(stats.ks_2samp(*pair).pvalue) for pair in zip(ours, theirs, strict=True)]
+    chances = [float(stats.ks_2samp(*pair).pvalue) for pair in zip(*drawn, strict=True)]
     if min(chances) < SIGNIFICANCE / len(chances):
         trial.complaints.append(f"another distribution: p = {min(chances):.1g}")
 
