@@ -267,7 +267,7 @@ def proof_tables() -> dict[str, str]:
         "faults": faults.table(),
         "inputs": inputs.table(),
         "matrix": matrix.table(),
-        "matrix-short": matrix.sentence(),
+        "matrix-short": matrix.short_table(),
         "messages": messages.table(),
         "random": random_forecasts.table(),
         "release": release.table(),

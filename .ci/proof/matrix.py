@@ -1,4 +1,4 @@
-"""What the matrix of versions found (see noxfile.py), as a table and as a sentence."""
+"""What the matrix of versions found (see noxfile.py), as a long table and a short one."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ def table() -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", legend])
 
 
-def sentence() -> str:
-    """What was tested together, and whether it works: for the README."""
-    found = rows()
-    tested = []
-    for name in (*TOTO, "torch", "wrapt", "Python", "xformers"):
-        versions = {row["versions"][name] for row in found if name in row["versions"]}
-        tested.append(f"{name} {', '.join(sorted(versions, key=numbers))}")
-    failing = sum(row["failed"] > 0 for row in found)
-    outcome = f"tests fail in {failing} of them" if failing else "all tests pass in each"
-    last = max(row["date"] for row in found)
-    return f"{len(found)} combinations of {'; '.join(tested)}: {outcome} ({last})."
+def short_table() -> str:
+    """What was tested with each torch, and how many tests failed: for the README."""
+    by_torch: dict[str, list[dict[str, Any]]] = {}
+    for row in rows():
+        by_torch.setdefault(row["versions"]["torch"].partition("+")[0], []).append(row)
+    lines = ["| torch | Toto | wrapt | Python | tests that failed |", f"|{' --- |' * 5}"]
+    for torch, of_it in sorted(by_torch.items(), key=lambda item: numbers(item[0])):
+        cells = [torch, ", ".join(sorted({toto_of(row) for row in of_it}))]
+        for name in ("wrapt", "Python"):
+            versions = {row["versions"][name] for row in of_it}
+            cells.append(", ".join(sorted(versions, key=numbers)))
+        failed, passed = (sum(row[count] for row in of_it) for count in ("failed", "passed"))
+        lines.append(f"| {' | '.join(cells)} | {failed} of {failed + passed:,} |")
+    last = max(row["date"] for row in rows())
+    return "\n".join([*lines, "", f"{len(rows())} combinations, {last}."])
 
 
 def rows() -> list[dict[str, Any]]:
