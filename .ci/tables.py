@@ -236,6 +236,18 @@ def many_table(file: Path) -> str:
     return markdown(headings, rows, f"{legend}torch {run['torch']}, {run['date']}.")
 
 
+def shares_table(file: Path) -> str:
+    """What a forecast on a CPU spends its time on."""
+    run = json.loads(file.read_text())
+    kinds = list(next(iter(run["shares"].values()))["shares"])
+    rows = [
+        [name, *(f"{share:.1%}" for share in row["shares"].values())]
+        for name, row in run["shares"].items()
+    ]
+    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}."
+    return markdown(f"| workload, version | {' | '.join(kinds)} |", rows, legend)
+
+
 def files_table() -> str:
     """Files as people have them, and what is said of each."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -294,6 +306,7 @@ def tables() -> dict[str, str]:
         "many-cpu": many_table(RESULTS / "many_cpu.json"),
         "clients": clients_table(CLIENTS),
         "files": files_table(),
+        "shares-cpu": shares_table(RESULTS / "shares_cpu.json"),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
     found |= proof_tables()
