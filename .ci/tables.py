@@ -244,7 +244,7 @@ def shares_table(file: Path) -> str:
         [name, *(f"{share:.1%}" for share in row["shares"].values())]
         for name, row in run["shares"].items()
     ]
-    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}."
+    legend = f"{run['device']}, torch {run['torch']}, {run['date']}."
     return markdown(f"| workload, version | {' | '.join(kinds)} |", rows, legend)
 
 
