@@ -52,6 +52,11 @@ for megabytes in (0, 4, 16):
 """
 
 
+TOO_MANY = """
+limited(4000, inputs=series(40), prediction_length=48, num_samples=10**11,
+        samples_per_batch=10**11)
+"""
+
 AFTERWARDS = """
 expected = forecaster.forecast(series(40), 8).mean
 here = series(400, batch=600)
@@ -91,6 +96,7 @@ def run(code: str) -> list[str]:
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -111,6 +117,16 @@ class TestALimit:
 
     def test_what_cannot_be_made_smaller_is_said(self) -> None:
         assert run(CONTEXT) == ["memory"] * 3
+
+    @pytest.mark.fault(
+        injected="more samples than memory can hold",
+        where="a forecast",
+        observed="an error that names memory, at once, as upstream raises it",
+        afterwards="nothing was computed",
+    )
+    def test_there_must_be_room_for_the_samples(self) -> None:
+        """And not years of fewer samples at once."""
+        assert run(TOO_MANY) == ["memory"]
 
     @pytest.mark.fault(
         injected="a limit of memory, then none",

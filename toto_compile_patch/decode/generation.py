@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import torch
 
@@ -66,18 +67,29 @@ def generate(
         Means ``batch variate horizon``, or samples ``batch variate horizon samples``.
     """
     drawn = request.num_samples is not None
+    # Where there is no room for the samples, that is said before hours of making them.
+    samples = _room_for_samples(request) if drawn else None
     context = encode(model, request, checks, every_position=drawn and numbers is None)
     # Before anything is drawn.
     checks.forbid(NotFiniteError, context.layout.unflatten(context.hidden).isnan().any())
-    if not drawn:
+    if samples is None:
         mean = _decode(model, request, context, 1, Mean(model), checks)
         return mean.squeeze(2).to(request.inputs.dtype)
     if numbers is None:
-        paths = _drawn_as_upstream(model, request, context, checks)
+        chunks = _drawn_as_upstream(model, request, context, checks)
     else:
-        paths = _drawn(model, request, context, numbers.from_the_start(), checks)
-    samples = torch.cat(paths, dim=2).to(request.inputs.dtype)
-    return samples.transpose(2, 3).contiguous()
+        chunks = _drawn(model, request, context, numbers.from_the_start(), checks)
+    made = 0
+    for chunk in chunks:
+        samples[..., made : made + chunk.shape[2]] = chunk.transpose(2, 3)
+        made += chunk.shape[2]
+    return samples
+
+
+def _room_for_samples(request: Request) -> torch.Tensor:
+    """Memory for ``batch variate horizon samples``."""
+    batch, variates, _ = request.inputs.shape
+    return request.inputs.new_empty(batch, variates, request.horizon, request.num_samples or 0)
 
 
 def _drawn(
@@ -86,21 +98,18 @@ def _drawn(
     context: Context,
     numbers: RandomStream,
     checks: DeviceChecks,
-) -> list[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in chunks of as many as there is room for.
 
     Where windows are forecast together, there is to be as much room for each as if it were alone:
     the chunks decide in which order numbers are drawn.
     """
     at_once = samples_at_once(model.weights.settings, request, parts=numbers.windows)
-    paths: list[torch.Tensor] = []
     left = request.num_samples or 0
     while left:
         count = min(at_once, left)
         try:
-            paths.append(
-                _decode(model, request, context, count, Drawn(model, count, numbers), checks)
-            )
+            chunk = _decode(model, request, context, count, Drawn(model, count, numbers), checks)
         except (RuntimeError, MemoryError) as error:
             shared = count == 1 or numbers.windows > 1
             if shared or not out_of_memory(error) or capturing():
@@ -109,23 +118,21 @@ def _drawn(
             _logger.info("memory ran out: samples are decoded %d at a time", at_once)
         else:
             left -= count
-    return paths
+            yield chunk
 
 
 def _drawn_as_upstream(
     model: PreparedModel, request: Request, context: Context, checks: DeviceChecks
-) -> list[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in upstream's batches of them."""
     # Without time-wise layers nothing is ever cached.
     over_time = any(layer.real.over_time for layer in model.weights.layers)
     cached = request.use_kv_cache and over_time
     count = request.samples_per_batch
-    paths = []
     for _ in range((request.num_samples or 0) // count):
         draws = UpstreamDraws(model.backbone, context.prepended, sees_all=not cached)
         next_patch = DrawnAsUpstream(draws, count)
-        paths.append(_decode(model, request, context, count, next_patch, checks))
-    return paths
+        yield _decode(model, request, context, count, next_patch, checks)
 
 
 def samples_at_once(settings: ModelSettings, request: Request, *, parts: int = 1) -> int:
