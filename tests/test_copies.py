@@ -64,7 +64,9 @@ def mean(forecaster: TotoForecaster) -> torch.Tensor:
 SIDES = [("patched", "patched"), ("patched", "unpatched"), ("unpatched", "patched")]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"]
+)
 @pytest.mark.parametrize(("made", "used"), SIDES)
 @pytest.mark.parametrize("copied", ["copy", "cloudpickle"])
 @pytest.mark.fault(
