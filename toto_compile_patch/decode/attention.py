@@ -165,25 +165,31 @@ class LastPositionAttention:
 
 
 @dataclass(frozen=True)
-class SharedContextAttention:
+class _AttentionOfSamples:
     """Decode-step attention where a series has several samples.
 
     All of them read one copy of the context's keys and values, and each those of its own patches.
-    Takes and returns ``row embed_dim``; scores are ``batch variate head samples (context_len +
-    step + 1)``.
+    Takes and returns ``row embed_dim``.
 
     Attributes:
         heads: of the rows, whose ``n`` are the samples.
         context: keys and values, ``batch variate head context_len head_dim``.
-        suffix: keys and values, ``batch variate head samples max_patches head_dim``, of which the
-            first ``step + 1`` are read.
-        step: patches that the suffix holds already; this one is added.
+        suffix: keys and values of the samples' own patches, to which this one's are added.
+        step: patches that the suffix holds already.
     """
 
     heads: Heads
     context: KeysAndValues
     suffix: KeysAndValues
     step: int
+
+
+class SharedContextAttention(_AttentionOfSamples):
+    """The scores of context and own patches side by side: ``batch variate head samples
+    (context_len + step + 1)``.
+
+    The suffix is ``batch variate head samples max_patches head_dim``.
+    """
 
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -202,26 +208,13 @@ def has_log_sums(device: torch.device) -> bool:
     return device.type == "cpu" and not why_without(LOG_SUMS)
 
 
-@dataclass(frozen=True)
-class LogSumAttention:
-    """The same on a CPU, by torch's fused attention over the context, whose result and sum of
-    weights a sample's own patches are joined with.
+class LogSumAttention(_AttentionOfSamples):
+    """On a CPU: torch's fused attention over the context, whose result and sum of weights the
+    sample's own patches are joined with.
 
-    Takes and returns ``row embed_dim``.
-
-    Attributes:
-        heads: of the rows, whose ``n`` are the samples.
-        context: keys and values, ``batch variate head context_len head_dim``.
-        suffix: keys and values, ``max_patches batch variate samples head head_dim``, of which the
-            first ``step`` are read; this patch's are added if there is room, which there is if
-            anything will read them.
-        step: patches that the suffix holds already.
+    The suffix is ``max_patches batch variate samples head head_dim``; it needs no room for a patch
+    that no later one reads.
     """
-
-    heads: Heads
-    context: KeysAndValues
-    suffix: KeysAndValues
-    step: int
 
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
