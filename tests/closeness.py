@@ -125,8 +125,9 @@ def level_and_unit(call: Call, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
     count = weights.sum(-1, keepdim=True).clamp_min(1e-9)
     level = (weights * series).sum(-1, keepdim=True) / count
     variance = (weights * (series - level) ** 2).sum(-1, keepdim=True) / count
-    unit = largest * (variance + LEAST_VARIANCE / largest**2).sqrt()
-    level = largest * level
+    least = torch.tensor(LEAST_VARIANCE**0.5, dtype=series.dtype)
+    unit = (largest * variance.sqrt()).hypot(least).nan_to_num()
+    level = (largest * level).nan_to_num()
     if series.ndim == 2:
         level, unit = level.unsqueeze(0), unit.unsqueeze(0)
     return (level, unit) if axes == 3 else (level.unsqueeze(-1), unit.unsqueeze(-1))

@@ -47,7 +47,7 @@ def encode(
     series = request.inputs.to(at_least_float32(request.inputs.dtype))
     scaled, state = scale_context(backbone.scaler, series, request.padding_mask, patch_size)
     hidden = embed(backbone, scaled.values.unflatten(-1, (-1, patch_size)))
-    if not any(layer.real.over_time for layer in model.weights.layers):
+    if not model.weights.attend_over_time:
         # Nothing carries it on to the last position, and upstream's distributions look at all.
         checks.forbid(NotFiniteError, ~hidden.isfinite().all())
     groups = variate_groups(request, patch_size, checks)

@@ -125,9 +125,8 @@ def _drawn_as_upstream(
     model: PreparedModel, request: Request, context: Context, checks: DeviceChecks
 ) -> Iterator[torch.Tensor]:
     """All samples, ``batch variate samples horizon``, in upstream's batches of them."""
-    # Without time-wise layers nothing is ever cached.
-    over_time = any(layer.real.over_time for layer in model.weights.layers)
-    cached = request.use_kv_cache and over_time
+    # Without layers over time nothing is ever cached.
+    cached = request.use_kv_cache and model.weights.attend_over_time
     count = request.samples_per_batch
     for _ in range((request.num_samples or 0) // count):
         draws = UpstreamDraws(model.backbone, context.prepended, sees_all=not cached)

@@ -151,6 +151,11 @@ class Weights:
     held: tuple[torch.Tensor, ...] = field(repr=False)
     number: int = field(default_factory=itertools.count().__next__)
 
+    @property
+    def attend_over_time(self) -> bool:
+        """Whether any layer carries what is at one position to later ones."""
+        return any(layer.real.over_time for layer in self.layers)
+
 
 def _identity(parts: ModelParts, copied: Sequence[torch.Tensor]) -> tuple[Any, ...]:
     """What tells of other tensors, or of a weight that torch changed, by no value.

@@ -40,7 +40,10 @@ class HostIndexed:
         self._layer_cache_map: list[int] = [0] * self.num_layers
         for cache_idx, layer_idx in enumerate(time_layers):
             self._layer_cache_map[layer_idx] = cache_idx
-        self._seq_dim = 1 if self.use_memory_efficient_attention else 2
+
+    @property
+    def _seq_dim(self: Any) -> int:
+        return 1 if self.use_memory_efficient_attention else 2
 
     @skip_frame
     def __getitem__(self: Any, layer_idx: int) -> tuple[Any, Any]:
@@ -89,7 +92,6 @@ class HostIndexed:
         for name in ("_current_idx", "_layer_cache_map"):
             if isinstance(state[name], torch.Tensor):
                 setattr(self, name, state[name].tolist())
-        self._seq_dim = 1 if self.use_memory_efficient_attention else 2
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled by the carrier's name: its class is made in each process, and no module's."""
