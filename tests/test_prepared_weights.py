@@ -90,11 +90,22 @@ def test_an_unusual_part_is_left_as_it_is(change: Callable[[Any], None]) -> None
     assert type(part) is UnchangedModule
 
 
-def test_layers_that_pass_on_keys_and_values_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["packed", "plain"])
+def test_layers_that_pass_on_keys_and_values_alone(dtype: torch.dtype) -> None:
     """The last one over time, and those over variates."""
-    layers = prepared_layers(small_model(num_layers=4, spacewise_every_n_layers=2).model)
+    model = small_model(num_layers=4, spacewise_every_n_layers=2).model.to(dtype)
+    layers = prepared_layers(model)
     assert [layer.over_time for layer in layers] == [True, False, True, False]
     assert [layer.alone is not None for layer in layers] == [False, True, True, True]
+
+
+def test_what_is_prepared_goes_when_it_is_to_be_refreshed() -> None:
+    """Though nothing has changed that could be seen."""
+    model, other = small_model().model, small_model().model
+    (first, *_), (of_other, *_) = prepared_layers(model), prepared_layers(other)
+    toto_compile_patch.refresh(model)
+    assert prepared_layers(model)[0] is not first
+    assert prepared_layers(other)[0] is of_other
 
 
 class TestPacking:
@@ -136,3 +147,11 @@ class TestPacking:
         assert found.dtype is (torch.bfloat16 if bf16 else torch.float32)
         allowed = 0.1 if bf16 else 1e-5
         torch.testing.assert_close(found.float(), exact, rtol=allowed, atol=allowed)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_heads_are_ordered_where_they_are_copied_anyway(self, packed: bool, bf16: bool) -> None:
+        if packed and not can_be_packed(torch.zeros(2, 2), bf16):
+            pytest.skip("this processor packs no weights of 16 bits")
+        made = WeightFormat(packed, bf16).heads(torch.randn(12, 4), torch.randn(12), 2, 2)
+        assert made.heads_first is (packed or bf16)
