@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each compute with all cores wait for one another at every operator. Before torch
@@ -20,6 +21,12 @@ import toto_compile_patch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", type=int, default=320, help="random models to compare")
     parser.addoption("--edits", type=int, default=5, help="random edits of weights, of each kind")
+
+
+def pytest_configure() -> None:
+    # Whoever runs tests in the background has told them, and what they start, to ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -157,6 +157,8 @@ class Interrupter:
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Whether the call ended undisturbed."""
+        # That of a measurement of coverage, if there is one.
+        before = sys.gettrace()
         sys.settrace(self._enter)
         try:
             call()
@@ -164,7 +166,7 @@ class Interrupter:
             return False
         finally:
             sys.setprofile(None)
-            sys.settrace(None)
+            sys.settrace(before)
         return True
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:

@@ -25,10 +25,7 @@ PATIENCE = 300.0
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it.
-
-    Whoever runs the tests in the background has told them to ignore interrupts.
-    """
+    """A command in a process group of its own, as a shell starts it."""
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *arguments],
@@ -38,7 +35,6 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
