@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -248,6 +248,23 @@ def shares_table(file: Path) -> str:
     return markdown(f"| workload, version | {' | '.join(kinds)} |", rows, legend)
 
 
+def versions_table(file: Path) -> str:
+    """Seconds and memory of this version and of one before."""
+    run = json.loads(file.read_text())
+    rows, names = [], list[str]()
+    for name, row in run["workloads"].items():
+        names, (low, _, high) = row["versions"], quantiles(row["ratios"], n=4)
+        seconds = [f"{one:.3g} s" for one in row["seconds"]]
+        peaks = [f"{one / 1e3:.2f} GB" for one in row["peak_mb"]]
+        rows.append([name, *seconds, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", *peaks])
+    before, after = names
+    headings = (
+        f"| workload, runtime | {before} | {after} | ratio | peak, {before} | peak, {after} |"
+    )
+    legend = f"{run['device']}, torch {run['torch']}, {run['date']}."
+    return markdown(headings, rows, legend)
+
+
 def files_table() -> str:
     """Files as people have them, and what is said of each."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -307,6 +324,7 @@ def tables() -> dict[str, str]:
         "clients": clients_table(CLIENTS),
         "files": files_table(),
         "shares-cpu": shares_table(RESULTS / "shares_cpu.json"),
+        "versions-cpu": versions_table(RESULTS / "versions_cpu.json"),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }
     found |= proof_tables()

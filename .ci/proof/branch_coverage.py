@@ -3,6 +3,7 @@
 
     python .ci/proof/branch_coverage.py                           the fast tests, and some slow ones
     python .ci/proof/branch_coverage.py --data FOLDER tests/test_many.py     these; runs add up
+    python .ci/proof/branch_coverage.py --data FOLDER -- -n 2 -m slow        pytest's own options
     python .ci/proof/branch_coverage.py --data FOLDER --report    what the runs found so far
 
 Processes that tests start count too: commands, workers, forks. coverage is installed into a virtual
@@ -32,11 +33,42 @@ ROOT = HERE.parents[1]
 PACKAGE = ROOT / "toto_compile_patch"
 RESULTS = HERE / "results" / "coverage.json"
 
-SLOW: tuple[str, ...] = ()
+SLOW = (
+    "tests/test_ab.py::test_a_comparison_from_end_to_end",
+    "tests/test_bench.py::test_a_small_workload_is_measured_on_both_sides",
+    "tests/test_bench.py::test_what_upstream_cannot_do_is_said",
+    "tests/test_doctor.py::test_a_compiled_backtest_of_upstreams",
+    "tests/test_interrupted_commands.py::test_a_side_of_ab_that_is_killed",
+)
 """Slow tests that take branches which no fast test takes."""
 
-GPU_ALONE: dict[str, tuple[str, ...]] = {}
+GPU_ALONE: dict[str, tuple[str, ...]] = {
+    "decode/recorder.py": (
+        "_CudaGraph.replay",
+        "CudaRecorder.why_not",
+        "CudaRecorder.record",
+        "CudaRecorder._stream",
+        "CudaRecorder._pool",
+        "CudaRecorder._give_up",
+        "_end_by_hand",
+        "_autocast_without_cache",
+        "_nothing_collected",
+    ),
+}
 """Of each file, the functions that nothing but a GPU can run."""
+
+SHOWS_COVERAGE = (
+    "tests/test_import_hook.py::test_the_package_imports_nothing_heavy",
+    *(
+        f"tests/test_run_command.py::test_it_runs_as_if_alone[{command}]"
+        for command in (
+            "processes.py --start spawn 1 2",
+            "processes.py --start spawn 1 13",
+            "-m processes --start spawn 1 13",
+        )
+    ),
+)
+"""Tests of all that a process imports or prints, among which is what coverage does there."""
 
 _CONFIGURATION = """\
 [run]
@@ -64,11 +96,12 @@ def main() -> int:
         configuration.write_text(_CONFIGURATION.format(data=data, package=PACKAGE))
         coverage = (str(python), "-m", "coverage")
         settings = f"--rcfile={configuration}"
+        left_out = [f"--deselect={test}" for test in SHOWS_COVERAGE]
         failed = False
         if not options.report:
             for tests in [options.tests] if options.tests else [["-m", "not slow"], [*SLOW]]:
                 if tests:
-                    command = [*coverage, "run", settings, "-m", "pytest", "-q", *tests]
+                    command = [*coverage, "run", settings, "-m", "pytest", "-q", *left_out, *tests]
                     failed |= bool(subprocess.run(command, cwd=ROOT, env=_environ()).returncode)
         if options.report or not options.data:
             found = Path(folder, "found.json")
