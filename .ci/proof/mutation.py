@@ -4,6 +4,7 @@
     python .ci/proof/mutation.py                     a sample of each module's mutants
     python .ci/proof/mutation.py --draw 1000000      all of them
     python .ci/proof/mutation.py --survivors         those that survived, with today's tests
+    python .ci/proof/mutation.py --trials 300        by random_forecasts.py; nothing is kept
 
 A mutant is killed if one of its module's tests fails, or computes far longer than without the
 fault. Each has a process of its own, forked from one that has imported torch and upstream but not
@@ -21,6 +22,7 @@ import os
 import random
 import re
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
@@ -106,7 +108,8 @@ def main() -> int:
         copy = _copy_of_the_repository(Path(folder))
         for module in modules:
             _judge(module, options, facts, copy)
-    print(mutation_table())
+    if not options.trials:
+        print(mutation_table())
     return 0
 
 
@@ -122,6 +125,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--survivors", action="store_true", help="only those that survived the last time"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=0, help="let random forecasts judge, so many of them"
     )
     return parser.parse_args()
 
@@ -155,25 +161,29 @@ def _judge(module: str, options: argparse.Namespace, facts: dict[str, str], copy
     file = copy / PACKAGE / f"{module}.py"
     source = file.read_text()
     possible = mutants(source)
-    known = _known(module, source)
+    known = {} if options.trials else _known(module, source)
     drawn = random.Random(options.seed).sample(possible, len(possible))[: options.draw]
     if options.survivors:
         wanted = [one for one in possible if known.get(one.name) == ""]
     else:
         wanted = [one for one in drawn if one.name not in known]
-    untouched, seconds = _outcome(module, copy, options.cases, limit=900)
+    untouched, seconds = _outcome(module, copy, options, limit=900)
     if untouched:
         sys.exit(f"error: without any fault, {untouched} fails for {module}")
     print(f"{module}: {len(wanted)} mutants, {seconds:.0f} s without a fault", flush=True)
     limit = int(20 + _PATIENCE * seconds)
     for mutant in wanted:
         _write(file, mutant.source)
-        known[mutant.name], seconds = _outcome(module, copy, options.cases, limit)
+        known[mutant.name], seconds = _outcome(module, copy, options, limit)
         print(f"{seconds:5.1f} s  {mutant.name}  {known[mutant.name] or 'SURVIVED'}", flush=True)
+        if options.trials:
+            continue
         kept = {**facts, "seed": options.seed, "possible": len(possible), "code": _digest(source)}
         kept["outcomes"] = {one.name: known[one.name] for one in possible if one.name in known}
         _file_of(module).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     _write(file, source)
+    if options.trials:
+        print(f"{module}: {sum(map(bool, known.values()))} of {len(wanted)} were noticed")
 
 
 def _file_of(module: str) -> Path:
@@ -198,7 +208,7 @@ def _write(file: Path, source: str) -> None:
     os.utime(file, (seconds, seconds))
 
 
-def _outcome(module: str, copy: Path, cases: int, limit: int) -> tuple[str, float]:
+def _outcome(module: str, copy: Path, options: argparse.Namespace, limit: int) -> tuple[str, float]:
     """Run a module's tests in a fork, which may take so many seconds of the processor's time.
 
     Returns:
@@ -207,20 +217,20 @@ def _outcome(module: str, copy: Path, cases: int, limit: int) -> tuple[str, floa
     log = copy / "log"
     child = os.fork()
     if not child:
-        _test(module, copy, cases, limit, log)
+        _test(module, copy, options, limit, log)
     _, status, used = os.wait4(child, 0)
     seconds = used.ru_utime + used.ru_stime
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return "", seconds
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", log.read_text(), re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR|MISMATCH in) (\S+ ?\d*)", log.read_text(), re.MULTILINE)
     if failed:
         return failed[1], seconds
     return "the clock" if code < 0 or "Timeout" in log.read_text() else "the import", seconds
 
 
-def _test(module: str, copy: Path, cases: int, limit: int, log: Path) -> NoReturn:
-    """In a fork: the tests of a module, until the first that fails."""
+def _test(module: str, copy: Path, options: argparse.Namespace, limit: int, log: Path) -> NoReturn:
+    """In a fork: the tests of a module, until the first that fails; or random forecasts."""
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
@@ -231,11 +241,11 @@ def _test(module: str, copy: Path, cases: int, limit: int, log: Path) -> NoRetur
         sys.path.insert(0, str(copy))
         # Processes that tests start shall find the mutant too.
         os.environ |= {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        import pytest
-
-        options = ["-x", "-q", "-m", "not slow", "--tb", "line", "--cases", str(cases)]
-        options += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout-method", "thread"]
-        code = int(pytest.main([*options, *TESTS[module]]))
+        if options.trials:
+            sys.argv[1:] = ["--most", str(options.trials)]
+            code = runpy.run_path(str(copy / ".ci/proof/random_forecasts.py"))["main"]()
+        else:
+            code = _pytest(module, options.cases)
         tested = str(getattr(sys.modules.get(PACKAGE), "__file__", copy))
         assert tested.startswith(str(copy)), f"{tested} was tested in place of the copy"
     except BaseException:
@@ -245,6 +255,14 @@ def _test(module: str, copy: Path, cases: int, limit: int, log: Path) -> NoRetur
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _pytest(module: str, cases: int) -> int:
+    import pytest
+
+    options = ["-x", "-q", "-m", "not slow", "--tb", "line", "--cases", str(cases)]
+    options += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout-method", "thread"]
+    return int(pytest.main([*options, *TESTS[module]]))
 
 
 def _facts() -> dict[str, str]:

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Does this version forecast faster than another one, and in no more memory?
+
+    git worktree add ../before v0.8.0
+    python .ci/evidence/two_versions.py ../before [--workload W1,W4] [--runtime eager,compile]
+
+Each version has a process of its own for each workload; they take turns. The ratio is this
+version's seconds over the other's in the same round, the median of the rounds, after a warm-up:
+below 1, this one is faster. Random weights, the architecture of Toto-Open-Base-1.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+WORKER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch, toto_compile_patch
+from toto_compile_patch.tools import bench, machine, models
+from toto_compile_patch.tools.workloads import WORKLOADS
+
+load, device = WORKLOADS[sys.argv[1]], torch.device("cpu")
+model = bench.base_model(device, torch.float32)
+side = bench.Side(models.toto_ts().TotoForecaster(model), {"runtime": sys.argv[2]})
+trial = bench.Trial(side, load, bench.series(load, device, torch.float32))
+for _ in range(2):
+    trial.forecast()
+print(json.dumps(toto_compile_patch.__version__), flush=True)
+for _ in sys.stdin:
+    trial.take_turn()
+    print(json.dumps([trial.wall[-1], machine.peak_bytes(device)]), flush=True)
+"""
+
+
+class Version:
+    """A process in which one version forecasts a workload when it is asked to."""
+
+    def __init__(self, tree: Path, workload: str, runtime: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, workload, runtime],
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            cwd=tree,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.name: str = self._answer()
+
+    def turn(self) -> tuple[float, int]:
+        """Seconds of a forecast, and the most bytes that the process has held so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        seconds, peak = self._answer()
+        return seconds, peak
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            sys.exit(f"error: the process of {self._process.args!r} ended")
+        return json.loads(line)
+
+
+def main() -> None:
+    """Measure, print a table, and write the figures where they are wanted."""
+    options = _parse()
+    sys.path.insert(0, str(ROOT))
+    from toto_compile_patch.tools import machine
+    from toto_compile_patch.tools.workloads import chosen
+
+    rows: dict[str, Any] = {}
+    facts = machine.facts("cpu")
+    for runtime in options.runtime.split(","):
+        for workload in chosen(options.workload.split(",")):
+            stolen = machine.read_stolen()
+            row = measured(options.other.resolve(), workload, runtime, options.rounds)
+            rows[f"{workload}, {runtime}"] = {**row, "stolen": machine.stolen_since(stolen)}
+            print(in_words(f"{workload}, {runtime}", row), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps({**facts, "workloads": rows}, indent=1) + "\n")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("other", type=Path, help="folder of the other version's repository")
+    parser.add_argument(
+        "--workload", default="W1,W2,W3,W4,W6,W8,W9,WM,WL,WG", help="names, between commas"
+    )
+    parser.add_argument("--runtime", default="eager", help="eager, compile, or both with a comma")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each version (9)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    return parser.parse_args()
+
+
+def measured(other: Path, workload: str, runtime: str, rounds: int) -> dict[str, Any]:
+    """Seconds, ratios and peak memory of both versions of a workload."""
+    versions = [Version(tree, workload, runtime) for tree in (other, ROOT)]
+    turns = [
+        [version.turn() for version in (versions if number % 2 else versions[::-1])]
+        for number in range(rounds)
+    ]
+    for version in versions:
+        version.end()
+    pairs = [turn if number % 2 else turn[::-1] for number, turn in enumerate(turns)]
+    ratios = [ours[0] / theirs[0] for theirs, ours in pairs]
+    theirs, ours = zip(*pairs, strict=True)
+    return {
+        "versions": [version.name for version in versions],
+        "seconds": [median(seconds for seconds, _ in turns) for turns in (theirs, ours)],
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "peak_mb": [turns[-1][1] / 1e6 for turns in (theirs, ours)],
+    }
+
+
+def in_words(name: str, row: dict[str, Any]) -> str:
+    """A line about a workload."""
+    low, _, high = quantiles(row["ratios"], n=4)
+    sides = [
+        f"{version} {seconds:.3g} s, {peak:.0f} MB"
+        for version, seconds, peak in zip(
+            row["versions"], row["seconds"], row["peak_mb"], strict=True
+        )
+    ]
+    return f"{name}: {'; '.join(sides)}; ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()
