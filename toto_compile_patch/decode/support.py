@@ -224,7 +224,8 @@ def _other_weights(backbone: Any, weights: list[torch.nn.Parameter]) -> Refusal 
             reason = "the weights are not all on one device and of one type"
             return Refusal(reason, "convert them: forecaster.model.to(device, dtype)")
     if first.is_meta or not first.is_floating_point():
-        return Refusal("the weights are not floating-point numbers")
+        reason = "the weights are not floating-point numbers, or have no values (device meta)"
+        return Refusal(reason, "load them as floating-point numbers: Toto.load_from_checkpoint()")
     return None
 
 
