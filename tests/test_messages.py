@@ -53,7 +53,11 @@ FILES: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "no year.csv": (csv(), {"time_format": "%d.%m."}, "names no year: write it as"),
     "no form.csv": (csv(), {"time_format": "%Y-%Q"}, "is no form of times: write it as"),
     "nameless item.csv": (csv(), {"item": "a"}, "name the column of --item a with --id"),
-    "other item.csv": (of_items("a"), {"item": "b"}, "has no --item b in column 'item_id': it has"),
+    "other item.csv": (
+        of_items("a"),
+        {"item": "b"},
+        "in column 'item_id': choose one that is there: a",
+    ),
     "picture.csv": (bytes(range(256)) * 20, {}, "save it as CSV in UTF-8"),
     "spaces.csv": (csv().replace(b",", b"  "), {}, "separate the cells by commas"),
     "cut.csv.gz": (gzip.compress(csv())[:-40], {}, "fetch it again"),
@@ -315,6 +319,17 @@ def test_of_a_model_that_is_none(
     assert "give a Hugging Face id that can be reached, or the directory of a checkpoint" in line
 
 
+@pytest.mark.slow
+def test_of_a_start_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert cli.main(["start"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("start: error: the forecast failed: first_forecasts: ")
+    assert "no-such-compiler" in line
+
+
 def test_of_a_side_that_cannot_begin_and_a_report_that_cannot_be_drawn(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,9 +376,9 @@ def mixed(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (other_weight, "unembed.weight is a Mine"),
+        (other_weight, "unembed.weight is a Mine, not a dense torch.nn.Parameter"),
         (other_axis, "the scaler does not scale along the last axis"),
-        (overlapping, "patches overlap"),
+        (overlapping, "the model's patches overlap"),
         (other_patches, "the scaler's patches are not the model's"),
         (other_rotary, "the rotary embedding is not upstream's"),
         (mixed, "convert them: forecaster.model.to(device, dtype)"),
