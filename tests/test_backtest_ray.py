@@ -219,13 +219,15 @@ sys.exit(cli.main(["backtest", *sys.argv[1:]]))
     injected="no worker can begin",
     where="backtest on Ray",
     observed="one line, exit code 2",
-    afterwards="nothing is begun",
+    afterwards="no part is there",
 )
 def test_workers_of_which_none_can_begin_end_the_run(whole: Path, tmp_path: Path) -> None:
     done = with_other_workers(LOST, tmp_path, whole)
     assert done.returncode == 2
-    assert "worker after worker is lost" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    line = done.stderr.splitlines()[-1]
+    assert "worker after worker is lost" in line
+    assert "\x1b" not in line
+    assert not parts(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
