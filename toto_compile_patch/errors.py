@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
