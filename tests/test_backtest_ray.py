@@ -162,6 +162,16 @@ def test_a_model_that_is_none_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def with_other_workers(program: str, folder: Path, whole: Path) -> subprocess.CompletedProcess[str]:
+    """A run of a program that puts a class of its own in the place of the workers'."""
+    (folder / "program.py").write_text(program)
+    given = map(str, (*arguments(whole), "--output", folder / "out", *ON_RAY))
+    command = [sys.executable, "-W", "ignore", str(folder / "program.py"), *given]
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+
 DEADLY = """
 import os, sys
 from toto_compile_patch.tools import cli
@@ -185,15 +195,59 @@ sys.exit(cli.main(["backtest", *sys.argv[1:]]))
     afterwards="the parts before it are there",
 )
 def test_a_part_that_kills_worker_after_worker_ends_the_run(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "deadly.py").write_text(DEADLY)
-    given = map(str, (*arguments(whole), "--output", tmp_path / "out", *ON_RAY))
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "deadly.py"), *given]
-    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environ = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    done = with_other_workers(DEADLY, tmp_path, whole)
     assert done.returncode == 2
     assert "workers died over part 3" in done.stderr.splitlines()[-1]
     assert {f"part-{i:06d}.parquet" for i in range(3)} <= set(parts(tmp_path / "out"))
+
+
+LOST = """
+import sys
+from toto_compile_patch.tools import cli
+from toto_compile_patch.tools.backtest import engine_ray
+
+class Lost(engine_ray.Worker):
+    def __init__(self, *arguments):
+        raise OSError("no such disk")
+
+engine_ray.Worker = Lost
+sys.exit(cli.main(["backtest", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.fault(
+    injected="no worker can begin",
+    where="backtest on Ray",
+    observed="one line, exit code 2",
+    afterwards="no part is there",
+)
+def test_workers_of_which_none_can_begin_end_the_run(whole: Path, tmp_path: Path) -> None:
+    done = with_other_workers(LOST, tmp_path, whole)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "worker after worker is lost" in line
+    assert "\x1b" not in line
+    assert not parts(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--cpus-per-worker", 1000), "no room for 1 worker of 1000 CPUs and 0 GPUs: ask for no"),
+        (("--address", "auto"), "no Ray cluster at --address auto (ConnectionError"),
+    ],
+)
+def test_what_ray_has_not_is_one_line(
+    more: tuple[object, ...], says: str, whole: Path, tmp_path: Path
+) -> None:
+    # Where no cluster has left its address.
+    environ = {**QUIET, "RAY_TMPDIR": str(tmp_path)} if "auto" in more else QUIET
+    given = (*arguments(whole), "--output", tmp_path / "out", "--engine", "ray", *more)
+    process = start(*given, environ=environ)
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert says in error.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_address_where_nothing_is_gets_one_clear_line(whole: Path, tmp_path: Path) -> None:

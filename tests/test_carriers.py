@@ -399,6 +399,33 @@ def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
         assert state.endswith("not reached|another model")
 
 
+OTHER_TOTO = """
+import toto_compile_patch as p
+try:
+    p.apply()
+except p.UnsupportedTotoError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("instead", "says"),
+    [
+        ("import torch\ntorch.no_such_thing\n", "has no attribute 'no_such_thing'"),
+        ("class TotoForecaster: ...\n", "the modules of toto have no TotoBackbone"),
+    ],
+)
+def test_a_toto_that_is_none(instead: str, says: str, tmp_path: Path) -> None:
+    for package in ("toto", "toto/inference", "toto/model"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "toto" / "inference" / "forecaster.py").write_text(instead)
+    (tmp_path / "toto" / "model" / "toto.py").write_text("class Toto: ...\n")
+    said = done(python(OTHER_TOTO, tmp_path))
+    assert says in said
+    assert "toto_compile_patch fingerprints` lists what differs" in said
+
+
 def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
     (tmp_path / "toto2").mkdir()
     (tmp_path / "toto2" / "__init__.py").write_text("from .model import Toto2Model\n")

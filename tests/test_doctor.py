@@ -360,6 +360,32 @@ def test_other_traps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(report, "has not been tested; 3.10, 3.11, 3.12, 3.13")["level"] == "note"
 
 
+def test_a_patch_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from toto.model.transformer import TransformerLayer
+
+    monkeypatch.setattr(TransformerLayer, "forward", lambda self, *args: None)
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_STRICT", "0")
+    found = environment.examine_environment()
+    left_out = [one for one in problems(found.findings) if "is unavailable" in one.what]
+    assert [one.what.split()[1] for one in left_out] == ["positional_embedding", "fast_decode"]
+    for one in left_out:
+        assert "TransformerLayer.forward" in one.what
+        assert "or take out what replaced it" in one.cure
+
+
+def test_another_runtime_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_RUNTIME", "cudagraph")
+    finding = told(environment.examine_environment().as_json(), "on cpu was made in runtime eager")
+    assert finding["level"] == "note"
+
+
+def test_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_cuda", lambda: "12.6, one device")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    finding = told(environment.examine_environment().as_json(), "There is no Triton")
+    assert (finding["level"], finding["cure"]) == ("trap", "pip install triton")
+
+
 WITHOUT = """\
 import sys
 for name in {names!r}:
@@ -604,6 +630,15 @@ def test_how_a_script_may_end(tmp_path: Path, code: str, exit_code: int, says: s
     assert found.healthy == (code == "raise SystemExit")
     next_step = "show the doctor a script that forecasts" if found.healthy else "In the way"
     assert next_step in found.last_word
+
+
+def test_a_toto_whose_forecasts_cannot_be_counted(tmp_path: Path) -> None:
+    for package in ("toto", "toto/inference"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "toto" / "inference" / "forecaster.py").write_text("class TotoForecaster: ...\n")
+    report = examined(tmp_path, "import toto.inference.forecaster\n")
+    assert told(report, "could not be counted")["level"] == "note"
 
 
 def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:

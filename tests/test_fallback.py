@@ -355,6 +355,7 @@ class TestWhatIsSaid:
         single = TotoForecaster(small_model(num_layers=1, spacewise_every_n_layers=-1).model)
         gap = series(40)
         gap.series[0, 3] = torch.nan
+        part = series(41, batch=1)
 
         def call() -> None:
             with pytest.raises(TypeError):
@@ -366,6 +367,10 @@ class TestWhatIsSaid:
             assert caught.value.__context__ is None
             with pytest.raises(IndexError):
                 single.forecast(series(40), 8)
+            with pytest.raises(AssertionError, match="divisible"):
+                forecaster.generate_mean(
+                    part.series, 8, part.timestamp_seconds, part.time_interval_seconds
+                )
 
         assert not said(call)
         toto_compile_patch.apply("fast_decode", fallback="error")

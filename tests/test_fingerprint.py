@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -137,6 +138,14 @@ def test_the_command_names_the_definition_that_was_edited(
 def test_the_command_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fingerprints", "no/such/folder"]) == 2
     assert capsys.readouterr().err.startswith("fingerprints: error: no folder")
+
+
+def test_the_command_wants_a_folder_where_toto_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "toto", None)
+    assert main(["fingerprints"]) == 2
+    assert "pip install toto-ts, or give a package's FOLDER" in capsys.readouterr().err
 
 
 def test_all_that_is_replaced_or_relied_on_has_its_line() -> None:

@@ -114,16 +114,17 @@ def test_ab_while_its_sides_forecast(tmp_path: Path) -> None:
 
 
 @needs_proc
+@pytest.mark.parametrize("seconds", [0, 5], ids=["as it loads", "as it forecasts"])
 @pytest.mark.fault(
     injected="SIGKILL",
     where="a side of ab",
     observed="one line that says what to do, exit code 1",
     afterwards="no process and no file is left",
 )
-def test_a_side_of_ab_that_is_killed(tmp_path: Path) -> None:
+def test_a_side_of_ab_that_is_killed(seconds: float, tmp_path: Path) -> None:
     process = start(tmp_path, "-m", "toto_compile_patch", *AB.split())
     wait_until(lambda: len(processes_of(process.pid)) == 4, process)
-    time.sleep(5)
+    time.sleep(seconds)
     # As a kernel without memory kills the largest; the last one that was started is a side.
     os.kill(max(processes_of(process.pid)), signal.SIGKILL)
     _, error = process.communicate(timeout=PATIENCE)

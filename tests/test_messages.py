@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from toto.inference.forecaster import TotoForecaster
+from toto.model.transformer import TransformerLayer
 from toto_cases import PATCH, series, small_model
 
 import toto_compile_patch
@@ -48,7 +53,11 @@ FILES: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "no year.csv": (csv(), {"time_format": "%d.%m."}, "names no year: write it as"),
     "no form.csv": (csv(), {"time_format": "%Y-%Q"}, "is no form of times: write it as"),
     "nameless item.csv": (csv(), {"item": "a"}, "name the column of --item a with --id"),
-    "other item.csv": (of_items("a"), {"item": "b"}, "has no --item b in column 'item_id': it has"),
+    "other item.csv": (
+        of_items("a"),
+        {"item": "b"},
+        "in column 'item_id': choose one that is there: a",
+    ),
     "picture.csv": (bytes(range(256)) * 20, {}, "save it as CSV in UTF-8"),
     "spaces.csv": (csv().replace(b",", b"  "), {}, "separate the cells by commas"),
     "cut.csv.gz": (gzip.compress(csv())[:-40], {}, "fetch it again"),
@@ -57,6 +66,13 @@ FILES: dict[str, tuple[bytes, dict[str, Any], str]] = {
         {},
         "but not all of it: save it in UTF-8",
     ),
+    "open.csv": (csv(row20='2024-01-01 20:00:00,"5'), {}, "close the quotation mark"),
+    "open and long.csv": (
+        csv(row20='2024-01-01 20:00:00,"5') + b"5\n" * 100_000,
+        {},
+        "close the quotation mark",
+    ),
+    "more.csv": (csv(row50="2024-01-03 02:00:00,5,6"), {}, "name every column there"),
 }
 
 
@@ -70,6 +86,25 @@ def test_of_a_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_series(path, columns, Wanted(**given), item)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "says"),
+    [
+        ("a.parquet", "pyarrow", "a.parquet without pyarrow: pip install pyarrow"),
+        ("a.csv.zst", "zstandard", "install what that names, or give a plain file"),
+    ],
+)
+def test_of_a_file_that_takes_another_package(
+    name: str, missing: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(csv())
+    for module in [missing, *(one for one in sys.modules if one.startswith(f"{missing}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError) as caught:
+        read_series(tmp_path / name, [])
+    assert says in str(caught.value)
+    assert missing in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,11 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "a.csv"
 
 
+@pytest.fixture
+def no_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -117,15 +157,106 @@ def table(tmp_path: Path) -> Path:
         ("--quantiles 0.9,0.1", "increasing numbers between 0 and 1"),
         ("--memory much", "give a size as 500MB or 2GB"),
         ("--device cuda:99", "choose another one, or --device cpu"),
+        ("--output s3://bucket/out", "Install s3fs to access S3): install that, or choose another"),
     ],
 )
 def test_of_a_backtest(
-    arguments: str, says: str, table: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    says: str,
+    table: Path,
+    capsys: pytest.CaptureFixture[str],
+    no_s3fs: None,
 ) -> None:
     given = arguments.split()
     if "--output" not in given:
         given += ["--output", str(table.parent / "out")]
     assert says in told(capsys, "backtest", table, "--horizon", 4, *given)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("s3://bucket/a.csv", "(Install s3fs to access S3): install what that names"),
+        ("file://{folder}", "is a folder: give the path"),
+    ],
+)
+def test_of_an_address(
+    address: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_s3fs: None
+) -> None:
+    file, out = address.format(folder=tmp_path), tmp_path / "out"
+    assert says in told(capsys, "backtest", file, "--horizon", 4, "--output", out)
+
+
+def test_of_a_folder_of_something_else(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--horizon", 4, "--output", table.parent, "--resume")
+    assert "it holds no run.json): choose another" in told(capsys, "backtest", table, *arguments)
+
+
+def test_of_a_file_that_is_cut_while_it_is_forecast(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.write_bytes(of_items("a") + b"\n" + of_items("b").partition(b"\n")[2])
+    load = models.load
+
+    def cut_and_load(model: str) -> Any:
+        table.write_bytes(of_items("a"))
+        return load(model)
+
+    monkeypatch.setattr(models, "load", cut_and_load)
+    given = ("--horizon", 4, "--samples", 4, "--shard", 1, "--output", table.parent / "out")
+    assert "begin anew in another folder" in told(capsys, "backtest", table, *given)
+
+
+def test_of_a_toto_without_exogenous_variables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: Path
+) -> None:
+    """As toto-ts 0.1 has none."""
+    table.write_bytes(b"time,load,cost\n" + csv().partition(b"\n")[2].replace(b"\n", b",5\n"))
+    code = models.toto_ts()
+    names = [name for name in code.MaskedTimeseries._fields if "exogenous" not in name]
+    older = dataclasses.replace(code, MaskedTimeseries=namedtuple("MaskedTimeseries", names))
+    monkeypatch.setattr(models, "toto_ts", lambda: older)
+    given = ("--horizon", 4, "--target", "load", "--known", "cost", "--output", table.parent / "o")
+    assert "pip install 'toto-ts>=0.2'" in told(capsys, "backtest", table, *given)
+
+
+def test_of_a_ray_that_cannot_be_imported(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table.parent / "ray").mkdir()
+    broken = table.parent / "ray" / "__init__.py"
+    broken.write_text("raise ImportError('built for another Python')")
+    monkeypatch.syspath_prepend(table.parent)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    given = ("--horizon", 4, "--output", table.parent / "out", "--engine", "ray")
+    line = told(capsys, "backtest", table, *given)
+    assert "(ImportError: built for another Python): pip install 'toto-compile-patch[ray]'" in line
+
+
+BOTH_SIDES = ("ab --no-report", "bench --workload W4")
+
+
+@pytest.mark.parametrize("command", [*BOTH_SIDES, "backtest {table} --horizon 4 --output {out}"])
+def test_of_a_toto_that_somebody_has_patched(
+    command: str, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(models.RANDOM, "base", models.SMALL)
+    monkeypatch.setattr(TransformerLayer, "forward", lambda self, *args: None)
+    arguments = command.format(table=table, out=table.parent / "out").split()
+    line = told(capsys, *arguments)
+    assert "TransformerLayer.forward" in line
+    assert "apply(strict=False) leaves such patches out" in line
+
+
+@pytest.mark.parametrize("command", BOTH_SIDES)
+def test_of_a_toto_that_no_patch_fits(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(models.RANDOM, "base", models.SMALL)
+    monkeypatch.setattr(TransformerLayer, "forward", lambda self, *args: None)
+    monkeypatch.setenv("TOTO_COMPILE_PATCH", "fast_decode")
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_STRICT", "0")
+    assert "ask `toto-compile-patch doctor` why" in told(capsys, *command.split())
 
 
 def test_of_a_run_whose_record_is_broken(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,14 +302,43 @@ def test_of_a_model_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> N
         models.load("nobody/nothing")
 
 
-def test_of_a_model_that_is_none(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = table.parent / "model"
-    broken.mkdir()
-    (broken / "config.json").write_text("{}")
-    (broken / "model.safetensors").write_bytes(b"none")
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A model that cannot be loaded."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"none")
+    return tmp_path / "model"
+
+
+def test_of_a_model_that_is_none(
+    table: Path, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ("--horizon", 4, "--output", table.parent / "out", "--model", broken)
     line = told(capsys, "backtest", table, *given)
     assert "give a Hugging Face id that can be reached, or the directory of a checkpoint" in line
+
+
+@pytest.mark.slow
+def test_of_a_start_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert cli.main(["start"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("start: error: the forecast failed: first_forecasts: ")
+    assert "no-such-compiler" in line
+
+
+def test_of_a_side_that_cannot_begin_and_a_report_that_cannot_be_drawn(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    given = ("--report", broken.parent / "a.html", "--model", broken)
+    assert cli.main(["ab", *map(str, given)]) == 2
+    first, *_, last = capsys.readouterr().err.strip().splitlines()
+    assert first == "ab: no report without matplotlib: pip install matplotlib"
+    assert "give a Hugging Face id that can be reached, or the directory of a checkpoint" in last
 
 
 class Mine(torch.nn.Parameter):
@@ -205,6 +365,10 @@ def other_rotary(model: Any) -> None:
     model.transformer.rotary_emb.interpolate_factor = 2.0
 
 
+def without_values(model: Any) -> None:
+    model.to("meta")
+
+
 def mixed(model: Any) -> None:
     model.transformer.layers[0].attention.wO.double()
 
@@ -212,12 +376,13 @@ def mixed(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (other_weight, "unembed.weight is a Mine"),
+        (other_weight, "unembed.weight is a Mine, not a dense torch.nn.Parameter"),
         (other_axis, "the scaler does not scale along the last axis"),
-        (overlapping, "patches overlap"),
+        (overlapping, "the model's patches overlap"),
         (other_patches, "the scaler's patches are not the model's"),
         (other_rotary, "the rotary embedding is not upstream's"),
         (mixed, "convert them: forecaster.model.to(device, dtype)"),
+        (without_values, "load them as floating-point numbers"),
     ],
 )
 def test_of_a_forecast(change: Callable[[Any], None], says: str) -> None:
@@ -253,3 +418,46 @@ def test_of_a_call(call: Callable[[], Any], error: type[Exception], says: str) -
         call()
     assert says in str(caught.value)
     assert not toto_compile_patch.is_applied()
+
+
+RELOADED = """\
+import importlib
+import toto.model.util
+import toto_compile_patch
+toto_compile_patch.apply()
+toto_compile_patch.revert()
+importlib.reload(toto.model.util)
+toto_compile_patch.apply()
+"""
+
+OTHER_TORCH = """\
+import torch
+del torch.no_grad
+import toto_compile_patch
+toto_compile_patch.apply()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (RELOADED, "where it was reloaded, start the process anew"),
+        (OTHER_TORCH, "install one that was, such as pip install torch==2.7.0"),
+    ],
+    ids=["reloaded", "other torch"],
+)
+def test_of_a_process(program: str, says: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
+    )
+    line = run.stderr.strip().splitlines()[-1]
+    assert line.startswith("toto_compile_patch.errors.UnsupportedTotoError: ")
+    assert says in line
+
+
+def test_of_an_operator_that_is_called_by_hand() -> None:
+    import toto_compile_patch.decode.operators  # noqa: F401
+
+    rows = torch.ones(2, 8)
+    with pytest.raises(RuntimeError, match=r"call forecast\(\)"):
+        torch.ops.toto_compile_patch.attend(rows, rows, rows)

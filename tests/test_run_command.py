@@ -157,10 +157,13 @@ def test_flags_are_told_from_the_rest(command: list[str], flags: list[str]) -> N
         ("-m toto_compile_patch run --windows 8 state.py", "unrecognized arguments: --windows"),
         ("-E -m toto_compile_patch run state.py", "-E, -I and -S"),
         ("-I -m toto_compile_patch run state.py", "-E, -I and -S"),
+        ("-S -m toto_compile_patch run state.py", "-E, -I and -S"),
     ],
 )
 def test_bad_usage_gets_one_clear_line(command: str, says: str, scripts: Path) -> None:
-    done = python(*command.split(), folder=scripts)
+    # Where -S leaves out site-packages, it is found by its path.
+    path = {"PYTHONPATH": str(HOOK.parents[2])}
+    done = python(*command.split(), folder=scripts, environment=path)
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1

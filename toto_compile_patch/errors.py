@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 def in_a_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says, cut to 200 characters."""
-    lines = str(error).strip().splitlines() or [""]
+    """An error's type and the first line of what it says, uncoloured, cut to 200 characters."""
+    lines = _COLOUR.sub("", str(error)).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
 
 

@@ -143,7 +143,8 @@ def record(arguments: list[str]) -> int:
         shutil.copytree(ROOT, copy, ignore=left_out)
         for file in (copy / "toto_compile_patch").rglob("*.py"):
             file.write_bytes(_with_recorder(file, heard))
-        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        paths = [str(copy), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths).rstrip(os.pathsep)}
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or FAST)]
         code = subprocess.run(command, cwd=copy, env=environment).returncode
         lines = heard.read_text().splitlines() if heard.exists() else []
@@ -239,7 +240,7 @@ def table() -> str:
     results = _results()
     lines = ["| made in | as | what is said | heard by |", "| --- | --- | --- | --- |"]
     for name in (place.name for place in places()):
-        several = [] if why_caught(name) else results["said"].get(name, [])
+        several = [] if why_caught(name) else _whole(results["said"].get(name, []))
         where = " ".join(name.split()[:2])
         for one in several[:EXAMPLES]:
             said = one["text"].replace("|", "\\|").replace("<", "&lt;")
@@ -249,6 +250,17 @@ def table() -> str:
         f"Python {results['python']}, {results['date']}."
     )
     return "\n".join([*lines, "", legend])
+
+
+def _whole(several: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without what was tried and caught: the end of another message, whose beginning names what is
+    read."""
+    texts = [one["text"] for one in several]
+    return [
+        one
+        for one in several
+        if not any(text != one["text"] and text.endswith(one["text"]) for text in texts)
+    ]
 
 
 def _test(name: str) -> str:

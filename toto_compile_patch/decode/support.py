@@ -138,15 +138,15 @@ def _other_model(backbone: Any) -> Refusal | None:
     if kind_of(backbone) != "TotoBackbone":
         return Refusal(f"the model is a {type(backbone).__name__}, not a TotoBackbone")
     if kind_of(backbone.scaler) not in _SCALERS:
-        return Refusal(f"the scaler is a {type(backbone.scaler).__name__}")
+        return Refusal(f"the scaler is a {type(backbone.scaler).__name__}, none of upstream's")
     if backbone.scaler.dim != -1 or not getattr(backbone.scaler, "keepdim", True):
         return Refusal("the scaler does not scale along the last axis")
     if kind_of(backbone.output_distribution) not in _DISTRIBUTIONS:
         kind = type(backbone.output_distribution).__name__
-        return Refusal(f"the output distribution is a {kind}")
+        return Refusal(f"the output distribution is a {kind}, none of upstream's")
     embedding = backbone.patch_embed
     if embedding.patch_size != embedding.stride:
-        return Refusal("patches overlap")
+        return Refusal("the model's patches overlap")
     if getattr(backbone.scaler, "patch_size", embedding.patch_size) != embedding.patch_size:
         return Refusal("the scaler's patches are not the model's")
     rotary = backbone.transformer.rotary_emb
@@ -164,8 +164,8 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
         own_attributes = module.__dict__
         known = kind in _MODULES_OF_TORCH or kind_of(module) in _MODULES
         if not known and not kind.__module__.startswith("xformers."):
-            reason = f"{_name_of(module, backbone)} is a {kind.__module__}.{kind.__qualname__}"
-            return Refusal(reason, _cure_of_a_module(kind))
+            what = f"a {kind.__module__}.{kind.__qualname__}, not upstream's module"
+            return Refusal(f"{_name_of(module, backbone)} is {what}", _cure_of_a_module(kind))
         if own_attributes["training"] and _drops(module):
             reason = "the model is in training mode, in which its dropout acts"
             return Refusal(reason, "call forecaster.model.eval()")
@@ -219,12 +219,13 @@ def _other_weights(backbone: Any, weights: list[torch.nn.Parameter]) -> Refusal 
     for weight in weights:
         if type(weight) is not torch.nn.Parameter or weight.layout is not torch.strided:
             name = name_of(weight, backbone.named_parameters())
-            return Refusal(f"{name} is a {type(weight).__name__}")
+            return Refusal(f"{name} is a {type(weight).__name__}, not a dense torch.nn.Parameter")
         if weight.dtype is not dtype or weight.device != device:
             reason = "the weights are not all on one device and of one type"
             return Refusal(reason, "convert them: forecaster.model.to(device, dtype)")
     if first.is_meta or not first.is_floating_point():
-        return Refusal("the weights are not floating-point numbers")
+        reason = "the weights are not floating-point numbers, or have no values (device meta)"
+        return Refusal(reason, "load them as floating-point numbers: Toto.load_from_checkpoint()")
     return None
 
 

@@ -157,7 +157,7 @@ def _replacement_in(code: TotoCode) -> Callable[[type], type]:
         if original is not code.KVCache:
             raise UnsupportedTotoError(
                 f"{original!r} is not the KVCache that {code.carrier} was imported with: take out "
-                "what put it there"
+                "what put it there; where it was reloaded, start the process anew"
             )
         return host_indexed(code)
 

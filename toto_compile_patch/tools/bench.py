@@ -163,7 +163,9 @@ def run(options: argparse.Namespace) -> int:
     except toto_compile_patch.TotoCompilePatchError as error:
         raise UsageError(" ".join(str(error).split())) from None
     if not toto_compile_patch.is_applied("fast_decode"):
-        raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
+        raise UsageError(
+            "apply() leaves the installed toto as it is: ask `toto-compile-patch doctor` why"
+        )
     rates = machine.measure_rates(device, dtype)
     workloads: dict[str, Any] = {}
     figures = {

@@ -20,7 +20,7 @@ from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.screen import ProgressLine
 from toto_compile_patch.tools.series.single import Floats
 from toto_compile_patch.tools.windows import Window
-from toto_compile_patch.tools.workers import Worker, WorkerError
+from toto_compile_patch.tools.workers import Worker, WorkerDiedError, WorkerError
 
 if TYPE_CHECKING:
     from toto.inference.forecaster import TotoForecaster
@@ -125,6 +125,7 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
 
     Raises:
         UsageError: one of them cannot even begin: its model is not to be had, say.
+        WorkerError: one of them died.
     """
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressLine(questions + len(ways)))
@@ -139,6 +140,9 @@ def started(ways: Sequence[Way], job: Job, questions: int) -> Iterator[Turns]:
             progress.say(f"loading: {worker.name}")
             try:
                 worker.receive()
+            except WorkerDiedError:
+                # No model is to blame for that.
+                raise
             except WorkerError as error:
                 raise UsageError(
                     f"cannot load {models.describe(job.model)} ({error}): give a Hugging Face id "

@@ -29,6 +29,10 @@ class WorkerError(RuntimeError):
     """A worker raised or died; the message names it and what it last said."""
 
 
+class WorkerDiedError(WorkerError):
+    """A worker's process is gone."""
+
+
 class Worker(AbstractContextManager["Worker"]):
     """The parent's handle on a process, which ends with the ``with`` block, whatever it does.
 
@@ -81,7 +85,7 @@ class Worker(AbstractContextManager["Worker"]):
         try:
             answer, failure = self._pipe.recv()
         except (EOFError, OSError):
-            raise WorkerError(f"{self.name}: {self._death()}") from None
+            raise WorkerDiedError(f"{self.name}: {self._death()}") from None
         if failure:
             raise WorkerError(f"{self.name}: {failure}")
         return answer

@@ -68,7 +68,9 @@ def _job(options: argparse.Namespace, horizon: int) -> Job:
         UsageError: it cannot be done here.
     """
     if not turns.standing_patches():
-        raise UsageError("no patch fits the installed toto: see `toto-compile-patch doctor`")
+        raise UsageError(
+            "apply() leaves the installed toto as it is: ask `toto-compile-patch doctor` why"
+        )
     device, mode = checks.choose_device(options.device), options.mode or "default"
     drawn = (options.samples, options.samples_per_batch)
     return Job(options.model, device, mode, horizon, *drawn)

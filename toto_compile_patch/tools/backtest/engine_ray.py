@@ -311,7 +311,7 @@ def _count(ray: ModuleType, cluster: Cluster, most: int) -> int:
         workers = counted(cluster.workers or 1, "worker")
         raise UsageError(
             f"--engine ray has no room for {workers} of {_room(cluster.cpus, cluster.gpus)}: ask "
-            f"for less than its {_room(there.get('CPU', 0), there.get('GPU', 0))}"
+            f"for no more than its {_room(there.get('CPU', 0), there.get('GPU', 0))}"
         )
     return max(1, min(cluster.workers or room, most))
 

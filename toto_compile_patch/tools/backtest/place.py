@@ -43,7 +43,9 @@ class Place:
         try:
             self._files, self._root = fsspec.core.url_to_fs(path)
         except (ImportError, ValueError, OSError) as error:
-            raise UsageError(f"--output {path} cannot be used ({error}): {_CHOOSE}") from None
+            # An import error names what such an address takes.
+            cure = f"install that, or {_CHOOSE}" if isinstance(error, ImportError) else _CHOOSE
+            raise UsageError(f"--output {path} cannot be used ({error}): {cure}") from None
 
     def check_new(self, may_exist: bool = False) -> None:
         """Whether a run can be begun there.

@@ -127,7 +127,10 @@ def _rows_of(layout: Layout, names: Sequence[str], item: str | None) -> pd.DataF
             f"choose one with --item: {listed(items)}"
         )
     if item not in items:
-        raise UsageError(f"{path} has no --item {item} in column {id!r}: it has {listed(items)}")
+        raise UsageError(
+            f"{path} has no --item {item} in column {id!r}: choose one that is there: "
+            f"{listed(items)}"
+        )
     return frame[ids == item]
 
 

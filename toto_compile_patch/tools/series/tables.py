@@ -215,14 +215,13 @@ def _readable(path: str) -> Iterator[None]:
     except IsADirectoryError:
         problem = f"{path} is a folder"
     except ModuleNotFoundError as error:
-        cure = pip_install(str(error.name))
-        raise UsageError(f"cannot read {path} without {error.name}: {cure}") from None
+        missing = str(error.name).partition(".")[0]
+        raise UsageError(f"cannot read {path} without {missing}: {pip_install(missing)}") from None
     except ImportError as error:
-        if "compression" in str(error):
-            raise UsageError(f"cannot read {path} ({_said(error)}): unpack it") from None
-        # Built for another numpy, say.
+        # It names what an address or a packed file takes, or what was built for another numpy.
         raise UsageError(
-            f"cannot read {path} with the pyarrow that is installed: install another one"
+            f"cannot read {path} ({_said(error)}): install what that names, or give a plain file "
+            "of this machine"
         ) from None
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or _said(error)}"
@@ -232,11 +231,14 @@ def _readable(path: str) -> Iterator[None]:
         ) from None
     except (EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
         raise UsageError(f"{path} cannot be unpacked ({_said(error)}): fetch it again") from None
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, csv.Error) as error:
         if "Expected" in str(error):
             raise UsageError(f"{path} {_TOO_MANY_CELLS}") from None
-        problem = f"{path} cannot be read as CSV ({_said(error)})"
-    except (ValueError, csv.Error) as error:
+        raise UsageError(
+            f"{path} cannot be read as CSV ({_said(error)}): close the quotation mark that is left "
+            "open"
+        ) from None
+    except ValueError as error:
         kind = "Parquet" if path.endswith((".parquet", ".pq")) else "CSV"
         problem = f"{path} cannot be read as {kind} ({_said(error)})"
     else:
