@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,8 +83,6 @@ def start(
     """
 
     def prepare() -> None:
-        # Whoever runs the tests in the background has told them to ignore interrupts.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
