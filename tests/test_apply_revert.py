@@ -370,6 +370,7 @@ class TestSomebodyElse:
         self, monkeypatch: pytest.MonkeyPatch, by_wrapt: bool
     ) -> None:
         original = vars(BaseMultiheadAttention)["run_attention"]
+        samples_of_upstreams = vars(TotoForecaster)["generate_samples"]
         if by_wrapt:
             theirs: Any = wrapt.FunctionWrapper(original, lambda call, _, args, kw: call(*args))
         else:
@@ -387,6 +388,8 @@ class TestSomebodyElse:
             assert not toto_compile_patch.is_applied()
             rows = {row.name: row for row in toto_compile_patch.status()}
             assert rows["positional_embedding"].state == "unavailable"
+            # Nor is the half of a patch put in that would fit.
+            assert vars(TotoForecaster)["generate_samples"] is samples_of_upstreams
             toto_compile_patch.revert()
         toto_compile_patch.apply()
         assert applied() == set(PATCH_NAMES)

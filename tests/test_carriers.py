@@ -304,6 +304,9 @@ assert {row.state for row in p.status() if row.carrier == "toto"} == {"not appli
 p.apply(strict=False)
 states = {row.name: row.state for row in p.status() if row.carrier == AUTOGLUON}
 assert states["kv_cache"] == "applied" and states["fast_decode"] == "unavailable", states
+# No longer left alone as a whole.
+[theirs] = [carrier for carrier in p.status().carriers if carrier.name == AUTOGLUON]
+assert theirs.reached and not theirs.advice, theirs
 p.revert()
 """
 

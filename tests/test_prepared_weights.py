@@ -39,6 +39,11 @@ def one_more(layer: Any) -> None:
     layer.mlp = torch.nn.Sequential(up, gate, down, more, dropout)
 
 
+def another_end(layer: Any) -> None:
+    more = torch.nn.Linear(EMBED_DIM, EMBED_DIM)
+    layer.mlp = torch.nn.Sequential(*list(layer.mlp)[:-1], more)
+
+
 def no_gate(layer: Any) -> None:
     up, down = torch.nn.Linear(EMBED_DIM, HIDDEN_DIM), torch.nn.Linear(HIDDEN_DIM, EMBED_DIM)
     layer.mlp = torch.nn.Sequential(up, torch.nn.Dropout(), down, torch.nn.Dropout())
@@ -48,7 +53,7 @@ def nothing(layer: Any) -> None:
     layer.mlp = torch.nn.Sequential()
 
 
-UNUSUAL = (layer_norms, no_bias, no_dropout, one_more, no_gate, nothing)
+UNUSUAL = (layer_norms, no_bias, no_dropout, one_more, another_end, no_gate, nothing)
 
 
 @pytest.mark.parametrize("cached", [True, False])
