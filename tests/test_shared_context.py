@@ -17,6 +17,7 @@ from toto_compile_patch.decode.attention import (
     Heads,
     attend_by_log_sums,
     attend_over_shared_context,
+    has_log_sums,
 )
 from toto_compile_patch.decode.caches import ContextCache, SamplesCache
 from toto_compile_patch.decode.row_layout import Padding, RowLayout
@@ -92,3 +93,8 @@ def test_samples_as_a_gpu_attends(monkeypatch: pytest.MonkeyPatch, use_kv_cache:
             monkeypatch.setattr(caches, "has_log_sums", lambda device: False)
         found = values(forecast(model, inputs, 4 * PATCH, **arguments))
         torch.testing.assert_close(found, upstream, rtol=1e-9, atol=1e-9)
+
+
+def test_log_sums_are_a_cpus_alone() -> None:
+    assert has_log_sums(torch.device("cpu"))
+    assert not has_log_sums(torch.device("cuda"))
