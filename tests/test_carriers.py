@@ -165,10 +165,23 @@ check_equal(upstream, carrier.forecasts())
 """
 
 
-@pytest.mark.parametrize("order", ["import, apply", "apply, import"])
 @pytest.mark.parametrize(
-    ("name", "with_toto"),
-    [(CLONE, True), (AUTOGLUON, True), (AUTOGLUON, False), (NAMESPACE, False)],
+    ("name", "with_toto", "order"),
+    [
+        (CLONE, True, "import, apply"),
+        (AUTOGLUON, True, "apply, import"),
+        (NAMESPACE, False, "apply, import"),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                (CLONE, True, "apply, import"),
+                (AUTOGLUON, True, "import, apply"),
+                (AUTOGLUON, False, "apply, import"),
+                (AUTOGLUON, False, "import, apply"),
+                (NAMESPACE, False, "import, apply"),
+            )
+        ),
+    ],
 )
 def test_carriers_are_patched_in_either_order(
     folders: dict[str, Path], name: str, order: str, with_toto: bool
@@ -267,7 +280,9 @@ p.revert()
 """
 
 
-@pytest.mark.parametrize("order", ["import, apply", "apply, import"])
+@pytest.mark.parametrize(
+    "order", ["apply, import", pytest.param("import, apply", marks=pytest.mark.slow)]
+)
 def test_a_fork_of_a_clone_is_named_and_left_alone(clone: Path, order: str) -> None:
     edit(clone)
     run = python(FORK, clone, HERE, arguments=("-c", FORK, CLONE, order))
@@ -429,6 +444,7 @@ def test_a_toto_that_is_none(instead: str, says: str, tmp_path: Path) -> None:
     assert "toto_compile_patch fingerprints` lists what differs" in said
 
 
+@pytest.mark.slow
 def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
     (tmp_path / "toto2").mkdir()
     (tmp_path / "toto2" / "__init__.py").write_text("from .model import Toto2Model\n")
@@ -462,6 +478,7 @@ def test_namesakes_are_not_named(tmp_path: Path) -> None:
     assert done(python(code, tmp_path)).strip() == "[('toto', False)]"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     injected="Toto's modules are deleted and imported anew",
     where="while patched",
@@ -549,6 +566,7 @@ def test_commands_say_what_a_script_forecasts_with(
     assert "inference and model, not reached by apply()" in run.stdout
 
 
+@pytest.mark.slow
 def test_doctor_lists_them(clone: Path, autogluon: Path) -> None:
     look = "from toto_compile_patch.tools.cli import main; import sys; sys.exit(main(['doctor'"
     edit(clone)

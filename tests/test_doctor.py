@@ -422,6 +422,7 @@ main(["doctor", "--json", "-"])
 """
 
 
+@pytest.mark.slow
 def test_what_a_newer_torch_leaves_out_is_named() -> None:
     run = subprocess.run([sys.executable, "-c", WITHOUT_A_NAME], capture_output=True, text=True)
     found = json.loads(run.stdout)
@@ -462,6 +463,7 @@ def test_help_says_what_is_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
 # Scripts.
 
 
+@pytest.mark.slow
 def test_a_call_that_compiles_nothing(tmp_path: Path) -> None:
     code = """\
 toto = tiny_model()
@@ -538,7 +540,13 @@ def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
     assert f"Compiling took {seconds['compiling']:.1f} s" in report["stdout"]
 
 
-@pytest.mark.parametrize("beside", ["toto_compile_patch/own", "toto_compile_patch_of_mine"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "toto_compile_patch/own",
+        pytest.param("toto_compile_patch_of_mine", marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkout_is_not_taken_for_the_users_code(tmp_path: Path, beside: str) -> None:
     package = Path(toto_compile_patch.__file__).parent
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("demo"))
@@ -568,6 +576,7 @@ print(toto_compile_patch.__file__)
     assert report["calls"][0]["place"] == line_of(folder, "toto = ")
 
 
+@pytest.mark.slow
 def test_forecasts_that_fall_back_and_a_script_that_raises(tmp_path: Path) -> None:
     code = """\
 import toto_compile_patch, os, torch._dynamo
