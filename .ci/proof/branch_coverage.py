@@ -106,7 +106,7 @@ def main() -> int:
         if options.report or not options.data:
             found = Path(folder, "found.json")
             for command in (
-                [*coverage, "combine", "--keep", "--quiet", settings],
+                [*coverage, "combine", "--append", "--quiet", settings],
                 [*coverage, "json", "--quiet", settings, "-o", str(found)],
             ):
                 subprocess.run(command, cwd=ROOT, check=True)
