@@ -280,6 +280,7 @@ p.revert()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["apply, import", pytest.param("import, apply", marks=pytest.mark.slow)]
 )
@@ -365,6 +366,7 @@ p.apply()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     injected="warnings are errors",
     where="apply() beside a fork of Toto",
@@ -403,6 +405,7 @@ def test_where_a_fork_is_all_there_is(clone: Path) -> None:
     assert state == f"inference and model|importable, not reached|{differs}"
 
 
+@pytest.mark.slow
 def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
     nested = tmp_path / "toto2" / "toto2"
     nested.mkdir(parents=True)
@@ -530,6 +533,7 @@ def test_the_installed_toto_is_known_by_its_files_as_by_its_objects() -> None:
     assert found.code == "code that was tested"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "doctor"])
 def test_commands_say_what_a_script_forecasts_with(
     command: str, clone: Path, tmp_path: Path
@@ -591,6 +595,7 @@ sys.exit(main(["doctor", "--json", "-"]))
 """
 
 
+@pytest.mark.slow
 def test_the_doctor_forecasts_with_what_is_here(autogluon: Path) -> None:
     run = python(WITHOUT_TOTO + DOCTOR, autogluon)
     found = json.loads(run.stdout)

@@ -540,6 +540,7 @@ def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
     assert f"Compiling took {seconds['compiling']:.1f} s" in report["stdout"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beside",
     [

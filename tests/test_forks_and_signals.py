@@ -151,6 +151,7 @@ def test_forecasts_in_a_signal_handler(count: int) -> None:
     assert run(HANDLER, COUNT=count) == "all True True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     injected="a fork",
     where="while another thread holds locks and settings",

@@ -83,6 +83,7 @@ def test_by_an_error_at_every_line() -> None:
     assert all(0 < tally["changed"] < tally["places"] for tally in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     injected="an interrupt, and a second one",
     where="every line of torch._dynamo.reset",
@@ -99,6 +100,7 @@ def test_while_compiled_code_is_dropped(how_many: tuple[str, ...], at_least: int
         assert all(tally["changed"] == 0 for tally in found.values())
 
 
+@pytest.mark.slow
 @some_or_all(("--first", "5", "--others", "1"), 5, ("--first", "12", "--others", "3"), 14)
 def test_in_the_first_apply_and_its_imports(how_many: tuple[str, ...], at_least: int) -> None:
     assert places(tallies("first apply", *how_many)) > at_least
@@ -111,6 +113,7 @@ def test_where_the_first_apply_defines_operators(how_many: tuple[str, ...], at_l
     assert places(found) > at_least
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     injected="SIGINT, often several",
     where="random moments of apply(), revert() and blocks",

@@ -373,6 +373,7 @@ def test_what_the_fast_path_does_not_know_is_forecast_one_by_one() -> None:
     hook.remove()
 
 
+@pytest.mark.slow
 def test_compiled_it_forecasts_the_same() -> None:
     one = TotoForecaster(tiny_model().model)
     every = [window._replace(series=window.series.float()) for window in windows(12, 60, 2)]

@@ -115,6 +115,7 @@ class TestALimit:
         """Where oneDNN runs out of memory it says that it could not create a primitive."""
         assert run(SAMPLES) == ["forecast (1, 1, 48, 512)"] * 3
 
+    @pytest.mark.slow
     def test_what_cannot_be_made_smaller_is_said(self) -> None:
         assert run(CONTEXT) == ["memory"] * 3
 

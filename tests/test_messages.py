@@ -330,6 +330,7 @@ def test_of_a_start_without_a_compiler(
     assert "no-such-compiler" in line
 
 
+@pytest.mark.slow
 def test_of_a_side_that_cannot_begin_and_a_report_that_cannot_be_drawn(
     broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -440,6 +440,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_toto_is_patched_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "real.py").write_text(REAL)
     environment = {"TOTO_COMPILE_PATCH_RUNTIME": "eager", "PYTHONWARNINGS": "ignore"}

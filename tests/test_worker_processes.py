@@ -113,7 +113,7 @@ def recipe(name: str) -> str:
 COMPARE = "toto_compile_patch.apply()\ncompare(found, [work(length) for length in LENGTHS])\n"
 
 
-QUICK = ("spawn", "fork")
+QUICK = ("fork",)
 
 
 @pytest.mark.parametrize(
