@@ -281,9 +281,7 @@ p.revert()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "order", ["apply, import", pytest.param("import, apply", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("order", ["import, apply", "apply, import"])
 def test_a_fork_of_a_clone_is_named_and_left_alone(clone: Path, order: str) -> None:
     edit(clone)
     run = python(FORK, clone, HERE, arguments=("-c", FORK, CLONE, order))

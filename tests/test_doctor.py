@@ -541,13 +541,7 @@ def test_the_patched_backtest_is_healthy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "beside",
-    [
-        "toto_compile_patch/own",
-        pytest.param("toto_compile_patch_of_mine", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("beside", ["toto_compile_patch/own", "toto_compile_patch_of_mine"])
 def test_a_checkout_is_not_taken_for_the_users_code(tmp_path: Path, beside: str) -> None:
     package = Path(toto_compile_patch.__file__).parent
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("demo"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does this version forecast faster than another one, and in no more memory?
 
-    git worktree add ../before v0.8.0
+    git worktree add ../before COMMIT
     python .ci/evidence/two_versions.py ../before [--workload W1,W4] [--runtime eager,compile]
 
 Each version has a process of its own for each workload; they take turns. The ratio is this
@@ -103,29 +103,32 @@ def _parse() -> argparse.Namespace:
         "--workload", default="W1,W2,W3,W4,W6,W8,W9,WM,WL,WG", help="names, between commas"
     )
     parser.add_argument("--runtime", default="eager", help="eager, compile, or both with a comma")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each version (9)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each version (7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2: one says nothing of how they differ")
+    return options
 
 
 def measured(other: Path, workload: str, runtime: str, rounds: int) -> dict[str, Any]:
     """Seconds, ratios and peak memory of both versions of a workload."""
     versions = [Version(tree, workload, runtime) for tree in (other, ROOT)]
-    turns = [
-        [version.turn() for version in (versions if number % 2 else versions[::-1])]
-        for number in range(rounds)
-    ]
+    pairs = []
+    for number in range(rounds):
+        first, second = versions if number % 2 else versions[::-1]
+        found = {first: first.turn(), second: second.turn()}
+        pairs.append([found[version] for version in versions])
     for version in versions:
         version.end()
-    pairs = [turn if number % 2 else turn[::-1] for number, turn in enumerate(turns)]
-    ratios = [ours[0] / theirs[0] for theirs, ours in pairs]
     theirs, ours = zip(*pairs, strict=True)
+    ratios = [our_seconds / seconds for (seconds, _), (our_seconds, _) in pairs]
     return {
         "versions": [version.name for version in versions],
-        "seconds": [median(seconds for seconds, _ in turns) for turns in (theirs, ours)],
+        "seconds": [median(seconds for seconds, _ in side) for side in (theirs, ours)],
         "ratio": median(ratios),
         "ratios": ratios,
-        "peak_mb": [turns[-1][1] / 1e6 for turns in (theirs, ours)],
+        "peak_mb": [side[-1][1] / 1e6 for side in (theirs, ours)],
     }
 
 
