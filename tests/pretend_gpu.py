@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from toto_compile_patch.decode import random_numbers
+from toto_compile_patch.decode import fused, random_numbers
 from toto_compile_patch.decode.request import Request
 
 DEVICE = torch.device("cuda", 0)
@@ -94,17 +94,21 @@ class PretendGpu(TorchFunctionMode):
     Args:
         where: the tensors really are, HOST or NOWHERE.
         answers: to the questions that are asked of tensors that are nowhere, in their order.
+        kernels: whether it has kernels of our own.
 
     Attributes:
         asked: questions, by name, and what was answered.
         capturing: whether a CUDA graph is being captured: questions and copies from the host raise.
     """
 
-    def __init__(self, where: str = HOST, answers: Iterable[Any] = ()) -> None:
+    def __init__(
+        self, where: str = HOST, answers: Iterable[Any] = (), *, kernels: bool = True
+    ) -> None:
         super().__init__()
         self.asked: list[tuple[str, Any]] = []
         self.capturing = False
         self._where = where
+        self._kernels = kernels
         self._answers = iter(answers)
         self._patches = ExitStack()
 
@@ -112,6 +116,7 @@ class PretendGpu(TorchFunctionMode):
         stream = SimpleNamespace(synchronize=lambda: None)
         self._patches.enter_context(patch.object(torch, "Generator", HostGenerator))
         self._patches.enter_context(patch.object(torch.cuda, "current_stream", lambda _: stream))
+        self._patches.enter_context(patch.object(fused, "are_there", lambda _: self._kernels))
         self._patches.enter_context(
             patch.object(random_numbers, "_drawn_without_waiting", lambda _: _drawn_on_the_host())
         )
@@ -144,6 +149,10 @@ class PretendGpu(TorchFunctionMode):
             args, kwargs = tree_map(self._really, (args, kwargs))
         if self._where == NOWHERE:
             return self._shapes_alone(func, args, kwargs, on_gpu or to_gpu)
+        if on_gpu and getattr(func, "_qualified_op_name", "").startswith(fused.NAMESPACE):
+            # Their formulas are for tensors as they are.
+            args, kwargs = tree_map(_as_torch_has_it, (args, kwargs))
+            return tree_map(_as_on_gpu, func(*args, **kwargs))
         result = func(*args, **kwargs)
         if to_gpu and isinstance(result, torch.Tensor):
             result = result.as_subclass(OnGpu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toto_compile_patch.decode.linear import PlainLinear, SplitLinear, parts_of_a_product
+from toto_compile_patch.decode.linear import GpuLinear, PlainLinear, parts_of_a_product
 
 SHAPES = [(768, 3072), (768, 768), (2304, 768), (16, 80)]
 ROWS = [1, 2, 16, 24, 64, 65, 448, 1025, 2048, 2049, 4096, 4097]
@@ -19,7 +19,7 @@ def test_parts_add_up_to_the_product(shape: tuple[int, int], rows: int) -> None:
     bias = torch.randn(shape[0], generator=generator)
     inputs = torch.randn(rows, shape[1], generator=generator)
     exact = PlainLinear(weight.double(), bias.double()).apply(inputs.double())
-    found = SplitLinear(weight, bias).apply(inputs)
+    found = GpuLinear(weight, bias).apply(inputs)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=3e-4)
 
 
@@ -39,4 +39,4 @@ def test_other_types_are_multiplied_whole(dtype: torch.dtype) -> None:
     weight, bias, inputs = torch.randn(768, 3072), torch.randn(768), torch.randn(64, 3072)
     parts = (weight.to(dtype), bias.to(dtype))
     expected = PlainLinear(*parts).apply(inputs.to(dtype))
-    assert torch.equal(SplitLinear(*parts).apply(inputs.to(dtype)), expected)
+    assert torch.equal(GpuLinear(*parts).apply(inputs.to(dtype)), expected)

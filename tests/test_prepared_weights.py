@@ -12,7 +12,12 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import weights
-from toto_compile_patch.decode.layer import ChunkedFeedForward, RMSNorm, UnchangedModule
+from toto_compile_patch.decode.layer import (
+    ChunkedFeedForward,
+    HeadProjection,
+    RMSNorm,
+    UnchangedModule,
+)
 from toto_compile_patch.decode.linear import PackedLinear, PlainLinear
 from toto_compile_patch.decode.weights import WeightFormat, can_be_packed, prepared_weights
 
@@ -159,4 +164,5 @@ class TestPacking:
         if packed and not can_be_packed(torch.zeros(2, 2), bf16):
             pytest.skip("this processor packs no weights of 16 bits")
         made = WeightFormat(packed, bf16).heads(torch.randn(12, 4), torch.randn(12), 2, 2)
+        assert isinstance(made, HeadProjection)
         assert made.heads_first is (packed or bf16)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from toto_cases import small_model
 
-from toto_compile_patch.decode.attention import rotation
-from toto_compile_patch.decode.layer import (
+from toto_compile_patch.decode.rotary import (
     KEYS,
     QUERIES_KEYS,
     ComplexRotation,
     RealRotation,
+    RotationByPosition,
+    rotation,
 )
 from toto_compile_patch.decode.row_layout import Padding, RowLayout
 
@@ -47,6 +48,7 @@ def test_queries_are_scaled_by_the_inverse_of_what_keys_are() -> None:
     heads = torch.randn(3, 1, HEADS, HEAD_DIM, dtype=torch.float64).expand(-1, 2, -1, -1)
     for real in (False, True):
         turned = rotation(rotary, layout, range(600, 603), 4, in_real_numbers=real)
+        assert not isinstance(turned, RotationByPosition)
         queries, keys = turned.rotate(heads.clone(), QUERIES_KEYS).unbind(1)
         assert not torch.allclose(queries, keys)
         torch.testing.assert_close((queries * keys).sum(-1), (heads[:, 0] ** 2).sum((-1, -2)))

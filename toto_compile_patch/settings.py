@@ -15,7 +15,7 @@ PATCH_NAMES = tuple(patch.name for patch in TABLE)
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 RUNTIMES = ("auto", "eager", "compile", "cudagraph", "compile+cudagraph")
-PRECISIONS = ("model", "tf32", "bf16")
+PRECISIONS = ("model", "tf32", "tf32x3", "bf16")
 
 ENV_TOGGLE = "TOTO_COMPILE_PATCH"
 """The environment variable that leaves upstream untouched, or names patches."""

@@ -7,79 +7,18 @@ takes them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from toto_compile_patch.decode.layer import ComplexRotation, RealRotation, Rotation
-from toto_compile_patch.decode.precision import at_least_float32, without_autocast
-from toto_compile_patch.decode.row_layout import RowLayout
+from toto_compile_patch.decode import fused
+from toto_compile_patch.decode.precision import without_autocast
+from toto_compile_patch.decode.row_layout import Padding, RowLayout
 from toto_compile_patch.private_names import LOG_SUMS, private, why_without
 
 _attend_with_log_sums = private("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu")
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
-
-
-class RotarySettings(NamedTuple):
-    """What is read of a rotary embedding beside its tensors.
-
-    Attributes:
-        scale_base: positions over which the xPos scale falls by one of its factors.
-    """
-
-    scale_base: float
-
-    @classmethod
-    def of(cls, rotary: Any) -> RotarySettings:
-        """Those of upstream's module."""
-        return cls(rotary.scale_base)
-
-
-def rotation(
-    rotary: Any, layout: RowLayout, positions: range, centre: int, *, in_real_numbers: bool
-) -> Rotation:
-    """Rotary tables for rows at some positions of a series.
-
-    Queries are rotated by ``position · frequency`` and multiplied by the xPos scale to the power
-    ``(position - centre) / scale_base``, keys by its inverse (Y. Sun et al., "A
-    Length-Extrapolatable Transformer", 2022). The centre cancels where it is the same for both.
-    Upstream takes half the last position of each call, so that in a cached decode each new
-    token has a centre of its own, which does not cancel against the context's.
-
-    Args:
-        rotary: upstream's rotary embedding.
-        layout: of the rows to rotate: ``n`` counts positions, or the samples of a single one.
-        positions: the positions.
-        centre: of the xPos scale.
-        in_real_numbers: the form of the tables.
-    """
-    dtype = at_least_float32(rotary.freqs.dtype)
-    first, last = positions.start, positions.stop
-    position = torch.arange(first, last, device=rotary.freqs.device, dtype=dtype)
-    angles = torch.outer(position, rotary.freqs.to(dtype))
-    power = (position - centre) / RotarySettings.of(rotary).scale_base
-    scale = rotary.scale.to(dtype) ** power.unsqueeze(-1)
-    # The frequencies belong to neighbouring pairs, the scales to two halves.
-    scale = torch.cat([scale, scale], dim=-1)
-    # For queries and for keys: position, which of the two, feature of a head.
-    scales = torch.stack([scale, 1 / scale], dim=1)
-    if angles.is_cpu and not in_real_numbers:
-        turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
-        return ComplexRotation(*(_for_each_row(layout, table) for table in (turns, scales)))
-    cosines, sines = (part.repeat_interleave(2, dim=-1) for part in (angles.cos(), angles.sin()))
-    sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
-    return RealRotation(
-        *(_for_each_row(layout, table.unsqueeze(1) * scales) for table in (cosines, sines))
-    )
-
-
-def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
-    """``#n kinds features`` to ``row kinds 1 features``."""
-    table = table.expand(layout.series, layout.count, -1, -1).flatten(0, 1)
-    # Always laid out alike, for compiled code.
-    return layout.pad(table).contiguous().unsqueeze(-2)
 
 
 @dataclass(frozen=True)
@@ -195,12 +134,50 @@ class SharedContextAttention(_AttentionOfSamples):
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         with without_autocast(queries.device):
-            all_keys, all_values = self.suffix
-            all_keys[..., self.step, :] = self.heads.split(keys)
-            all_values[..., self.step, :] = self.heads.split(values)
-            own = all_keys[..., : self.step + 1, :], all_values[..., : self.step + 1, :]
-            attended = attend_over_shared_context(self.heads.split(queries), self.context, own)
-            return self.heads.join(attended).to(values.dtype)
+            parts = (queries, keys, values, *self.context, *self.suffix)
+            if has_kernel(*parts):
+                attended: torch.Tensor = attend_of_samples(*parts, self.step)
+                return attended
+            return _attend_of_samples(*parts, self.step)
+
+
+def _attend_of_samples(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    context_keys: torch.Tensor,
+    context_values: torch.Tensor,
+    own_keys: torch.Tensor,
+    own_values: torch.Tensor,
+    step: int,
+) -> torch.Tensor:
+    batch, variates, heads, samples, _, _ = own_keys.shape
+    layout = RowLayout(batch, variates, samples, Padding(1))
+    of_rows = Heads(layout, heads)
+    own_keys[..., step, :] = of_rows.split(keys)
+    own_values[..., step, :] = of_rows.split(values)
+    own = own_keys[..., : step + 1, :], own_values[..., : step + 1, :]
+    context = context_keys, context_values
+    attended = attend_over_shared_context(of_rows.split(queries), context, own)
+    return of_rows.join(attended).to(values.dtype)
+
+
+attend_of_samples = fused.operator(
+    "attend_of_samples(Tensor queries, Tensor keys, Tensor values, Tensor context_keys, "
+    "Tensor context_values, Tensor(a!) own_keys, Tensor(b!) own_values, int step) -> Tensor",
+    _attend_of_samples,
+)
+"""See SharedContextAttention; each sample's newest keys and values are put in their place."""
+
+
+def has_kernel(*parts: torch.Tensor) -> bool:
+    """Whether a kernel of our own attends, whose blocks have sides that are powers of two."""
+    size = parts[-1].shape[-1]
+    return size >= LEAST_SIDE and size & (size - 1) == 0 and fused.serves(*parts)
+
+
+LEAST_SIDE = 16
+"""Of a block that Triton multiplies."""
 
 
 def has_log_sums(device: torch.device) -> bool:
@@ -288,8 +265,29 @@ def attend_causally(
     """
     # Four dimensions, the last one dense: what torch's fused kernels take.
     q, k, v = (_dense(heads.flatten(0, 1)) for heads in (queries, keys, values))
-    attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
+    if k.shape[2] <= (MOST_FOR_ONE if q.shape[2] == 1 else MOST_FOR_ALL) and has_kernel(q, k, v):
+        # Heads within rows, as what follows takes them.
+        attended = attend_to_few(q, k, v).transpose(1, 2)
+    else:
+        attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
     return attended.view(*queries.shape[:2], *attended.shape[1:])
+
+
+MOST_FOR_ONE, MOST_FOR_ALL = 128, 32
+"""Keys up to which a kernel of our own is faster than torch's on a GPU, for a single query and for
+one for each key."""
+
+
+def _attend_to_few(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    is_causal = queries.shape[2] > 1
+    attended = scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
+    return attended.transpose(1, 2).contiguous()
+
+
+attend_to_few = fused.operator(
+    "attend_to_few(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend_to_few
+)
+"""From ``series head seq_len head_dim`` to ``series seq_len head head_dim``."""
 
 
 def _dense(heads: torch.Tensor) -> torch.Tensor:

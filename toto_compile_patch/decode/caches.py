@@ -13,6 +13,7 @@ from toto_compile_patch.decode.attention import (
     LogSumAttention,
     OwnContextAttention,
     SharedContextAttention,
+    has_kernel,
     has_log_sums,
 )
 from toto_compile_patch.decode.operators import Attend
@@ -40,8 +41,8 @@ class SamplesCache:
         context: what precedes them.
         samples: of each series.
         layers: for each time-wise layer by its index, keys and values, written by position, in the
-            shape that its attention takes; for a single sample its context's, too, ``batch variate
-            head max_len head_dim``.
+            shape that its attention takes; for a single sample, where no kernel of our own attends,
+            its context's, too, ``batch variate head max_len head_dim``.
     """
 
     context: ContextCache
@@ -57,7 +58,7 @@ class SamplesCache:
             if samples > 1 and has_log_sums(like.device):
                 # Nothing reads the last patch's but its own step.
                 return like.new_empty(max_patches - 1, batch, variates, samples, heads, head_dim)
-            if samples > 1:
+            if samples > 1 or has_kernel(like):
                 return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
             room = like.new_empty(batch, variates, heads, max_patches, head_dim)
             return torch.cat([like, room], dim=3)
@@ -68,9 +69,9 @@ class SamplesCache:
 
     def attention(self, idx: int, heads: Heads, step: int) -> Attend:
         """How a layer attends at a step."""
-        if self.samples == 1:
-            return OwnContextAttention(heads, self.layers[idx], self.context.length + step)
         context, suffix = self.context.layers[idx], self.layers[idx]
+        if self.samples == 1 and not has_kernel(suffix[0]):
+            return OwnContextAttention(heads, suffix, self.context.length + step)
         shared = LogSumAttention if has_log_sums(suffix[0].device) else SharedContextAttention
         return shared(heads, context, suffix, step)
 

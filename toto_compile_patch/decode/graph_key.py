@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from toto_compile_patch.decode.attention import RotarySettings
 from toto_compile_patch.decode.precision import TorchSettings
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.request import Request, RequestShape
+from toto_compile_patch.decode.rotary import RotarySettings
 from toto_compile_patch.decode.runtime import Runtime
 from toto_compile_patch.decode.scaling import ScalerSettings
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import linear
 
-from toto_compile_patch.decode.linear import Linear, PackedLinear
+from toto_compile_patch.decode.linear import (
+    Linear,
+    PackedLinear,
+    PlainLinear,
+    product_of_few_rows,
+)
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
 from toto_compile_patch.upstream import kind_of
 
@@ -46,10 +50,10 @@ class FoldedHead(NamedTuple):
         """
         with without_autocast(hidden.device):
             hidden = hidden.to(self.weight.dtype)
-            if self.packed is None:
-                raw = linear(hidden, self.weight, self.bias)
-            else:
-                raw = self.packed.apply(hidden)
+            raw = product_of_few_rows(hidden, self.weight, self.bias)
+            if raw is None:
+                whole = self.packed or PlainLinear(self.weight, self.bias)
+                raw = whole.apply(hidden)
         return raw.unflatten(-1, (-1, self.kinds, self.components))
 
     def for_time_steps(self, time_steps: int) -> FoldedHead:

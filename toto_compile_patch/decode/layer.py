@@ -13,15 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import rms_norm, silu
 
+from toto_compile_patch.decode import fused
 from toto_compile_patch.decode.linear import (
+    GpuLinear,
     Linear,
     OneRowLinear,
     OpaqueLinear,
     PackedLinear,
     PlainLinear,
-    SplitLinear,
+    ThreePassLinear,
 )
 from toto_compile_patch.decode.operators import Attend
+from toto_compile_patch.decode.rotary import (
+    KEYS,
+    QUERIES_KEYS,
+    ComplexRotation,
+    RealRotation,
+    Rotation,
+    RotationByPosition,
+)
 
 ROWS_AT_ONCE = 512
 """Rows that go through a feed-forward together on a CPU, so that they stay in its cache."""
@@ -52,12 +62,34 @@ class RMSNorm(NamedTuple):
         normed = rows / torch.hypot(length * rows.shape[-1] ** -0.5, self.root_eps)
         return normed if self.scale is None else normed * self.scale
 
+    def of_sum(self, rows: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sum of two ``row embed_dim``, and its norm."""
+        rows = rows + delta
+        return rows, self.apply(rows)
+
+
+def _sum_and_norm(
+    rows: torch.Tensor, delta: torch.Tensor, scale: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return RMSNorm.of(scale, eps, rows).of_sum(rows, delta)
+
+
+def _norm(rows: torch.Tensor, scale: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return RMSNorm.of(scale, eps, rows).apply(rows)
+
+
+sum_and_norm = fused.operator(
+    "sum_and_norm(Tensor rows, Tensor delta, Tensor? scale, float eps) -> (Tensor, Tensor)",
+    _sum_and_norm,
+)
+norm = fused.operator("norm(Tensor rows, Tensor? scale, float eps) -> Tensor", _norm)
+
 
 class FusedRMSNorm(NamedTuple):
-    """The same by a single kernel of torch's, in place of five: for a GPU without a compiler.
+    """The same by a single kernel, in place of five: for a GPU without a compiler.
 
     Attributes:
-        formula: for types that the kernel would round otherwise, and for compiled code.
+        formula: for types that the kernels would round otherwise, and for compiled code.
         eps: what is added to the mean square.
     """
 
@@ -67,10 +99,31 @@ class FusedRMSNorm(NamedTuple):
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to the same."""
         scale = self.formula.scale
-        exact = rows.dtype in (torch.float32, torch.float64)
+        if self._has_kernel(rows):
+            normed: torch.Tensor = norm(rows, scale, self.eps)
+            return normed
+        exact = HAS_FUSED_NORM and rows.dtype in (torch.float32, torch.float64)
         if not exact or (scale is not None and scale.dtype is not rows.dtype):
             return self.formula.apply(rows)
         return rms_norm(rows, rows.shape[-1:], scale, self.eps)
+
+    def of_sum(self, rows: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sum of two ``row embed_dim``, and its norm."""
+        if self._has_kernel(rows):
+            both: tuple[torch.Tensor, torch.Tensor] = sum_and_norm(
+                rows, delta, self.formula.scale, self.eps
+            )
+            return both
+        rows = rows + delta
+        return rows, self.apply(rows)
+
+    def _has_kernel(self, rows: torch.Tensor) -> bool:
+        scale = self.formula.scale
+        return fused.serves(rows, *([] if scale is None else [scale]))
+
+
+HAS_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")
+"""Whether torch's own is one kernel: from torch 2.9 on."""
 
 
 class UnchangedModule(NamedTuple):
@@ -83,46 +136,14 @@ class UnchangedModule(NamedTuple):
         result: torch.Tensor = self.module(rows)
         return result
 
+    def of_sum(self, rows: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sum of two ``row embed_dim``, and what the module makes of it."""
+        rows = rows + delta
+        return rows, self.apply(rows)
 
-class RealRotation(NamedTuple):
-    """What rotary embedding multiplies each row by (see ``attention.rotation``), in real numbers:
-    for GPUs, and for compiled code, since no compiler makes any for complex ones.
-
-    Attributes:
-        cosines: of queries and of keys, ``row 2 1 head_dim``; likewise sines.
-    """
-
-    cosines: torch.Tensor
-    sines: torch.Tensor
-
-    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
-        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
-        cosines, sines = self.cosines[:, which], self.sines[:, which]
-        heads = heads.to(cosines.dtype)
-        swapped = heads.unflatten(-1, (-1, 2)).flip(-1).view(heads.shape)
-        return torch.addcmul(heads * cosines, swapped, sines).flatten(-2)
-
-
-class ComplexRotation(NamedTuple):
-    """The same in complex numbers: for a CPU, in half the passes over memory.
-
-    Attributes:
-        turns: what turns the pairs of features, of queries and keys alike, ``row 1 1 head_dim/2``.
-        scales: xPos scales of queries and of keys, ``row 2 1 head_dim``.
-    """
-
-    turns: torch.Tensor
-    scales: torch.Tensor
-
-    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
-        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
-        pairs = torch.view_as_complex(heads.to(self.scales.dtype).unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * self.turns).flatten(-2)
-        return turned.mul_(self.scales[:, which]).flatten(-2)
-
-
-Rotation = RealRotation | ComplexRotation
-KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
+    def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The sum with hidden states, ``row embed_dim``."""
+        return hidden + self.apply(rows)
 
 
 class HeadProjection(NamedTuple):
@@ -158,19 +179,141 @@ class HeadProjection(NamedTuple):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, each ``row embed_dim``; the first two rotated."""
         three = self.apply(rows)
-        queries, keys = rotation.rotate(three[:, QUERIES_KEYS], QUERIES_KEYS).unbind(1)
+        in_tables = _in_tables(rotation, rows.shape[0])
+        queries, keys = in_tables.rotate(three[:, QUERIES_KEYS], QUERIES_KEYS).unbind(1)
         return queries, keys, three[:, 2].flatten(-2)
+
+    def of_linear(self, linear: Linear) -> HeadProjection:
+        """The same heads by another linear layer."""
+        return self._replace(linear=linear)
+
+    def of_keys(self, rows: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """Rotated keys, of a layer that gives nothing else, ``row embed_dim``."""
+        in_tables = _in_tables(rotation, rows.shape[0])
+        return in_tables.rotate(self.apply(rows), KEYS).squeeze(1)
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim`` to ``row head head_dim``."""
         return rows.view(rows.shape[0], self.num_heads, self.head_dim)
 
 
+def _in_tables(rotation: Rotation, rows: int) -> RealRotation | ComplexRotation:
+    return rotation.for_rows(rows) if isinstance(rotation, RotationByPosition) else rotation
+
+
+def _by_heads(
+    features: torch.Tensor,
+    heads: int,
+    heads_first: bool,
+    kinds: int,
+    first_kind: int,
+    frequencies: torch.Tensor | None,
+    scales: torch.Tensor | None,
+    scale_base: float,
+    first: int,
+    count: int,
+    centre: int,
+) -> torch.Tensor:
+    rows, head_dim = features.shape[0], features.shape[1] // (kinds * heads)
+    parts = features.view(rows, kinds, *((heads, head_dim) if heads_first else (head_dim, heads)))
+    parts = parts if heads_first else parts.transpose(-1, -2)
+    by_kind = [part.flatten(1) for part in parts.contiguous().unbind(1)]
+    if frequencies is not None and scales is not None:
+        place = RotationByPosition(frequencies, scales, scale_base, first, count, centre)
+        tables = place.for_rows(rows)
+        for kind in range(first_kind, min(2, first_kind + kinds)):
+            own = parts[:, kind - first_kind : kind - first_kind + 1]
+            by_kind[kind - first_kind] = tables.rotate(own, slice(kind, kind + 1)).squeeze(1)
+    return torch.stack(by_kind)
+
+
+by_heads = fused.operator(
+    "by_heads(Tensor features, int heads, bool heads_first, int kinds, int first_kind, "
+    "Tensor? frequencies, Tensor? scales, float scale_base, int first, int count, int centre) "
+    "-> Tensor",
+    _by_heads,
+)
+
+
+class FusedHeadProjection(NamedTuple):
+    """The same, where a single kernel puts the features of a head side by side and rotates them.
+
+    Attributes:
+        formula: for what the kernel does not compute, and for compiled code.
+    """
+
+    formula: HeadProjection
+
+    @property
+    def linear(self) -> Linear:
+        """The linear layer."""
+        return self.formula.linear
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        return self.formula.head_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Heads."""
+        return self.formula.num_heads
+
+    def of_linear(self, linear: Linear) -> FusedHeadProjection:
+        """The same heads by another linear layer."""
+        return FusedHeadProjection(self.formula.of_linear(linear))
+
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to ``row n head head_dim``."""
+        if not self._has_kernel(rows):
+            return self.formula.apply(rows)
+        by_kind = self._by_heads(rows, 0, None)
+        heads = by_kind.view(*by_kind.shape[:2], self.num_heads, self.head_dim)
+        return heads.transpose(0, 1)
+
+    def rotated(
+        self, rows: torch.Tensor, rotation: Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each ``row embed_dim``; the first two rotated."""
+        if not (self._has_kernel(rows) and isinstance(rotation, RotationByPosition)):
+            return self.formula.rotated(rows, rotation)
+        queries, keys, values = self._by_heads(rows, 0, rotation).unbind()
+        return queries, keys, values
+
+    def of_keys(self, rows: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """Rotated keys, of a layer that gives nothing else, ``row embed_dim``."""
+        if not (self._has_kernel(rows) and isinstance(rotation, RotationByPosition)):
+            return self.formula.of_keys(rows, rotation)
+        return self._by_heads(rows, 1, rotation).squeeze(0)
+
+    def heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to ``row head head_dim``."""
+        return self.formula.heads(rows)
+
+    def _has_kernel(self, rows: torch.Tensor) -> bool:
+        # Of a Triton block, each side is a power of two.
+        return self.head_dim & (self.head_dim - 1) == 0 and fused.serves(rows)
+
+    def _by_heads(
+        self, rows: torch.Tensor, first_kind: int, rotation: RotationByPosition | None
+    ) -> torch.Tensor:
+        features = self.linear.apply(rows)
+        kinds = features.shape[-1] // (self.head_dim * self.num_heads)
+        place = rotation or (None, None, 1.0, 0, 1, 0)
+        heads: torch.Tensor = by_heads(
+            features, self.num_heads, self.formula.heads_first, kinds, first_kind, *place
+        )
+        return heads
+
+
+Projection = HeadProjection | FusedHeadProjection
+
+
 class KeysAndValuesAlone(NamedTuple):
     """Separate projections, for rows that need keys and values without queries, or values only."""
 
-    key: HeadProjection
-    value: HeadProjection
+    key: Projection
+    value: Projection
 
 
 class FeedForward(NamedTuple):
@@ -185,6 +328,32 @@ class FeedForward(NamedTuple):
         gate, value = self.up.product(rows).chunk(2, dim=-1)
         return self.down.product(silu(gate) * value)
 
+    def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The sum with hidden states, ``row embed_dim``."""
+        return hidden + self.apply(rows)
+
+
+def _gated(up: torch.Tensor) -> torch.Tensor:
+    gate, value = up.chunk(2, dim=-1)
+    return silu(gate) * value
+
+
+gated = fused.operator("gated(Tensor up) -> Tensor", _gated)
+
+
+class FusedFeedForward(NamedTuple):
+    """Upstream's feed-forward with its gated linear unit in one kernel, and where there are few
+    rows the sum with hidden states in that of the product: for a GPU without a compiler."""
+
+    up: Linear
+    down: GpuLinear | ThreePassLinear
+
+    def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The sum with hidden states, ``row embed_dim``."""
+        if not fused.serves(rows):
+            return FeedForward(self.up, self.down).added_to(hidden, rows)
+        return self.down.added_to(hidden, gated(self.up.product(rows)))
+
 
 class ChunkedFeedForward(NamedTuple):
     """Upstream's feed-forward, some rows after the other: for a CPU without a compiler."""
@@ -198,6 +367,10 @@ class ChunkedFeedForward(NamedTuple):
             return self._block(rows)
         return torch.cat([self._block(block) for block in rows.split(ROWS_AT_ONCE)])
 
+    def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The sum with hidden states, ``row embed_dim``."""
+        return hidden + self.apply(rows)
+
     def _block(self, rows: torch.Tensor) -> torch.Tensor:
         gate, value = self.up.product(rows).chunk(2, dim=-1)
         # In place: memory that is in the cache already.
@@ -205,6 +378,7 @@ class ChunkedFeedForward(NamedTuple):
 
 
 Norm = RMSNorm | FusedRMSNorm | UnchangedModule
+AnyFeedForward = FeedForward | FusedFeedForward | ChunkedFeedForward | UnchangedModule
 
 
 class Layer(NamedTuple):
@@ -217,10 +391,10 @@ class Layer(NamedTuple):
 
     over_time: bool
     norm1: Norm
-    project: HeadProjection
+    project: Projection
     out: Linear
     norm2: Norm
-    feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule
+    feed_forward: AnyFeedForward
     alone: KeysAndValuesAlone | None
 
 
@@ -289,14 +463,14 @@ def keys_and_values(
     if layer.alone is None:
         _, keys, values = layer.project.rotated(normed, rotation)
         return keys, values
-    keys = rotation.rotate(layer.alone.key.apply(normed), KEYS).squeeze(1)
+    keys = layer.alone.key.of_keys(normed, rotation)
     return keys, layer.alone.value.apply(normed).flatten(1)
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Both residual sums of a pre-norm layer, in the type of the hidden states."""
-    hidden = hidden + layer.out.product(attended)
-    return hidden + layer.feed_forward.apply(layer.norm2.apply(hidden))
+    hidden, normed = layer.norm2.of_sum(hidden, layer.out.product(attended))
+    return layer.feed_forward.added_to(hidden, normed)
 
 
 class Traceable(NamedTuple):
@@ -304,46 +478,50 @@ class Traceable(NamedTuple):
 
     Attributes:
         real: the thing itself.
-        stand_in: for compiled code, which cannot hold packed weights: numbered slots instead.
-        linears: the packed weights, in the order of the slots.
-        for_one_row: for compiled code on a single row: sums over the plain weights instead; None
-            where none is packed.
+        stand_in: for compiled code, which cannot hold weights in layouts, or multiply in ways, that
+            no compiler knows: numbered slots instead.
+        linears: the linear layers in the order of the slots.
+        for_one_row: for compiled code on a single row: sums over the plain weights in place of
+            packed ones; None where none is packed.
     """
 
     real: Any
     stand_in: Any
-    linears: tuple[PackedLinear, ...]
+    linears: tuple[PackedLinear | ThreePassLinear, ...]
     for_one_row: Any
 
     @classmethod
     def of(cls, real: Any) -> Traceable:
-        linears: list[PackedLinear] = []
+        linears: list[PackedLinear | ThreePassLinear] = []
 
-        def in_slots(packed: PackedLinear) -> OpaqueLinear:
-            linears.append(packed)
-            return OpaqueLinear(len(linears) - 1, packed.out_features, packed.original.weight.dtype)
+        def in_slots(opaque: PackedLinear | ThreePassLinear) -> OpaqueLinear:
+            linears.append(opaque)
+            return OpaqueLinear(len(linears) - 1, opaque.out_features, opaque.dtype)
 
-        def sums(packed: PackedLinear) -> OneRowLinear:
-            return OneRowLinear(*packed.original)
+        def sums(opaque: PackedLinear | ThreePassLinear) -> OneRowLinear:
+            return OneRowLinear(*opaque.original)
 
-        stand_in = _without_packed(real, in_slots)
-        one_row = _without_packed(real, sums) if linears else None
-        return cls(real, stand_in, tuple(linears), one_row)
+        stand_in = _traceable(real, in_slots)
+        packed = any(isinstance(one, PackedLinear) for one in linears)
+        return cls(real, stand_in, tuple(linears), _traceable(real, sums) if packed else None)
 
 
-def _without_packed(part: Any, instead: Callable[[PackedLinear], Linear]) -> Any:
-    """Copy a tree of named tuples for compiled code, with something else in place of each packed
-    layer, and no kernels chosen for eager code."""
-    if isinstance(part, PackedLinear):
+def _traceable(part: Any, instead: Callable[[PackedLinear | ThreePassLinear], Linear]) -> Any:
+    """Copy a tree of named tuples for compiled code, with something else in place of each linear
+    layer that is opaque to it, and no kernels chosen for eager code."""
+    if isinstance(part, (PackedLinear, ThreePassLinear)):
         return instead(part)
     if isinstance(part, FusedRMSNorm):
         return part.formula
-    if isinstance(part, SplitLinear):
+    if isinstance(part, FusedHeadProjection):
+        return _traceable(part.formula, instead)
+    if isinstance(part, GpuLinear):
         return PlainLinear(*part)
     if isinstance(part, PlainLinear) or not isinstance(part, tuple):
         return part
-    kind = FeedForward if isinstance(part, ChunkedFeedForward) else type(part)
-    copied = kind(*(_without_packed(field, instead) for field in part))
+    in_blocks = isinstance(part, (ChunkedFeedForward, FusedFeedForward))
+    kind = FeedForward if in_blocks else type(part)
+    copied = kind(*(_traceable(field, instead) for field in part))
     if isinstance(copied, HeadProjection) and isinstance(copied.linear, OneRowLinear):
         return copied._replace(heads_first=False)
     return copied

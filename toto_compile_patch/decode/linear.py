@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear
 
-from toto_compile_patch.decode import operators
+from toto_compile_patch.decode import fused, operators
 from toto_compile_patch.decode.precision import exact_products
 from toto_compile_patch.private_names import private
 
@@ -46,10 +46,44 @@ def _in_type_of(inputs: torch.Tensor, product: torch.Tensor, weight: torch.Tenso
     return product if inputs.dtype == weight.dtype else product.to(inputs.dtype)
 
 
-class SplitLinear(NamedTuple):
-    """A weight on a GPU, whose products in float32 are made in several parts of the features where
-    there are few rows: cuBLAS gives each block of the result to one multiprocessor, and so leaves
-    most of them idle.
+def _linear_of_few_rows(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None
+) -> torch.Tensor:
+    product = linear(rows, weight, bias)
+    return product if residual is None else residual + product
+
+
+linear_of_few_rows = fused.operator(
+    "linear_of_few_rows(Tensor rows, Tensor weight, Tensor bias, Tensor? residual) -> Tensor",
+    _linear_of_few_rows,
+)
+
+FEW_ROWS = 16
+"""Up to these, a product is nothing but reading the weight, and cuBLAS reads it at a third of the
+rate of memory or less."""
+
+
+def product_of_few_rows(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """A product, and what it is added to, by a kernel of our own; None where that has to be made
+    otherwise."""
+    operands = (rows, weight, bias, *([] if residual is None else [residual]))
+    few = rows.ndim == 2 and rows.shape[0] <= FEW_ROWS
+    if not (few and all(one.is_contiguous() for one in operands) and fused.serves(*operands)):
+        return None
+    product: torch.Tensor = linear_of_few_rows(rows, weight, bias, residual)
+    return product
+
+
+class GpuLinear(NamedTuple):
+    """A weight on a GPU, for few rows with a kernel of our own.
+
+    Where there are more, products in float32 may be made in several parts of the features: cuBLAS
+    gives each block of the result to one multiprocessor, and so leaves most of them idle.
     """
 
     weight: torch.Tensor
@@ -57,6 +91,8 @@ class SplitLinear(NamedTuple):
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``row features`` to ``row features``, in the weight's type."""
+        if (product := product_of_few_rows(inputs, *self)) is not None:
+            return product
         rows, (out_features, in_features) = inputs.shape[0], self.weight.shape
         parts = parts_of_a_product(rows, in_features, out_features)
         in_float32 = inputs.dtype is self.weight.dtype is torch.float32
@@ -65,6 +101,76 @@ class SplitLinear(NamedTuple):
         inputs = inputs.reshape(rows, parts, -1).transpose(0, 1)
         weight = self.weight.view(out_features, parts, -1).permute(1, 2, 0)
         return torch.bmm(inputs, weight).sum(0).add_(self.bias)
+
+    def added_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """The sum of a residual and a product, both ``row features``."""
+        added = product_of_few_rows(inputs, *self, residual)
+        return residual + self.product(inputs) if added is None else added
+
+    def apply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``, in the inputs' type."""
+        return _in_type_of(inputs, self.product(inputs), self.weight)
+
+
+def _linear_in_three_passes(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None
+) -> torch.Tensor:
+    product = linear(rows, weight, bias)
+    return product if residual is None else residual + product
+
+
+linear_in_three_passes = fused.operator(
+    "linear_in_three_passes(Tensor rows, Tensor weight, Tensor bias, Tensor? residual) -> Tensor",
+    _linear_in_three_passes,
+)
+
+
+class ThreePassLinear(NamedTuple):
+    """A weight on a GPU, whose products with many rows are made by tensor cores in three passes.
+
+    Each factor is the sum of two numbers of TF32, which has as few bits as float16 and the range of
+    float32. Of their four products the least is left out, and the others are summed in float32:
+    the result is as close to the exact one as cuBLAS's is in float32 (H. Ootomo, R. Yokota,
+    "Recovering single precision accuracy from Tensor Cores", 2022).
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @property
+    def original(self) -> PlainLinear:
+        """Weight and bias."""
+        return PlainLinear(*self)
+
+    @property
+    def out_features(self) -> int:
+        """Of the product."""
+        return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the product."""
+        return self.weight.dtype
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to ``row features``, in the weight's type."""
+        product = self._in_three_passes(inputs, None)
+        return GpuLinear(*self).product(inputs) if product is None else product
+
+    def added_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """The sum of a residual and a product, both ``row features``."""
+        added = self._in_three_passes(inputs, residual)
+        return GpuLinear(*self).added_to(residual, inputs) if added is None else added
+
+    def _in_three_passes(
+        self, rows: torch.Tensor, residual: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        operands = (rows, *self, *([] if residual is None else [residual]))
+        many = rows.ndim == 2 and rows.shape[0] > FEW_ROWS
+        if not (many and all(one.is_contiguous() for one in operands) and fused.serves(*operands)):
+            return None
+        product: torch.Tensor = linear_in_three_passes(rows, *self, residual)
+        return product
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``row features`` to ``row features``, in the inputs' type."""
@@ -109,6 +215,11 @@ class PackedLinear(NamedTuple):
     original: PlainLinear
     out_features: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the product."""
+        return self.original.weight.dtype
+
     @classmethod
     def of(
         cls, weight: torch.Tensor, bias: torch.Tensor, original: PlainLinear | None = None
@@ -150,7 +261,7 @@ class OneRowLinear(NamedTuple):
 
 
 class OpaqueLinear(NamedTuple):
-    """Stands for a packed layer in compiled code, which cannot hold one.
+    """Stands for a layer in compiled code that no compiler can trace.
 
     Attributes:
         slot: where the layer is found.
@@ -172,4 +283,4 @@ class OpaqueLinear(NamedTuple):
         return self.product(inputs).to(inputs.dtype)
 
 
-Linear = PlainLinear | SplitLinear | PackedLinear | OneRowLinear | OpaqueLinear
+Linear = PlainLinear | GpuLinear | ThreePassLinear | PackedLinear | OneRowLinear | OpaqueLinear

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from toto_compile_patch.decode import sampling
+from toto_compile_patch.decode import fused, sampling
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import RandomStream
 from toto_compile_patch.decode.row_layout import RowLayout
@@ -80,8 +80,11 @@ class Drawn:
         ``batch variate samples time_steps``."""
         raw = self.model.weights.head.real.for_time_steps(time_steps).apply(hidden)
         raw = layout.unflatten(raw).squeeze(2)
-        shape = (layout.batch, layout.variates, time_steps, self.samples)
-        component, radius, angle = self._uniform(shape, raw)
+        uniform = self._uniform((layout.batch, layout.variates, time_steps, self.samples), raw)
+        if fused.serves(raw, uniform):
+            samples: torch.Tensor = sampling.draws(raw.contiguous(), uniform, self.samples)
+            return samples.transpose(2, 3)
+        component, radius, angle = uniform.unbind(1)
         drawn = sampling.draw(sampling.chosen_components(raw, component), radius, angle)
         return drawn.transpose(2, 3)
 
@@ -92,21 +95,26 @@ class Drawn:
         time_steps``."""
         head = self.model.weights.head
         shape = (layout.batch, layout.variates, layout.count, time_steps)
-        component, radius, angle = self._uniform(shape, hidden)
-        uniform = layout.flatten(component).unsqueeze(-1)
+        uniform = self._uniform(shape, hidden)
+        if fused.serves(hidden, uniform):
+            raw = head.real.for_time_steps(time_steps).apply(hidden)
+            samples: torch.Tensor = sampling.draws(raw, uniform, 1)
+            return samples
+        component, radius, angle = uniform.unbind(1)
+        choosing = layout.flatten(component).unsqueeze(-1)
         if (part := head.real.for_time_steps(time_steps)) is not head.real:
-            chosen = sampling.choose(part, hidden, uniform)
+            chosen = sampling.choose(part, hidden, choosing)
         else:
-            chosen = self.model.regions.choose(head, hidden, uniform)
+            chosen = self.model.regions.choose(head, hidden, choosing)
         half_df, loc, scale = (layout.unflatten(part.squeeze(-1)) for part in chosen)
         return sampling.draw((half_df, loc, scale), radius, angle)
 
-    def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Three uniform random numbers for each draw, in [0, 1), of the head's type: what chooses
-        its component, its radius and its angle, each ``batch ...``."""
+        its component, its radius and its angle, ``batch 3 ...``."""
         batch, *rest = shape
         dtype = self.model.weights.head.real.weight.dtype
-        return self.numbers.uniform((batch, 3, *rest), dtype, like.device).unbind(1)
+        return self.numbers.uniform((batch, 3, *rest), dtype, like.device)
 
 
 @dataclass(frozen=True)

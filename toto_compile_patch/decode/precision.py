@@ -11,7 +11,7 @@ import torch
 
 from toto_compile_patch.locks import Lock
 
-MODEL, TF32, BF16 = "model", "tf32", "bf16"
+MODEL, TF32, TF32X3, BF16 = "model", "tf32", "tf32x3", "bf16"
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -42,8 +42,9 @@ class Precision:
     """The precision of the matrix products in the transformer's layers of a float32 model.
 
     Attributes:
-        name: ``model``: the user's own settings; ``tf32``, on CUDA; ``bf16``: weights in 16 bits
-            (see ``weights``), sums in 32.
+        name: ``model``: the user's own settings; ``tf32``, on CUDA; ``tf32x3``, likewise: float32
+            by three passes in TF32 (see ``linear``); ``bf16``: weights in 16 bits (see
+            ``weights``), sums in 32.
     """
 
     name: str

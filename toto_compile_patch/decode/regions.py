@@ -18,9 +18,10 @@ import torch._inductor.config as inductor
 
 from toto_compile_patch.decode import compile_report, operators, sampling
 from toto_compile_patch.decode import layer as layers
-from toto_compile_patch.decode.layer import Past, RealRotation, Rotation, Traceable
+from toto_compile_patch.decode.layer import Past, Traceable
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.operators import Attend
+from toto_compile_patch.decode.rotary import RealRotation, Rotation
 from toto_compile_patch.decode.row_layout import Padding
 from toto_compile_patch.decode.sampling import StudentT
 from toto_compile_patch.errors import in_a_line

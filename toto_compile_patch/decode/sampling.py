@@ -7,6 +7,7 @@ import math
 import torch
 from torch.nn.functional import softplus
 
+from toto_compile_patch.decode import fused
 from toto_compile_patch.decode.head import FoldedHead
 from toto_compile_patch.decode.scaling import deterministic, prefix_sums
 
@@ -115,3 +116,26 @@ def draw(student_t: StudentT, radius: torch.Tensor, angle: torch.Tensor) -> torc
     # Of 1 - u, which is as uniform and never 0.
     squared = 2 * half_df * torch.expm1(-torch.log1p(-radius) / half_df)
     return loc + scale * squared.sqrt() * torch.cos(2 * math.pi * angle)
+
+
+def _draws(raw: torch.Tensor, uniform: torch.Tensor, of_each: int) -> torch.Tensor:
+    component, radius, angle = uniform.unbind(1)
+    shape = radius.shape
+    mixtures = raw.reshape(-1, *raw.shape[-2:])
+    chosen = chosen_components(mixtures, component.reshape(-1, of_each))
+    half_df, loc, scale = (part.reshape(shape) for part in chosen)
+    return draw((half_df, loc, scale), radius, angle)
+
+
+draws = fused.operator("draw(Tensor raw, Tensor uniform, int of_each) -> Tensor", _draws)
+"""Draws from mixtures, in one kernel.
+
+Args:
+    raw: the head's output, ``mixture kinds components``.
+    uniform: what chooses a component, its radius and its angle, ``batch 3 ...``; as many draws of
+        each mixture as there are, side by side.
+    of_each: draws of each mixture.
+
+Returns:
+    ``batch ...``
+"""

@@ -9,14 +9,18 @@ Both follow from three sums over the past: of the weights, of the weighted value
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from toto_compile_patch.decode import fused
 from toto_compile_patch.upstream import kind_of
 
 _BLOCK = 128
+
+_BY_PATCHES = "CausalPatchStdMeanScaler"
 
 
 class Scaled(NamedTuple):
@@ -75,6 +79,16 @@ class ScalerSettings(NamedTuple):
     stabilize_with_global: bool = False
     scale_factor_exponent: float = 0.0
 
+    @property
+    def factor(self) -> float:
+        """By how much a causal scale may differ from the context's own; 0: by anything."""
+        return 10.0**self.scale_factor_exponent if self.stabilize_with_global else 0.0
+
+    @property
+    def by_patches(self) -> bool:
+        """Whether all of a patch is scaled by the statistics at its end."""
+        return self.kind == _BY_PATCHES
+
     @classmethod
     def of(cls, scaler: Any) -> ScalerSettings:
         """Those of upstream's module, of which StdMeanScaler has only the first two."""
@@ -101,6 +115,16 @@ def scale_context(
         )
         loc, scale = loc.unsqueeze(2), scale.unsqueeze(2)
         return Scaled(values, loc, scale), FixedScale(loc, scale)
+    if _has_kernel(settings, series, patch_size):
+        mask = padding_mask.expand_as(series)
+        return _scaled_by_kernel(settings, series, mask, patch_size)
+    return _scale_context(settings, series, padding_mask, patch_size)
+
+
+def _scale_context(
+    settings: ScalerSettings, series: torch.Tensor, padding_mask: torch.Tensor, patch_size: int
+) -> tuple[Scaled, Statistics]:
+    """The same by torch's operators."""
     dtype = accumulation_dtype(series.device)
     values = series.to(dtype)
     weights = torch.ones_like(values) * padding_mask
@@ -113,8 +137,7 @@ def scale_context(
     patches, means, cumulated, squares = (
         part.unflatten(-1, (-1, patch_size)) for part in (series, means, cumulated, squares)
     )
-    if settings.kind == "CausalPatchStdMeanScaler":
-        # All of a patch is scaled by the statistics at its end.
+    if settings.by_patches:
         means, cumulated, squares = (part[..., -1:] for part in (means, cumulated, squares))
     loc = means.to(series.dtype)
     scale = _scale(settings, cumulated, squares, bounds).to(series.dtype)
@@ -127,6 +150,15 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
     if isinstance(state, FixedScale):
         return Scaled((patch - state.loc) / state.scale, state.loc, state.scale), state
     settings = ScalerSettings.of(scaler)
+    if _has_kernel(settings, patch, patch.shape[-1]):
+        return _patch_scaled_by_kernel(settings, state, patch)
+    return _scale_patch(settings, state, patch)
+
+
+def _scale_patch(
+    settings: ScalerSettings, state: Statistics, patch: torch.Tensor
+) -> tuple[Scaled, Statistics]:
+    """The same by torch's operators."""
     values = patch.to(state.total.dtype)
     count = torch.arange(1, patch.shape[-1] + 1, device=patch.device, dtype=values.dtype)
     weights = state.weight.unsqueeze(-1) + count
@@ -136,7 +168,7 @@ def scale_patch(scaler: Any, state: ScaleState, patch: torch.Tensor) -> tuple[Sc
     after = Statistics(
         weights[..., -1].expand_as(totals[..., -1]), totals[..., -1], squares[..., -1], state.bounds
     )
-    if settings.kind == "CausalPatchStdMeanScaler":
+    if settings.by_patches:
         means, weights, squares = means[..., -1:], weights[..., -1:], squares[..., -1:]
     loc = means.to(patch.dtype)
     scale = _scale(settings, weights, squares, state.bounds).to(patch.dtype)
@@ -214,5 +246,98 @@ def _bounds(
     deviations = (values - mean) * weights * weights
     variance = (deviations**2).sum(-1, keepdim=True) / count
     scale = torch.sqrt(variance + settings.minimum_scale).unsqueeze(-1)
-    factor = 10.0**settings.scale_factor_exponent
-    return (scale / factor).clamp_min(settings.minimum_scale), scale * factor
+    return (scale / settings.factor).clamp_min(settings.minimum_scale), scale * settings.factor
+
+
+def _has_kernel(settings: ScalerSettings, values: torch.Tensor, patch_size: int) -> bool:
+    # Of a Triton block, each side is a power of two.
+    whole = patch_size & (patch_size - 1) == 0
+    return settings.by_patches and whole and fused.serves(values)
+
+
+def _settings(minimum: float, factor: float, bessel: bool) -> ScalerSettings:
+    """Settings of a scaler by patches, from what a kernel is given of them."""
+    bounded, exponent = factor > 0, math.log10(factor) if factor > 0 else 0.0
+    return ScalerSettings(_BY_PATCHES, minimum, bessel, bounded, exponent)
+
+
+def _context_of_kernel(
+    series: torch.Tensor,
+    mask: torch.Tensor,
+    patch_size: int,
+    minimum: float,
+    factor: float,
+    bessel: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    settings = _settings(minimum, factor, bessel)
+    scaled, state = _scale_context(settings, series, mask, patch_size)
+    zeros = torch.zeros_like(state.total).unsqueeze(-1)
+    sums = [state.weight, state.total, state.squares]
+    bounds = [bound.flatten(-2) for bound in state.bounds or (zeros, zeros)]
+    last = torch.stack([scaled.loc, scaled.scale]).flatten(-3)
+    return scaled.values, last, torch.stack([*sums, *bounds]).squeeze(-1)
+
+
+_scale_context_operator = fused.operator(
+    "scale_context(Tensor series, Tensor mask, int patch_size, float minimum, float factor, "
+    "bool bessel) -> (Tensor, Tensor, Tensor)",
+    _context_of_kernel,
+)
+
+
+def _scaled_by_kernel(
+    settings: ScalerSettings, series: torch.Tensor, mask: torch.Tensor, patch_size: int
+) -> tuple[Scaled, Statistics]:
+    scaled, last, state = _scale_context_operator(
+        series.contiguous(),
+        mask,
+        patch_size,
+        settings.minimum_scale,
+        settings.factor,
+        settings.use_bessel_correction,
+    )
+    loc, scale = last[..., None, None]
+    weight, total, squares, lower, upper = state.unsqueeze(-1)
+    bounds = (lower.unsqueeze(-1), upper.unsqueeze(-1)) if settings.factor else None
+    return Scaled(scaled, loc, scale), Statistics(weight, total, squares, bounds)
+
+
+def _patch_of_kernel(
+    patch: torch.Tensor,
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    squares: torch.Tensor,
+    lower: torch.Tensor | None,
+    upper: torch.Tensor | None,
+    minimum: float,
+    bessel: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    bounds = None if lower is None or upper is None else (lower, upper)
+    settings = _settings(minimum, float(bounds is not None), bessel)
+    state = Statistics(weight, total, squares, bounds)
+    scaled, after = _scale_patch(settings, state, patch)
+    last = torch.stack([scaled.loc, scaled.scale]).squeeze(-1)
+    sums = (part.expand_as(after.total) for part in (after.weight, after.total, after.squares))
+    return scaled.values, last, torch.stack([*sums])
+
+
+_scale_patch_operator = fused.operator(
+    "scale_patch(Tensor patch, Tensor weight, Tensor total, Tensor squares, Tensor? lower, "
+    "Tensor? upper, float minimum, bool bessel) -> (Tensor, Tensor, Tensor)",
+    _patch_of_kernel,
+)
+
+
+def _patch_scaled_by_kernel(
+    settings: ScalerSettings, state: Statistics, patch: torch.Tensor
+) -> tuple[Scaled, Statistics]:
+    samples = patch.shape[:-1]
+    scaled, last, after = _scale_patch_operator(
+        patch.contiguous(),
+        *(part.expand(samples) for part in (state.weight, state.total, state.squares)),
+        *(state.bounds or (None, None)),
+        settings.minimum_scale,
+        settings.use_bessel_correction,
+    )
+    loc, scale = last.unsqueeze(-1)
+    return Scaled(scaled, loc, scale), Statistics(after[0], after[1], after[2], state.bounds)

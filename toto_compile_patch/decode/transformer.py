@@ -15,7 +15,6 @@ from toto_compile_patch.decode.attention import (
     LastPositionAttention,
     VariateAttention,
     kept_heads,
-    rotation,
 )
 from toto_compile_patch.decode.caches import (
     ContextCache,
@@ -25,8 +24,9 @@ from toto_compile_patch.decode.caches import (
     preceding,
     with_room,
 )
-from toto_compile_patch.decode.layer import Layer, Past, Rotation, Traceable, keys_and_values
+from toto_compile_patch.decode.layer import Layer, Past, Traceable, keys_and_values
 from toto_compile_patch.decode.prepared_model import PreparedModel
+from toto_compile_patch.decode.rotary import Rotation, rotation
 from toto_compile_patch.decode.row_layout import RowLayout
 
 
@@ -60,7 +60,7 @@ def prefill(
     over_time = [idx for idx, layer in enumerate(layers) if layer.real.over_time]
     last_reader = -1 if every_position else max(over_time, default=0)
     with model.precision.of_products(hidden.device):
-        positions = _rotation(model, layout, range(length), centre)
+        positions = _rotation(model, hidden, layout, range(length), centre)
         for idx, layer in enumerate(layers):
             if idx == last_reader:
                 everywhere, everywhere_layout = hidden, layout
@@ -73,8 +73,7 @@ def prefill(
                 heads = kept_heads(_heads(layer, everywhere_layout), *rows, kept=kept)
                 if cache is not None:
                     cache[idx] = heads
-                tables = (everywhere_layout.last_position(table) for table in positions)
-                here = type(positions)(*tables)
+                here = positions.at_last_position(everywhere_layout)
                 hidden = _at_last_position(model, layer, hidden, layout, here, (rows, heads))
             else:
                 attention = CausalAttention(_heads(layer, layout), cache, idx)
@@ -141,7 +140,7 @@ def decode_step(
     position = length + step
     centre = position // 2 if centred_alone else (length - 1) // 2
     with model.precision.of_products(hidden.device):
-        here = _rotation(model, layout, range(position, position + 1), centre)
+        here = _rotation(model, hidden, layout, range(position, position + 1), centre)
         if isinstance(suffix, OnePathCache):
             return _step_of_one_path(model, hidden, layout, here, suffix, step)
         return _step_of_samples(model, hidden, layout, here, suffix, step)
@@ -199,9 +198,13 @@ def over_variates(
     return model.regions.over_variates(layer, hidden, attention)
 
 
-def _rotation(model: PreparedModel, layout: RowLayout, positions: range, centre: int) -> Rotation:
+def _rotation(
+    model: PreparedModel, hidden: torch.Tensor, layout: RowLayout, positions: range, centre: int
+) -> Rotation:
     in_real_numbers = model.regions.in_real_numbers
-    return rotation(model.rotary, layout, positions, centre, in_real_numbers=in_real_numbers)
+    return rotation(
+        model.rotary, layout, positions, centre, in_real_numbers=in_real_numbers, like=hidden
+    )
 
 
 def _heads(layer: Traceable, layout: RowLayout) -> Heads:

@@ -18,21 +18,31 @@ import torch
 
 from toto_compile_patch.decode.head import fold
 from toto_compile_patch.decode.layer import (
+    AnyFeedForward,
     ChunkedFeedForward,
     FeedForward,
+    FusedFeedForward,
+    FusedHeadProjection,
     FusedRMSNorm,
     HeadProjection,
     KeysAndValuesAlone,
     Layer,
     Norm,
+    Projection,
     RMSNorm,
     Traceable,
     UnchangedModule,
 )
-from toto_compile_patch.decode.linear import Linear, PackedLinear, PlainLinear, SplitLinear
+from toto_compile_patch.decode.linear import (
+    GpuLinear,
+    Linear,
+    PackedLinear,
+    PlainLinear,
+    ThreePassLinear,
+)
 from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.noticing import Noted
-from toto_compile_patch.decode.precision import BF16, MODEL
+from toto_compile_patch.decode.precision import BF16, MODEL, TF32X3
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.private_names import PACKED, private, why_without
@@ -46,29 +56,35 @@ class WeightFormat:
     Attributes:
         packed: in oneDNN's format.
         bf16: in 16 bits, though the model has 32.
+        three_passes: as they are, and multiplied in three passes.
     """
 
     packed: bool
     bf16: bool
+    three_passes: bool = False
 
     @classmethod
-    def for_model(cls, backbone: Any, precision: str) -> WeightFormat:
-        weight = backbone.unembed.weight
+    def of(cls, weight: torch.Tensor, precision: str) -> WeightFormat:
+        """The format for a model with weights like one of them."""
         bf16 = precision == BF16 and weight.dtype is torch.float32
-        return cls(can_be_packed(weight, bf16), bf16)
+        three_passes = precision == TF32X3 and weight.is_cuda
+        return cls(can_be_packed(weight, bf16), bf16, three_passes)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
         plain = self._plain(weight, bias)
-        return PackedLinear.of(*plain) if self.packed else _on_its_device(plain)
+        return PackedLinear.of(*plain) if self.packed else self._where_it_is(plain)
 
     def heads(
         self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
-    ) -> HeadProjection:
+    ) -> Projection:
         """Queries, keys and values, or some of them, in this format."""
-        plain = self._plain(weight, bias)
+        projection = self._heads(self._plain(weight, bias), head_dim, num_heads)
+        return FusedHeadProjection(projection) if weight.is_cuda else projection
+
+    def _heads(self, plain: PlainLinear, head_dim: int, num_heads: int) -> HeadProjection:
         if not (self.packed or self.bf16):
-            return HeadProjection(_on_its_device(plain), head_dim, num_heads, heads_first=False)
+            return HeadProjection(self._where_it_is(plain), head_dim, num_heads, heads_first=False)
         kinds = plain.bias.shape[0] // (head_dim * num_heads)
         ordered = PlainLinear(
             *(
@@ -84,9 +100,10 @@ class WeightFormat:
             weight, bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
         return PlainLinear(weight, bias)
 
-
-def _on_its_device(plain: PlainLinear) -> PlainLinear | SplitLinear:
-    return SplitLinear(*plain) if plain.weight.is_cuda else plain
+    def _where_it_is(self, plain: PlainLinear) -> PlainLinear | GpuLinear | ThreePassLinear:
+        if self.three_passes:
+            return ThreePassLinear(*plain)
+        return GpuLinear(*plain) if plain.weight.is_cuda else plain
 
 
 class ModelSettings(NamedTuple):
@@ -212,7 +229,7 @@ def prepared_weights(
         parts: of the backbone, where they are known.
     """
     parts = parts or ModelParts.of(backbone)
-    weight_format = WeightFormat.for_model(backbone, precision)
+    weight_format = WeightFormat.of(backbone.unembed.weight, precision)
     copied: list[torch.nn.Parameter] = []
     if weight_format.packed or weight_format.bf16:
         # Their elements are put in another order; other biases are used as they are in 32 bits.
@@ -294,11 +311,14 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
     attention = layer.attention
     heads = attention.head_dim, attention.num_heads
     project = weight_format.heads(attention.wQKV.weight, attention.wQKV.bias, *heads)
-    feed_forward: FeedForward | ChunkedFeedForward | UnchangedModule = UnchangedModule(layer.mlp)
+    feed_forward: AnyFeedForward = UnchangedModule(layer.mlp)
     if (up_and_down := _up_and_down(layer.mlp)) is not None:
         up, down = (weight_format.linear(part.weight, part.bias) for part in up_and_down)
-        on_a_cpu = attention.wO.weight.is_cpu
-        feed_forward = ChunkedFeedForward(up, down) if on_a_cpu else FeedForward(up, down)
+        if isinstance(down, (GpuLinear, ThreePassLinear)):
+            feed_forward = FusedFeedForward(up, down)
+        else:
+            on_a_cpu = attention.wO.weight.is_cpu
+            feed_forward = (ChunkedFeedForward if on_a_cpu else FeedForward)(up, down)
     return Layer(
         over_time=_is_over_time(layer),
         norm1=_norm(layer.norm1, attention.wO.weight),
@@ -318,21 +338,15 @@ def _norm(norm: Any, like: torch.Tensor) -> Norm:
     if kind_of(norm) != "RMSNorm":
         return UnchangedModule(norm)
     formula = RMSNorm.of(norm.scale, norm.eps, like)
-    return FusedRMSNorm(formula, norm.eps) if like.is_cuda and _HAS_FUSED_NORM else formula
+    return FusedRMSNorm(formula, norm.eps) if like.is_cuda else formula
 
 
-_HAS_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")
-"""From torch 2.9 on; before, torch's own is several kernels as well."""
-
-
-def _alone(
-    attention: Any, project: HeadProjection, weight_format: WeightFormat
-) -> KeysAndValuesAlone:
+def _alone(attention: Any, project: Projection, weight_format: WeightFormat) -> KeysAndValuesAlone:
     """The last two thirds of a projection: of its memory, but where oneDNN's format is a copy."""
-    if isinstance(project.linear, (PlainLinear, SplitLinear)):
+    if isinstance(project.linear, (PlainLinear, GpuLinear, ThreePassLinear)):
         plain = PlainLinear(project.linear.weight, project.linear.bias)
-        thirds = (_on_its_device(PlainLinear(*third)) for third in _thirds(plain))
-        return KeysAndValuesAlone(*(project._replace(linear=third) for third in thirds))
+        thirds = (type(project.linear)(*third) for third in _thirds(plain))
+        return KeysAndValuesAlone(*(project.of_linear(third) for third in thirds))
     plain = PlainLinear(attention.wQKV.weight, attention.wQKV.bias)
     heads = project.head_dim, project.num_heads
     return KeysAndValuesAlone(*(weight_format.heads(*third, *heads) for third in _thirds(plain)))

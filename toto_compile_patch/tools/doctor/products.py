@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from toto_compile_patch.decode.linear import Linear
 
 # As decode/precision has them, which takes torch.
-MODEL, TF32, BF16 = PRECISIONS
+MODEL, TF32, TF32X3, BF16 = PRECISIONS
 
 WORTH_IT = 1.2
 """Times the speed of float32's products, from which on another precision pays: all that is between
@@ -79,7 +79,7 @@ def measure() -> list[Products]:
     found = [_measured(torch.device("cpu"), BF16)]
     if torch.cuda.is_available():
         gpu = torch.device("cuda")
-        found += [_measured(gpu, precision) for precision in (TF32, BF16)]
+        found += [_measured(gpu, precision) for precision in (TF32, TF32X3, BF16)]
     return found
 
 
@@ -87,20 +87,20 @@ def _measured(device: torch.device, precision: str) -> Products:
     import torch
 
     from toto_compile_patch.decode.precision import Precision
-    from toto_compile_patch.decode.weights import WeightFormat, can_be_packed
+    from toto_compile_patch.decode.weights import WeightFormat
 
     seeded = torch.Generator(device).manual_seed(0)
     in_features, out_features = _FEATURES
     weight = torch.randn(out_features, in_features, generator=seeded, device=device)
-    bias, in_16_bits = torch.zeros(out_features, device=device), precision == BF16
-    packs = can_be_packed(weight, in_16_bits)
+    bias = torch.zeros(out_features, device=device)
+    of_other = WeightFormat.of(weight, precision)
     # Without the instructions, products in 16 bits are a hundred times slower.
-    rows = _ROWS if packs else _FEW_ROWS
+    rows = _ROWS if of_other.packed else _FEW_ROWS
     # A single one would be over before the GPU is at its speed.
     rows, at_once = (_ROWS_OF_GPU, _AT_ONCE_ON_A_GPU) if weight.is_cuda else (rows, 1)
     inputs = torch.randn(rows, in_features, generator=seeded, device=device)
-    plain = WeightFormat(can_be_packed(weight), bf16=False).linear(weight, bias)
-    other = WeightFormat(packs, bf16=in_16_bits).linear(weight, bias)
+    plain = WeightFormat.of(weight, MODEL).linear(weight, bias)
+    other = of_other.linear(weight, bias)
 
     def product(linear: Linear, within: str) -> Callable[[], Any]:
         def multiply() -> None:

@@ -1,0 +1,104 @@
+"""Operators of our own that a CUDA device computes in one kernel, and anything else by torch's.
+
+A short forecast on a GPU is hundreds of kernels that each do next to nothing. What lies between
+matrix products is made of a few operators instead; each has a formula in torch's operators, beside
+the code that it belongs to, and a kernel in Triton (``gpu_kernels``). Where Triton is missing or
+cannot compile, the formula serves everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from toto_compile_patch.decode.recorder import capturing
+from toto_compile_patch.errors import in_a_line
+
+_logger = logging.getLogger("toto_compile_patch")
+
+LEAST_CAPABILITY = (7, 0)
+"""Of the GPUs that Triton compiles for."""
+
+NAMESPACE = "toto_compile_patch"
+_libraries: dict[str, torch.library.Library] = {}
+
+
+def operator(schema: str, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Define an operator, or define it again after an interrupt.
+
+    Args:
+        schema: its name, arguments and results; of the kernel's function likewise.
+        formula: computes it by torch's operators.
+
+    Returns:
+        What calls it.
+    """
+    name = schema.split("(")[0]
+    if (interrupted := _libraries.pop(name, None)) is not None:
+        interrupted._destroy()
+    library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library.define(schema)
+    library.impl(name, formula, "CompositeExplicitAutograd")
+    library.impl(name, _launch(name), "CUDA")
+    called: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name)
+    return called
+
+
+def _launch(name: str) -> Callable[..., Any]:
+    def launch(first: torch.Tensor, *others: Any) -> Any:
+        from toto_compile_patch.decode import gpu_kernels
+
+        with torch.cuda.device_of(first):
+            return getattr(gpu_kernels, name)(first, *others)
+
+    return launch
+
+
+def serves(*tensors: torch.Tensor) -> bool:
+    """Whether kernels of our own may compute with some tensors: of float32, on a GPU that has
+    them, outside of compiled code, which fuses by itself, and without autocast, which would have it
+    otherwise."""
+    first = tensors[0]
+    return (
+        not torch.compiler.is_compiling()
+        and first.is_cuda
+        and all(tensor.dtype is torch.float32 for tensor in tensors)
+        and not torch.is_autocast_enabled("cuda")
+        and are_there(first.device.index)
+    )
+
+
+def are_there(device: int) -> bool:
+    """Whether a GPU has the kernels; False, too, where that cannot be found out now."""
+    if device not in _why_not and not capturing():
+        _why_not[device] = why = _found_out(device)
+        if why:
+            _logger.info("forecasts on GPU %d use torch's kernels alone: %s", device, why)
+    return _why_not.get(device) == ""
+
+
+_why_not: dict[int, str] = {}
+
+
+def _found_out(device: int) -> str:
+    """Why a GPU has no kernels of our own; empty where it has, seen by launching one."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        if (
+            torch.version.cuda is None
+            or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+        ):
+            return "Triton does not compile for it"
+        from toto_compile_patch.decode import gpu_kernels
+
+        with torch.cuda.device(device):
+            numbers = torch.ones(1, 2, device="cuda")
+            half = gpu_kernels.gated(numbers).item()
+    except Exception as error:
+        return f"compiling them failed ({in_a_line(error)})"
+    return "" if 0.7 < half < 0.75 else "they compute wrong numbers"

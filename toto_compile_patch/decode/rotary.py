@@ -1,0 +1,185 @@
+"""Rotary embedding with xPos scales, in the forms that suit a CPU, a compiler and a GPU.
+
+Queries are rotated by ``position · frequency`` and multiplied by the xPos scale to the power
+``(position - centre) / scale_base``, keys by its inverse (Y. Sun et al., "A Length-Extrapolatable
+Transformer", 2022). The centre cancels where it is the same for both. Upstream takes half the last
+position of each call, so that in a cached decode each new token has a centre of its own, which does
+not cancel against the context's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from toto_compile_patch.decode import fused
+from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.row_layout import RowLayout
+
+KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
+
+
+class RotarySettings(NamedTuple):
+    """What is read of a rotary embedding beside its tensors.
+
+    Attributes:
+        scale_base: positions over which the xPos scale falls by one of its factors.
+    """
+
+    scale_base: float
+
+    @classmethod
+    def of(cls, rotary: Any) -> RotarySettings:
+        """Those of upstream's module."""
+        return cls(rotary.scale_base)
+
+
+class RealRotation(NamedTuple):
+    """What rotary embedding multiplies each row by, in real numbers: for compiled code, since no
+    compiler makes any for complex ones, and for GPUs without kernels of our own.
+
+    Attributes:
+        cosines: of queries and of keys, ``row 2 1 head_dim``; likewise sines.
+    """
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
+        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
+        cosines, sines = self.cosines[:, which], self.sines[:, which]
+        heads = heads.to(cosines.dtype)
+        swapped = heads.unflatten(-1, (-1, 2)).flip(-1).view(heads.shape)
+        return torch.addcmul(heads * cosines, swapped, sines).flatten(-2)
+
+    def at_last_position(self, layout: RowLayout) -> RealRotation:
+        """Of the rows at a context's last position alone."""
+        return RealRotation(*(layout.last_position(table) for table in self))
+
+
+class ComplexRotation(NamedTuple):
+    """The same in complex numbers: for a CPU, in half the passes over memory.
+
+    Attributes:
+        turns: what turns the pairs of features, of queries and keys alike, ``row 1 1 head_dim/2``.
+        scales: xPos scales of queries and of keys, ``row 2 1 head_dim``.
+    """
+
+    turns: torch.Tensor
+    scales: torch.Tensor
+
+    def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
+        """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
+        pairs = torch.view_as_complex(heads.to(self.scales.dtype).unflatten(-1, (-1, 2)))
+        turned = torch.view_as_real(pairs * self.turns).flatten(-2)
+        return turned.mul_(self.scales[:, which]).flatten(-2)
+
+    def at_last_position(self, layout: RowLayout) -> ComplexRotation:
+        """Of the rows at a context's last position alone."""
+        return ComplexRotation(*(layout.last_position(table) for table in self))
+
+
+class RotationByPosition(NamedTuple):
+    """The same for a kernel that computes what it multiplies by.
+
+    Attributes:
+        frequencies: ``head_dim/2``.
+        scales: xPos scales, ``head_dim/2``.
+        scale_base: see RotarySettings.
+        first: the position of a series' first row.
+        positions: of a series, each of its rows one further; 1: all are at the same one.
+        centre: of the xPos scale.
+    """
+
+    frequencies: torch.Tensor
+    scales: torch.Tensor
+    scale_base: float
+    first: int
+    positions: int
+    centre: int
+
+    def at_last_position(self, layout: RowLayout) -> RotationByPosition:
+        """Of the rows at a context's last position alone."""
+        return self._replace(first=self.first + self.positions - 1, positions=1)
+
+    def for_rows(self, rows: int) -> RealRotation:
+        """The tables for so many rows."""
+        row = torch.arange(rows, device=self.frequencies.device)
+        position = (self.first + row % self.positions).to(self.frequencies.dtype)
+        return RealRotation(*(table.unsqueeze(-2) for table in self._tables(position)))
+
+    def _tables(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles, scales = _angles_and_scales(self, position)
+        return _cosines_and_sines(angles, scales)
+
+
+Rotation = RealRotation | ComplexRotation | RotationByPosition
+
+
+def rotation(
+    rotary: Any,
+    layout: RowLayout,
+    positions: range,
+    centre: int,
+    *,
+    in_real_numbers: bool,
+    like: torch.Tensor | None = None,
+) -> Rotation:
+    """What rotates rows at some positions of a series.
+
+    Args:
+        rotary: upstream's rotary embedding.
+        layout: of the rows to rotate: ``n`` counts positions, or the samples of a single one.
+        positions: the positions.
+        centre: of the xPos scale.
+        in_real_numbers: whether it must be a RealRotation.
+        like: a hidden state.
+    """
+    dtype = at_least_float32(rotary.freqs.dtype)
+    by_position = RotationByPosition(
+        rotary.freqs.to(dtype),
+        rotary.scale.to(dtype),
+        RotarySettings.of(rotary).scale_base,
+        positions.start,
+        len(positions),
+        centre,
+    )
+    if not in_real_numbers and like is not None and fused.serves(like, *by_position[:2]):
+        return by_position
+    first, last = positions.start, positions.stop
+    position = torch.arange(first, last, device=rotary.freqs.device, dtype=dtype)
+    angles, scales = _angles_and_scales(by_position, position)
+    if angles.is_cpu and not in_real_numbers:
+        turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+        return ComplexRotation(*(_for_each_row(layout, table) for table in (turns, scales)))
+    tables = _cosines_and_sines(angles, scales)
+    return RealRotation(*(_for_each_row(layout, table) for table in tables))
+
+
+def _angles_and_scales(
+    rotation: RotationByPosition, position: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles ``position head_dim/2``, and scales of queries and keys ``position 2 head_dim``."""
+    angles = torch.outer(position, rotation.frequencies)
+    power = (position - rotation.centre) / rotation.scale_base
+    scale = rotation.scales ** power.unsqueeze(-1)
+    # The frequencies belong to neighbouring pairs, the scales to two halves.
+    scale = torch.cat([scale, scale], dim=-1)
+    return angles, torch.stack([scale, 1 / scale], dim=1)
+
+
+def _cosines_and_sines(
+    angles: torch.Tensor, scales: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What features are multiplied by, and their neighbours, ``position 2 head_dim`` each."""
+    cosines, sines = (part.repeat_interleave(2, dim=-1) for part in (angles.cos(), angles.sin()))
+    sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
+    return cosines.unsqueeze(1) * scales, sines.unsqueeze(1) * scales
+
+
+def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
+    """``#n kinds features`` to ``row kinds 1 features``."""
+    table = table.expand(layout.series, layout.count, -1, -1).flatten(0, 1)
+    # Always laid out alike, for compiled code.
+    return layout.pad(table).contiguous().unsqueeze(-2)
