@@ -5,6 +5,7 @@ Counted from shapes, so that the largest forecast costs nothing (see ``pretend_g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,31 @@ from tape import memory, tensors_in
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+# They define operators.
+from toto_compile_patch.decode import attention as attention
+from toto_compile_patch.decode import linear as linear
+
 aten = torch.ops.aten
 
 NO_KERNELS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty}
 """Operators that take memory, and leave it as it is."""
+
+own = torch.ops.toto_compile_patch
+
+
+def _of_a_product(rows: torch.Tensor, weight: torch.Tensor) -> int:
+    return 2 * rows.shape[0] * weight.numel()
+
+
+FLOPS_OF_OURS: dict[Any, Callable[..., int]] = {
+    own.linear_of_few_rows: lambda rows, weight, *_: _of_a_product(rows, weight),
+    own.linear_in_three_passes: lambda rows, weight, *_: _of_a_product(rows, weight),
+    own.attend_to_few: lambda q, k, v: 4 * q.numel() * k.shape[2],
+    own.attend_of_samples: lambda q, k, v, keys, values, own_keys, own_values, step: (
+        4 * q.numel() * (keys.shape[-2] + step + 1)
+    ),
+}
+"""Of the operators of our own that multiply matrices."""
 
 READ_AS_MUCH_AS_THEY_GIVE = {aten.embedding, aten.gather, aten.index, aten.index_select}
 """Operators that read some elements of their first operand."""
@@ -75,6 +97,8 @@ class Work(TorchDispatchMode):
         on_gpu = not any(part.is_cpu for part in made)
         if on_gpu and packet not in NO_KERNELS and (operator._schema.is_mutable or is_new):
             flops = 0
+            if packet in FLOPS_OF_OURS:
+                flops = FLOPS_OF_OURS[packet](*args)
             if packet in flop_registry:
                 flops = flop_registry[packet](*args, **kwargs, out_val=result)
             if packet in READ_AS_MUCH_AS_THEY_GIVE:

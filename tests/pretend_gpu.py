@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from toto_compile_patch.decode import fused, random_numbers
+from toto_compile_patch.decode import attention, fused, random_numbers
 from toto_compile_patch.decode.request import Request
 
 DEVICE = torch.device("cuda", 0)
@@ -117,6 +117,8 @@ class PretendGpu(TorchFunctionMode):
         self._patches.enter_context(patch.object(torch, "Generator", HostGenerator))
         self._patches.enter_context(patch.object(torch.cuda, "current_stream", lambda _: stream))
         self._patches.enter_context(patch.object(fused, "are_there", lambda _: self._kernels))
+        # The formulas take heads of any size.
+        self._patches.enter_context(patch.object(attention, "LEAST_SIDE", 1))
         self._patches.enter_context(
             patch.object(random_numbers, "_drawn_without_waiting", lambda _: _drawn_on_the_host())
         )

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import kernel_checks
 import pytest
 import torch
 import torch._dynamo
@@ -21,8 +22,9 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import generation
+from toto_compile_patch.decode import fused, generation
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
+from toto_compile_patch.decode.linear import ThreePassLinear
 from toto_compile_patch.decode.recorder import CudaRecorder, capturing
 from toto_compile_patch.decode.weights import prepared_weights
 from toto_compile_patch.path_taken import PathTaken
@@ -408,7 +410,40 @@ def test_threads_forecast_what_they_do_alone() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("check", kernel_checks.CHECKS, ids=lambda check: check.__name__)
+def test_kernels_compute_their_formulas(check: Callable[[], None]) -> None:
+    assert fused.are_there(0)
+    check()
+
+
+@pytest.mark.parametrize("rows", [100, 2000])
+@pytest.mark.parametrize("features", [(768, 2304), (3072, 768)])
+def test_three_passes_are_as_exact_as_float32(rows: int, features: tuple[int, int]) -> None:
+    given, (weight, bias) = torch.randn(rows, features[0], device=DEVICE), gpu_linear(*features)
+    exact = torch.nn.functional.linear(given.double(), weight.double(), bias.double())
+    cublas = torch.nn.functional.linear(given, weight, bias)
+    in_passes = ThreePassLinear(weight, bias).product(given)
+    assert not torch.equal(in_passes, cublas)
+    assert (in_passes - exact).abs().max() <= 1.5 * (cublas - exact).abs().max()
+
+
+def gpu_linear(in_features: int, out_features: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.randn(out_features, in_features, device=DEVICE)
+    return weight, torch.randn(out_features, device=DEVICE)
+
+
+def test_without_kernels_forecasts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With heads as large as the kernels want them.
+    model = gpu_model(embed_dim=128, mlp_hidden_dim=256)
+    with captured(runtime="eager"):
+        ours = mean(model), samples(model)
+        monkeypatch.setattr(fused, "are_there", lambda device: False)
+        torchs = mean(model), samples(model)
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16"])
 def test_less_precision_stays_close(precision: str) -> None:
     model = gpu_model(embed_dim=128, mlp_hidden_dim=256)
     inputs = on_gpu(series(160, variates=3, batch=4))

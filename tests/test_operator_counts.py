@@ -26,8 +26,9 @@ HAS_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")
 """Without it a norm is five operators."""
 
 
-def work(horizon: int, samples: int | None) -> Work:
-    """What a GPU has to do for a forecast, its checks among it."""
+def work(horizon: int, samples: int | None, kernels: bool) -> Work:
+    """What a GPU, with kernels of our own or without, has to do for a forecast, its checks among
+    it."""
     upstream.load(TOTO)
     inputs = series(4 * PATCH, batch=1)
     request = Request(
@@ -41,7 +42,7 @@ def work(horizon: int, samples: int | None) -> Work:
         future_exogenous=None,
         num_exogenous=0,
     )
-    with PretendGpu(NOWHERE, answers=[[False, False, False]]) as gpu:
+    with PretendGpu(NOWHERE, [[False, False, False]], kernels=kernels) as gpu:
         model = small_model(num_layers=LAYERS, spacewise_every_n_layers=LAYERS).model
         parts = ModelParts.of(gpu.model(model))
         prepared_weights(model, time_steps=min(horizon, PATCH), parts=parts)
@@ -51,12 +52,21 @@ def work(horizon: int, samples: int | None) -> Work:
 
 
 @pytest.mark.parametrize(
-    ("horizon", "samples", "fused", "unfused"),
-    [(1, 64, 326, 426), (PATCH, None, 301, 401), (3 * PATCH, 64, 1312, 1604)],
-    ids=["one patch", "mean", "three patches"],
+    ("horizon", "samples", "own", "fused", "unfused"),
+    [
+        (1, 64, 164, 326, 426),
+        (PATCH, None, 165, 301, 401),
+        (3 * PATCH, 64, 651, 1311, 1603),
+        (6 * PATCH, None, 812, 1635, 2215),
+    ],
+    ids=["one patch", "mean", "three patches", "a long mean"],
 )
-def test_no_more_than_now(horizon: int, samples: int | None, fused: int, unfused: int) -> None:
-    done = work(horizon, samples)
+def test_no_more_than_now(
+    horizon: int, samples: int | None, own: int, fused: int, unfused: int
+) -> None:
+    done = work(horizon, samples, kernels=True)
+    assert done.kernels <= own, done.by_operator
+    done = work(horizon, samples, kernels=False)
     assert done.kernels <= (fused if HAS_FUSED_NORM else unfused), done.by_operator
 
 

@@ -1,0 +1,77 @@
+"""Kernels of our own: what they compute, that they compile, and where there are none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from toto_compile_patch.decode import fused
+
+PROGRAMS = Path(__file__).parent
+
+
+def run(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(PROGRAMS / program)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_interpreted_they_compute_their_formulas() -> None:
+    pytest.importorskip("triton")
+    assert "attentions" in run("kernel_checks.py")
+
+
+@pytest.mark.slow
+def test_they_compile_for_gpus_of_two_generations() -> None:
+    pytest.importorskip("triton")
+    assert run("compiled_kernels.py").split() == ["80", "90"]
+
+
+class TestWhereThereAreNone:
+    @pytest.fixture(autouse=True)
+    def unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fused, "_why_not", {})
+
+    def reason(self, caplog: pytest.LogCaptureFixture) -> str:
+        with caplog.at_level("INFO", "toto_compile_patch"):
+            assert not fused.are_there(0)
+            assert not fused.are_there(0)
+        (record,) = caplog.records
+        return record.getMessage()
+
+    def test_triton_is_missing(self, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+        monkeypatch.setitem(sys.modules, "triton", None)
+        assert self.reason(caplog).endswith("triton is not installed")
+
+    def test_it_cannot_compile(self, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU, for which it can")
+        assert "compiling them failed (" in self.reason(caplog)
+
+    def test_a_capture_asks_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fused, "capturing", lambda: True)
+        assert not fused.are_there(0)
+        assert not fused._why_not
+
+
+def test_operators_are_defined_again_after_an_interrupt() -> None:
+    schema = "halved_for_a_test(Tensor rows) -> Tensor"
+    rows = torch.ones(2)
+    try:
+        for factor in (0.5, 0.25):
+            halved = fused.operator(schema, lambda rows, by=factor: rows * by)
+            assert torch.equal(halved(rows), rows * factor)
+    finally:
+        fused._libraries.pop("halved_for_a_test")._destroy()
+
+
+def test_only_float32_on_a_gpu_is_served() -> None:
+    assert not fused.serves(torch.ones(2))
