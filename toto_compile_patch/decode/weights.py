@@ -197,7 +197,11 @@ class Weights:
 
         As long as it has not, its memory is not freed, even if the model has another one now.
         """
-        return _pointers(self.held) != self.identity.pointers
+        try:
+            return _pointers(self.held) != self.identity.pointers
+        except RuntimeError:
+            # A tensor that has no memory of its own, a sparse one, has been put in its place.
+            return True
 
 
 _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
