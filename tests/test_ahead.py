@@ -488,6 +488,17 @@ def test_a_model_that_has_changed_is_followed(
     assert bench.goes_on(request)
 
 
+def test_the_graph_of_another_setting_of_the_model_is_not_taken_for_its_own(bench: Bench) -> None:
+    request = bench.ready()
+    for scale in (1e3, 0.1, 1e3, 0.1):
+        bench.model.scaler.minimum_scale = scale
+        expected = bench.eagerly(request)
+        for _ in range(3):
+            assert torch.equal(bench.forecast(request), expected)
+    assert path().graphs > 1
+    assert bench.events == AHEAD
+
+
 class TestMemoryThatAGraphReads:
     """What was freed is never read."""
 

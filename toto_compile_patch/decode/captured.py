@@ -69,7 +69,7 @@ class Replay:
 
     def is_what(self, captured: Captured, seed: int | None) -> bool:
         """Whether a forecast by ``captured`` that draws with ``seed`` can take its outputs."""
-        is_last = self.number == captured.replays
+        is_last = self.number == self.captured.replays
         return self.captured is captured and is_last and self.seed == seed
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
