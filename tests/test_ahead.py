@@ -556,6 +556,14 @@ class TestRandomNumbers:
         assert bench.recorder.seeds[-2] != bench.recorder.seeds[-1] == next_seed
         assert state() == expected
 
+    def test_the_next_seed_is_the_one_that_is_drawn(self, bench: Bench) -> None:
+        numbers = OwnRandomNumbers(DEVICE)
+        before = state()
+        foreseen = numbers.next_seed
+        assert state() == before
+        assert numbers.seed == foreseen
+        assert numbers.next_seed == foreseen
+
     def test_a_warmup_draws_nothing(self, bench: Bench) -> None:
         request = bench.ready(SAMPLES)
         torch.manual_seed(0)
