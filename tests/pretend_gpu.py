@@ -120,7 +120,10 @@ class PretendGpu(TorchFunctionMode):
         # The formulas take heads of any size.
         self._patches.enter_context(patch.object(attention, "LEAST_SIDE", 1))
         self._patches.enter_context(
-            patch.object(random_numbers, "_drawn_without_waiting", lambda _: _drawn_on_the_host())
+            patch.object(random_numbers, "_next_seed", lambda _: _next_on_the_host())
+        )
+        self._patches.enter_context(
+            patch.object(random_numbers, "_move_on", lambda _: _drawn_on_the_host(None))
         )
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -224,9 +227,14 @@ class PretendGpu(TorchFunctionMode):
         return answer
 
 
-def _drawn_on_the_host() -> int:
+def _drawn_on_the_host(generator: torch.Generator | None) -> int:
     """What begins a forecast's random numbers on a CPU."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+
+
+def _next_on_the_host() -> int:
+    """The same, and the process's generator stays where it is."""
+    return _drawn_on_the_host(torch.Generator().set_state(torch.get_rng_state()))
 
 
 def _is_hosts(tensor: torch.Tensor) -> bool:

@@ -22,7 +22,7 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
-from toto_compile_patch.decode import fused, generation
+from toto_compile_patch.decode import ahead, fused, generation
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.linear import ThreePassLinear
 from toto_compile_patch.decode.recorder import CudaRecorder, capturing
@@ -364,6 +364,64 @@ def test_a_weight_put_in_its_place_is_followed() -> None:
         after = replayed(partial(mean, model))
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, mean(model), rtol=1e-5, atol=1e-4)
+
+
+class TestLaunchedAhead:
+    """A graph is launched before its forecast is checked."""
+
+    @pytest.fixture
+    def launched(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """Grows with each forecast: whether it was."""
+        made: list[bool] = []
+        launch = ahead.launch
+
+        def seen(*args: Any) -> Any:
+            replay = launch(*args)
+            made.append(replay is not None)
+            return replay
+
+        monkeypatch.setattr(ahead, "launch", seen)
+        return made
+
+    def test_samples_are_those_of_the_seed(self, launched: list[bool]) -> None:
+        model = gpu_model()
+        with captured(runtime="eager"):
+            expected = samples(model)
+            after = torch.cuda.get_rng_state()
+        launched.clear()
+        with captured():
+            for _ in range(4):
+                assert torch.equal(samples(model), expected)
+                assert torch.equal(torch.cuda.get_rng_state(), after)
+        assert launched == [False, False, True, True]
+
+    def test_a_refusal_leaves_no_trace(self, launched: list[bool]) -> None:
+        model = gpu_model()
+        with captured():
+            expected = replayed(partial(samples, model))
+            hook = model.transformer.layers[0].register_forward_hook(lambda *_: None)
+            torch.manual_seed(0)
+            before = torch.cuda.get_rng_state()
+            with pytest.raises(toto_compile_patch.FallbackError, match="hooks"):
+                samples(model)
+            assert launched[-1]
+            assert torch.equal(torch.cuda.get_rng_state(), before)
+            hook.remove()
+            assert torch.equal(samples(model), expected)
+
+    def test_memory_that_was_freed_is_not_read(self, launched: list[bool]) -> None:
+        model = gpu_model(embed_dim=256, mlp_hidden_dim=1024)
+        with captured():
+            replayed(partial(mean, model))
+            for parameter in model.parameters():
+                parameter.data = 1.1 * parameter.data
+            torch.cuda.empty_cache()
+            found = mean(model)
+            assert not launched[-1]
+            again = replayed(partial(mean, model))
+        expected = mean(model)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_forecast_on_a_stream_of_its_own_is_made_eagerly() -> None:

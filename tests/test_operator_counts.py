@@ -47,7 +47,7 @@ def work(horizon: int, samples: int | None, kernels: bool) -> Work:
         parts = ModelParts.of(gpu.model(model))
         prepared_weights(model, time_steps=min(horizon, PATCH), parts=parts)
         with Work() as work:
-            forecast(model, parts, gpu.request(request), ForecastOptions(runtime="eager"))
+            forecast(model, lambda: parts, gpu.request(request), ForecastOptions(runtime="eager"))
     return work
 
 

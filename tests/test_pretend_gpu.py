@@ -49,8 +49,8 @@ def on_host(case: Case, samples: bool) -> Made:
     """A case's forecast on the host by the fast path."""
     made: list[Made] = []
 
-    def spied(model: Any, parts: ModelParts, request: Request, options: Any) -> tuple[Any, Ran]:
-        result, ran = forecasts.forecast(model, parts, request, options)
+    def spied(model: Any, look: Any, request: Request, options: Any) -> tuple[Any, Ran]:
+        result, ran = forecasts.forecast(model, look, request, options)
         made.append(Made(request, result))
         return result, ran
 
@@ -67,7 +67,7 @@ def forecast(
     """A forecast, for the host to look at, and the runtime that made it."""
     torch.manual_seed(seed)
     options = options or ForecastOptions()
-    result, ran = forecasts.forecast(model, ModelParts.of(model), request, options)
+    result, ran = forecasts.forecast(model, lambda: ModelParts.of(model), request, options)
     return result.as_subclass(torch.Tensor), ran.runtime
 
 

@@ -99,12 +99,12 @@ def patched(load: Workload) -> tuple[Work, int]:
         time_steps = min(load.horizon, model.patch_embed.patch_size)
         prepared_weights(model, time_steps=time_steps, parts=parts)
         with work:
-            forecast(model, parts, request, ForecastOptions(runtime="eager"))
+            forecast(model, lambda: parts, request, ForecastOptions(runtime="eager"))
     return work, len(gpu.asked)
 
 
 def _request(load: Workload) -> Request:
-    def asked(model: Any, parts: Any, request: Request, options: Any) -> Any:
+    def asked(model: Any, look: Any, request: Request, options: Any) -> Any:
         raise AskedError(request)
 
     inputs = bench.series(load, torch.device("cpu"), torch.float32)

@@ -431,9 +431,9 @@ def request_of(model: Any, call: Call) -> Request | None:
     """What the fast path reads of a call; None where upstream's code makes the forecast."""
     seen: list[Request] = []
 
-    def spied(model: Any, parts: ModelParts, request: Request, options: Any) -> Any:
+    def spied(model: Any, look: Any, request: Request, options: Any) -> Any:
         seen.append(request)
-        return forecasts.forecast(model, parts, request, options)
+        return forecasts.forecast(model, look, request, options)
 
     with (
         mock.patch.object(fast_decode, "forecast", spied),
@@ -455,7 +455,7 @@ def forecast_of(
 ) -> tuple[torch.Tensor, str]:
     """A forecast by the fast path, and its runtime."""
     torch.manual_seed(seed)
-    result, ran = forecasts.forecast(model, ModelParts.of(model), request, options)
+    result, ran = forecasts.forecast(model, lambda: ModelParts.of(model), request, options)
     return result, ran.runtime
 
 

@@ -1,16 +1,19 @@
-"""Makes one forecast: prepares the weights, chooses the runtime, runs it, and starts over if a
-weight has changed meanwhile."""
+"""Makes one forecast: checks the model, prepares the weights, chooses the runtime, runs it, and
+starts over if a weight has changed meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from toto_compile_patch.decode import compile_report, graphs
+from toto_compile_patch.decode import ahead, compile_report, graphs
 from toto_compile_patch.decode import weights as weights_of
+from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import (
     DeviceChecks,
     WeightsChangedError,
@@ -33,7 +36,6 @@ from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import (
     AUTO,
     Ran,
-    Runtime,
     choose_runtime,
     forget_compiled,
     ran_uncompiled,
@@ -58,13 +60,14 @@ class ForecastOptions:
 
 
 def forecast(
-    model: Any, parts: ModelParts, request: Request, options: ForecastOptions
+    model: Any, look: Callable[[], ModelParts], request: Request, options: ForecastOptions
 ) -> tuple[torch.Tensor, Ran]:
     """Forecast what is asked for.
 
     Args:
         model: the backbone, or what ``torch.compile`` made of it: tells which runtime is wanted.
-        parts: the backbone itself, with what it consists of.
+        look: checks the backbone, and gives what it consists of. What it raises is passed on: the
+            forecast has then had no effect. Where a CUDA graph can be launched before, it is.
         request: series and horizon.
         options: how.
 
@@ -77,15 +80,14 @@ def forecast(
         AssertionError: a patch spans two groups of variates.
         RuntimeError: there is not enough memory.
     """
-    device = request.inputs.device
-    runtime = choose_runtime(options.runtime, model, device)
     numbers: RandomNumbers | None = None
     if options.rng != "upstream":
         # A user's own capture takes no other generator than the process's.
+        device = request.inputs.device
         numbers = GivenRandomNumbers(None) if capturing() else numbers_of_a_forecast(device)
     try:
         with torch.inference_mode(False), torch.no_grad(), compile_report.of_forecast():
-            result, ran = _until_weights_stay(parts, request, options, runtime, numbers)
+            result, ran = _until_weights_stay(model, look, request, options, numbers)
     except RuntimeError as error:
         if (clear := said_clearly(error)) is error:
             raise
@@ -102,32 +104,57 @@ def forget_prepared(backbone: Any = None) -> None:
         forget_compiled()
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A forecast that the device may still be making.
+
+    Attributes:
+        result: the forecast.
+        outcomes: of its checks.
+        ran: how it is made.
+    """
+
+    result: torch.Tensor
+    outcomes: torch.Tensor
+    ran: Ran
+
+
 def _until_weights_stay(
-    parts: ModelParts,
+    model: Any,
+    look: Callable[[], ModelParts],
     request: Request,
     options: ForecastOptions,
-    runtime: Runtime,
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
+    device, backbone = request.inputs.device, without_compiling(model)
     while True:
         try:
-            return _run(parts, request, options, runtime, numbers)
+            # On a CPU, several threads forecast at once. Elsewhere others may begin while this one
+            # waits for its outcomes.
+            with nullcontext() if device.type == "cpu" else graphs.one_at_a_time(device):
+                begun = _begin(model, look, request, options, numbers)
+            if not capturing():
+                raise_for(begun.outcomes)
+            return begun.result, begun.ran
         except WeightsChangedError:
-            forget_prepared(parts.root)
-            parts = ModelParts.of(parts.root)
+            forget_prepared(backbone)
+            look = partial(ModelParts.of, backbone)
 
 
-def _run(
-    parts: ModelParts,
+def _begin(
+    model: Any,
+    look: Callable[[], ModelParts],
     request: Request,
     options: ForecastOptions,
-    runtime: Runtime,
     numbers: RandomNumbers | None,
-) -> tuple[torch.Tensor, Ran]:
-    device, backbone = request.inputs.device, parts.root
+) -> _Begun:
+    device, backbone = request.inputs.device, without_compiling(model)
+    launched = ahead.launch(backbone, request, options, numbers)
+    parts = look()
+    runtime = choose_runtime(options.runtime, model, device)
     time_steps = min(request.horizon, backbone.patch_embed.patch_size)
     weights = prepared_weights(backbone, options.precision, time_steps, parts)
-    model = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
+    prepared = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
     # On a CPU that was seen to already, and in a capture of the user's nothing can be asked.
     unseen = device.type != "cpu" and not capturing()
 
@@ -137,25 +164,21 @@ def _run(
         checks = DeviceChecks(device)
         if unseen and numbers is not None:
             checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
-        return generate(model, request, numbers, checks), checks.outcomes()
+        return generate(prepared, request, numbers, checks), checks.outcomes()
 
-    alone = runtime.captures or device.type != "cpu"
-    with graphs.one_at_a_time(device) if alone else nullcontext():
-        if unseen and numbers is None:
-            # Nothing is tried again once upstream's random numbers were drawn: wait.
-            checks = DeviceChecks(device)
-            checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
-            raise_for(checks.outcomes())
-        if runtime.captures and isinstance(numbers, OwnRandomNumbers):
-            asked = AskedForecast(model, request, options, runtime, numbers, compute)
-            result, outcomes, ran = graphs.run(asked)
-        else:
-            runtime = runtime.without_graphs()
-            result, outcomes = compute(request, numbers)
-            ran = Ran(runtime.name, runtime.reason, unexpected=bool(runtime.reason))
-    if not capturing():
-        raise_for(outcomes)
+    if unseen and numbers is None:
+        # Nothing is tried again once upstream's random numbers were drawn: wait.
+        checks = DeviceChecks(device)
+        checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
+        raise_for(checks.outcomes())
+    if runtime.captures and isinstance(numbers, OwnRandomNumbers):
+        asked = AskedForecast(prepared, request, options, runtime, numbers, compute, launched)
+        result, outcomes, ran = graphs.run(asked)
+    else:
+        runtime = runtime.without_graphs()
+        result, outcomes = compute(request, numbers)
+        ran = Ran(runtime.name, runtime.reason, unexpected=bool(runtime.reason))
     if failure := runtime.regions.failure:
         # It may have failed only now.
         ran = ran_uncompiled(ran, failure)
-    return result, ran
+    return _Begun(result, outcomes, ran)

@@ -16,18 +16,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from toto_compile_patch.decode.captured import Captured, Replay
 from toto_compile_patch.decode.graph_key import GraphKey, graph_key
 from toto_compile_patch.decode.memory import out_of_memory
+from toto_compile_patch.decode.precision import TorchSettings
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import (
     GivenRandomNumbers,
     OwnRandomNumbers,
     RandomNumbers,
 )
-from toto_compile_patch.decode.recorder import CudaRecorder, Graph, Outputs, Recorder
-from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.recorder import CudaRecorder, Outputs, Recorder
+from toto_compile_patch.decode.request import Request, RequestShape
 from toto_compile_patch.decode.runtime import Ran, Runtime
-from toto_compile_patch.decode.weights import Weights
 from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.locks import Lock
 
@@ -56,6 +57,7 @@ class AskedForecast:
         runtime: the runtime, which captures CUDA graphs.
         numbers: the forecast's random numbers.
         compute: makes the forecast without a graph.
+        ahead: what was launched for it before it was checked, if anything was.
     """
 
     model: PreparedModel
@@ -64,6 +66,7 @@ class AskedForecast:
     runtime: Runtime
     numbers: OwnRandomNumbers
     compute: Compute
+    ahead: Replay | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,27 +93,6 @@ class _Seen:
         return _Seen(failures, f"capturing failed{tried} ({in_a_line(error)})")
 
 
-@dataclass
-class _Captured:
-    """A graph with its own inputs and outputs.
-
-    Attributes:
-        graph: what to replay.
-        inputs: the request whose tensors it reads.
-        outputs: what it writes.
-        weights: what it also reads, kept alive.
-        options: how it forecasts.
-        size: bytes that capturing it took.
-    """
-
-    graph: Graph
-    inputs: Request
-    outputs: Outputs
-    weights: Weights
-    options: Any
-    size: int
-
-
 class Graphs:
     """The graphs of one model.
 
@@ -120,7 +102,7 @@ class Graphs:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._captured: OrderedDict[GraphKey, _Captured] = OrderedDict()
+        self._captured: OrderedDict[GraphKey, Captured] = OrderedDict()
         self._seen: OrderedDict[GraphKey, _Seen] = OrderedDict()
 
     def run(self, key: GraphKey, asked: AskedForecast) -> tuple[torch.Tensor, torch.Tensor, Ran]:
@@ -132,7 +114,7 @@ class Graphs:
             key: all that a graph depends on, but the values of the request's tensors.
             asked: the forecast.
         """
-        if why_not := self._recorder.why_not(asked.device):
+        if why_not := self.why_not(asked.device):
             return self._without(asked, why_not)
         captured = self._captured.get(key)
         if captured is None:
@@ -143,12 +125,29 @@ class Graphs:
         if captured is None:
             return self._without(asked, self._seen[key].why)
         self._captured.move_to_end(key)
-        for name, tensor in asked.request.tensors().items():
-            getattr(captured.inputs, name).copy_(tensor)
-        drawn = asked.request.num_samples is not None
-        captured.graph.replay(asked.numbers.seed if drawn else None)
-        result, outcomes = (output.clone() for output in captured.outputs)
-        return result, outcomes, self._ran(asked.runtime)
+        captured.may_go_ahead = True
+        seed = None if asked.request.num_samples is None else asked.numbers.seed
+        replay = asked.ahead
+        if replay is None or not replay.is_what(captured, seed):
+            replay = captured.replay(asked.request, seed)
+        return *replay.results(), self._ran(asked.runtime)
+
+    def why_not(self, device: torch.device) -> str:
+        """Why nothing can be captured or replayed here and now; else empty."""
+        return self._recorder.why_not(device)
+
+    def used_last_for(
+        self, request: RequestShape, options: Any, settings: TorchSettings
+    ) -> Captured | None:
+        """The graph that was used last where as much of its key was as given.
+
+        The device's lock is held.
+        """
+        wanted = request, options, settings
+        for key in reversed(list(self._captured)):
+            if (key.request, key.options, key.torch) == wanted:
+                return self._captured[key]
+        return None
 
     def clear(self) -> None:
         """Free all graphs."""
@@ -157,11 +156,11 @@ class Graphs:
             with one_at_a_time(device):
                 self._drop(lambda captured: True)
 
-    def _drop(self, which: Callable[[_Captured], bool]) -> None:
+    def _drop(self, which: Callable[[Captured], bool]) -> None:
         for key in [key for key, captured in self._captured.items() if which(captured)]:
             self._captured.pop(key).graph.reset()
 
-    def _capture(self, key: GraphKey, asked: AskedForecast) -> _Captured | None:
+    def _capture(self, key: GraphKey, asked: AskedForecast) -> Captured | None:
         """Capture a forecast; None where that fails, or failed too often."""
         seen = self._seen[key]
         if seen.failures >= MOST_FAILURES:
@@ -186,7 +185,7 @@ class Graphs:
                 self._drop(lambda captured: True)
             self._note(key, seen.failed(error))
             return None
-        self._captured[key] = _Captured(graph, inputs, outputs, weights, options, size)
+        self._captured[key] = Captured(graph, inputs, outputs, weights, options, size)
         return self._captured[key]
 
     def _without(self, asked: AskedForecast, why: str) -> tuple[torch.Tensor, torch.Tensor, Ran]:
@@ -221,7 +220,16 @@ def run(asked: AskedForecast) -> tuple[torch.Tensor, torch.Tensor, Ran]:
     with _lock.held:
         of_this_model = _of_models.setdefault(asked.model.backbone, Graphs(_recorder))
     key = graph_key(asked.model, asked.request, asked.options, asked.runtime)
-    return of_this_model.run(key, asked)
+    with one_at_a_time(asked.device):
+        return of_this_model.run(key, asked)
+
+
+def kept_for(backbone: Any) -> Graphs | None:
+    """The graphs of a backbone; None for one that has had none, and for whatever is no module."""
+    if not isinstance(backbone, torch.nn.Module):
+        return None
+    with _lock.held:
+        return _of_models.get(backbone)
 
 
 def forget(backbone: Any = None) -> None:

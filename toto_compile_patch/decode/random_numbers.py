@@ -100,6 +100,16 @@ class OwnRandomNumbers:
             self._seed = _drawn_seed(self._device)
         return self._seed
 
+    @property
+    def next_seed(self) -> int:
+        """What ``seed`` would be if it were asked for now, on CUDA; nothing is drawn.
+
+        It will be another one if somebody else draws meanwhile.
+        """
+        if self._seed is not None:
+            return self._seed
+        return 0 if _here.draws_nothing else _next_seed(self._device)
+
     def from_the_start(self) -> OneStream:
         """All of them, from the first one on."""
         return OneStream(torch.Generator(self._device).manual_seed(self.seed))
@@ -184,21 +194,26 @@ def numbers_of_a_forecast(device: torch.device) -> RandomNumbers:
 def _drawn_seed(device: torch.device) -> int:
     if _here.draws_nothing:
         return 0
-    if device.type == "cuda":
-        return _drawn_without_waiting(device)
-    return int(torch.empty((), dtype=torch.int64, device=device).random_())
+    if device.type != "cuda":
+        return int(torch.empty((), dtype=torch.int64, device=device).random_())
+    # Forecasts of a device draw one at a time (see ``graphs.one_at_a_time``): no two draw the same.
+    seed = _next_seed(device)
+    _move_on(device)
+    return seed
 
 
-def _drawn_without_waiting(device: torch.device) -> int:
-    """To read a number that a GPU has drawn is to wait for all that it was given to do.
+def _next_seed(device: torch.device) -> int:
+    """The seed that follows from the state of a GPU's generator, which is kept on the host.
 
-    The state of its generator is kept on the host. It is read, and moved on by a draw; forecasts
-    of a device do so one at a time (see ``graphs.one_at_a_time``), and so no two read the same.
+    To read a number that a GPU has drawn is to wait for all that it was given to do.
     """
+    return seed_from(torch.cuda.get_rng_state(device).numpy().tobytes())
+
+
+def _move_on(device: torch.device) -> None:
+    """Move the generator of a GPU on by a draw, of which nothing is read."""
     with torch.cuda.device(device):
-        state = torch.cuda.get_rng_state(device)
         torch.empty((), device=device).uniform_()
-    return seed_from(state.numpy().tobytes())
 
 
 def seed_from(data: bytes) -> int:

@@ -72,6 +72,18 @@ class Refusal:
     upstream_decides: bool = False
 
 
+class RefusedError(Exception):
+    """The decode path does not take a forecast.
+
+    Attributes:
+        refusal: why.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
 def other_mode() -> Refusal | None:
     """Torch is asked to do more than to compute: to differentiate forwards, or to trace."""
     if _transforms_are_active() or forward_ad._current_level >= 0:
@@ -96,19 +108,25 @@ def not_finite(error: Exception) -> Refusal:
     return Refusal(str(error), cure, upstream_decides=True)
 
 
-def unknown(forecaster: Any, backbone: Any) -> Refusal | None:
-    """Code or a model that the decode path does not know; else the model is upstream's."""
-    return _other_code(forecaster, backbone) or _other_model(backbone)
+def known_parts(forecaster: Any, backbone: Any, request: Request) -> ModelParts:
+    """What a model consists of, where the decode path knows all about it and about the request.
 
-
-def why_not(parts: ModelParts, request: Request) -> Refusal | None:
-    """Why a forecast by a model of upstream's has to be upstream's, or None where the decode path
-    knows all about it."""
-    return (
-        _other_modules(parts.root, parts.modules)
-        or _other_weights(parts.root, parts.parameters)
-        or _other_request(parts.root, request)
+    Raises:
+        RefusedError: it does not: the forecast has to be upstream's.
+    """
+    _refuse_for(_other_code(forecaster, backbone) or _other_model(backbone))
+    parts = ModelParts.of(backbone)
+    _refuse_for(
+        _other_modules(backbone, parts.modules)
+        or _other_weights(backbone, parts.parameters)
+        or _other_request(backbone, request)
     )
+    return parts
+
+
+def _refuse_for(refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise RefusedError(refusal)
 
 
 def _other_code(forecaster: Any, backbone: Any) -> Refusal | None:

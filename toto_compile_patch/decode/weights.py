@@ -143,6 +143,42 @@ class ModelSettings(NamedTuple):
         )
 
 
+class Identity(NamedTuple):
+    """What tells of other tensors, or of a weight that torch changed, by no value.
+
+    Attributes:
+        dtype: of a model's parameters.
+        device: theirs.
+        pointers: to the memory of its parameters and buffers.
+        copied: version, shape and strides of each weight that is not read where it is.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    pointers: list[int]
+    copied: list[tuple[int | None, torch.Size, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, parts: ModelParts, copied: Sequence[torch.Tensor]) -> Identity:
+        """That of a model of which some weights are copied."""
+        first = parts.parameters[0]
+        return cls(
+            first.dtype,
+            first.device,
+            _pointers((*parts.parameters, *parts.buffers)),
+            [(_version(w), w.shape, w.stride()) for w in copied],
+        )
+
+
+def _pointers(tensors: Iterable[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _version(weight: torch.Tensor) -> int | None:
+    # An inference tensor has no version to read.
+    return None if weight.is_inference() else weight._version
+
+
 @dataclass(frozen=True)
 class Weights:
     """What decoding takes of a model.
@@ -163,7 +199,7 @@ class Weights:
     head: Traceable
     packed: bool
     settings: ModelSettings
-    identity: tuple[Any, ...] = field(repr=False)
+    identity: Identity = field(repr=False)
     noted: Noted = field(repr=False)
     held: tuple[torch.Tensor, ...] = field(repr=False)
     number: int = field(default_factory=itertools.count().__next__)
@@ -173,27 +209,16 @@ class Weights:
         """Whether any layer carries what is at one position to later ones."""
         return any(layer.real.over_time for layer in self.layers)
 
+    def have_moved(self) -> bool:
+        """Whether a tensor that was the model's has given up the memory that it had.
 
-def _identity(parts: ModelParts, copied: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-    """What tells of other tensors, or of a weight that torch changed, by no value.
-
-    Args:
-        parts: of the model.
-        copied: the weights that are not read where they are.
-    """
-    first = parts.parameters[0]
-    return (
-        first.dtype,
-        first.device,
-        *[tensor.data_ptr() for tensor in parts.parameters],
-        *[tensor.data_ptr() for tensor in parts.buffers],
-        *[(_version(w), w.shape, w.stride()) for w in copied],
-    )
-
-
-def _version(weight: torch.Tensor) -> int | None:
-    # An inference tensor has no version to read.
-    return None if weight.is_inference() else weight._version
+        As long as it has not, its memory is not freed, even if the model has another one now.
+        """
+        try:
+            return _pointers(self.held) != self.identity.pointers
+        except RuntimeError:
+            # A tensor that has no memory of its own, a sparse one, has been put in its place.
+            return True
 
 
 _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
@@ -243,7 +268,7 @@ def prepared_weights(
     of_this_model = _prepared.get(backbone) or _prepared.setdefault(backbone, _OfAModel())
     # Made outside inference mode, whose tensors other threads could not use freely.
     with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
-        settings, identity = ModelSettings.of(backbone), _identity(parts, copied)
+        settings, identity = ModelSettings.of(backbone), Identity.of(parts, copied)
         found = of_this_model.by_format.get(weight_format)
         if (
             found is not None

@@ -9,7 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -17,15 +17,14 @@ import torch
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import NotFiniteError
 from toto_compile_patch.decode.forecast import ForecastOptions, forecast
-from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.request import Request, check_time_stamps
 from toto_compile_patch.decode.support import (
     Refusal,
+    RefusedError,
+    known_parts,
     not_finite,
     other_mode,
-    unknown,
     unusual,
-    why_not,
 )
 from toto_compile_patch.errors import FallbackError
 from toto_compile_patch.notices import log_once, warn_once
@@ -128,15 +127,13 @@ def _fast(
     except Exception as error:
         # Whatever cannot be read: upstream's code complains of it in its own words.
         return unusual(error)
-    if refusal := unknown(forecaster, backbone):
-        return refusal
-    parts = ModelParts.of(backbone)
-    if refusal := why_not(parts, request):
-        return refusal
     settings = in_force()
     options = ForecastOptions(settings.rng, settings.runtime, settings.precision)
+    look = partial(known_parts, forecaster, backbone, request)
     try:
-        result, ran = forecast(forecaster.model, parts, request, options)
+        result, ran = forecast(forecaster.model, look, request, options)
+    except RefusedError as error:
+        return error.refusal
     except NotFiniteError as error:
         return not_finite(error)
     if ran.unexpected:

@@ -1,0 +1,78 @@
+"""A forecast that was captured in a CUDA graph, and a replay of it for another request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toto_compile_patch.decode.recorder import Graph, Outputs
+from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.weights import Weights
+
+
+@dataclass
+class Captured:
+    """A graph with its own inputs and outputs.
+
+    Attributes:
+        graph: what to replay.
+        inputs: the request whose tensors it reads.
+        outputs: what it writes.
+        weights: what it also reads, kept alive.
+        options: how it forecasts.
+        size: bytes that capturing it took.
+        replays: how often it was replayed.
+        may_go_ahead: whether it may be launched before a forecast is checked: not after a launch
+            in vain, until a forecast that was checked has asked for it again.
+    """
+
+    graph: Graph
+    inputs: Request
+    outputs: Outputs
+    weights: Weights
+    options: Any
+    size: int
+    replays: int = 0
+    may_go_ahead: bool = False
+
+    def replay(self, request: Request, seed: int | None) -> Replay:
+        """Launch it.
+
+        Args:
+            request: one of the shape of ``inputs``.
+            seed: of the random numbers; None: none are drawn.
+        """
+        # Counted first: a signal handler may forecast between any two of these lines.
+        self.replays += 1
+        replay = Replay(self, self.replays, seed)
+        for name, tensor in request.tensors().items():
+            getattr(self.inputs, name).copy_(tensor)
+        self.graph.replay(seed)
+        return replay
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replay that was launched.
+
+    Attributes:
+        captured: what is replayed.
+        number: which of its replays this is.
+        seed: with which it draws; None: it draws nothing.
+    """
+
+    captured: Captured
+    number: int
+    seed: int | None
+
+    def is_what(self, captured: Captured, seed: int | None) -> bool:
+        """Whether a forecast by ``captured`` that draws with ``seed`` can take its outputs."""
+        is_last = self.number == self.captured.replays
+        return self.captured is captured and is_last and self.seed == seed
+
+    def results(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the forecast and of the outcomes of its checks."""
+        result, outcomes = self.captured.outputs
+        return result.clone(), outcomes.clone()
