@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toto_compile_patch.decode import attention, layer, linear, sampling, scaling
+from toto_compile_patch.decode import attention, layer, linear, rotary, sampling, scaling
 
 ROWS, EMBED, HEADS = 21, 48, 6
 
@@ -33,14 +33,16 @@ def norms() -> None:
 def heads() -> None:
     size = EMBED // HEADS
     frequencies, scales = numbers(size // 2).abs(), 0.5 + numbers(size // 2, seed=1).sigmoid() / 2
-    for heads_first in (False, True):
-        for kinds, first_kind in ((3, 0), (1, 1), (1, 2)):
-            features = numbers(ROWS, kinds * EMBED)
-            shape = HEADS, heads_first, kinds, first_kind
-            same(layer.by_heads, features, *shape, None, None, 1.0, 0, 1, 0)
-            for first, count, centre in ((0, 7, 3), (9, 1, 4)):
-                place = 5.0, first, count, centre
-                same(layer.by_heads, features, *shape, frequencies, scales, *place)
+    for first, count, centre in ((0, 7, 3), (900, 1, 450)):
+        place = first, count, centre, 512.0
+        same(rotary.rotary_tables, frequencies, scales, *place)
+        tables = rotary.rotary_tables(frequencies, scales, *place)
+        for heads_first in (False, True):
+            for kinds, first_kind in ((3, 0), (1, 1), (1, 2)):
+                features = numbers(ROWS, kinds * EMBED)
+                shape = HEADS, heads_first, kinds, first_kind
+                same(layer.by_heads, features, *shape, *tables)
+                same(layer.by_heads, features, *shape, None, None)
 
 
 def gated() -> None:
@@ -49,19 +51,18 @@ def gated() -> None:
 
 
 def context() -> None:
-    for patch_size, patches in ((8, 3), (64, 20), (2048, 1)):
+    for patch_size, patches, factors in ((8, 3, (10.0, 0.0)), (64, 20, (10.0,)), (2048, 1, (0.0,))):
         series = 5 + 3 * numbers(2, 3, patch_size * patches)
         series[0, 1] = 7.0
         mask = numbers(2, 1, patch_size * patches, seed=1) > -1
         mask[1, :, : patch_size // 2] = False
-        for factor in (10.0, 0.0):
+        for factor in factors:
             for bessel in (False, True):
-                for given in (mask.expand_as(series), mask.float().expand_as(series)):
-                    same(scaling._scale_context_operator, series, given, patch_size, 0.1, factor,
-                         bessel)  # fmt: skip
-    for odd in (float("nan"), float("inf"), -float("inf")):
-        series[0, 0, 70] = odd
-        same(scaling._scale_context_operator, series, given, patch_size, 0.1, 10.0, True)
+                given = (mask if bessel else mask.float()).expand_as(series)
+                settings = patch_size, 0.1, factor, bessel
+                same(scaling._scale_context_operator, series, given, *settings)
+        series[0, 0, 7], series[1, 2, 3], series[1, 0, 9] = torch.nan, torch.inf, -torch.inf
+        same(scaling._scale_context_operator, series, given, *settings)
 
 
 def patches() -> None:

@@ -67,11 +67,48 @@ def _summed_and_normed(
     return total, normed
 
 
-@triton.jit(do_not_specialize=["rows", "first_kind", "first", "count", "centre"])
+@triton.jit(do_not_specialize=["first", "centre"])
+def _rotary_tables(
+    frequencies, scales, cosines, sines, first, centre, scale_base, SIZE: tl.constexpr
+):  # fmt: skip
+    number = tl.program_id(0)
+    position = first + number
+    feature = tl.arange(0, SIZE)
+    # As upstream rounds it; far from zero, only double precision knows its sine.
+    angle = position.to(tl.float32) * tl.load(frequencies + feature // 2)
+    cosine = tl.cos(angle.to(tl.float64)).to(tl.float32)
+    sine = tl.sin(angle.to(tl.float64)).to(tl.float32)
+    sine = tl.where(feature % 2 == 0, -sine, sine)
+    base = tl.load(scales + feature % (SIZE // 2)).to(tl.float64)
+    power = (position - centre).to(tl.float64) / scale_base
+    scale = tl.exp(power * tl.log(base)).to(tl.float32)
+    place = number * 2 * SIZE + feature
+    tl.store(cosines + place, cosine * scale)
+    tl.store(sines + place, sine * scale)
+    tl.store(cosines + place + SIZE, cosine / scale)
+    tl.store(sines + place + SIZE, sine / scale)
+
+
+def rotary_tables(
+    frequencies: torch.Tensor,
+    scales: torch.Tensor,
+    first: int,
+    count: int,
+    centre: int,
+    scale_base: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = 2 * frequencies.shape[0]
+    cosines, sines = (frequencies.new_empty(count, 2, size) for _ in range(2))
+    _rotary_tables[(count,)](
+        frequencies, scales, cosines, sines, first, centre, scale_base, SIZE=size, num_warps=1
+    )
+    return cosines, sines
+
+
+@triton.jit(do_not_specialize=["rows", "first_kind", "positions"])
 def _by_heads(
-    features, frequencies, scales, turned, rows, heads, first_kind, first, count, centre,
-    scale_base, ROTATES: tl.constexpr, HEADS_FIRST: tl.constexpr, HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
+    features, cosines, sines, turned, rows, heads, first_kind, positions,
+    ROTATES: tl.constexpr, HEADS_FIRST: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     kind = tl.program_id(1)
@@ -94,17 +131,8 @@ def _by_heads(
             else:
                 beside = tl.load(source + other * heads + head, mask=inside, other=0.0)
             # One position for all rows, or as many as there are rows of a series.
-            position = first + (row % count).to(tl.int32)
-            # As upstream rounds it; far from zero, only double precision knows its sine.
-            angle = position.to(tl.float32) * tl.load(frequencies + feature // 2)
-            angle = angle.to(tl.float64)
-            base = tl.load(scales + feature % (SIZE // 2)).to(tl.float64)
-            power = (position - centre).to(tl.float64) / scale_base
-            power = tl.where(which == 0, power, -power)
-            grown = tl.exp(power * tl.log(base)).to(tl.float32)
-            sine = tl.sin(angle).to(tl.float32) * grown
-            sine = tl.where(feature % 2 == 0, -sine, sine)
-            value = value * (tl.cos(angle).to(tl.float32) * grown) + beside * sine
+            place = (row % positions * 2 + which) * SIZE + feature
+            value = value * tl.load(cosines + place) + beside * tl.load(sines + place)
     tl.store(target, value, mask=inside)
 
 
@@ -114,29 +142,22 @@ def by_heads(
     heads_first: bool,
     kinds: int,
     first_kind: int,
-    frequencies: torch.Tensor | None,
-    scales: torch.Tensor | None,
-    scale_base: float,
-    first: int,
-    count: int,
-    centre: int,
+    cosines: torch.Tensor | None,
+    sines: torch.Tensor | None,
 ) -> torch.Tensor:
     rows = features.shape[0]
     size = features.shape[1] // (kinds * heads)
     turned = features.new_empty(kinds, rows, heads * size)
     _by_heads[(rows, kinds)](
         features,
-        features if frequencies is None else frequencies,
-        features if scales is None else scales,
+        features if cosines is None else cosines,
+        features if sines is None else sines,
         turned,
         rows,
         heads,
         first_kind,
-        first,
-        count,
-        centre,
-        scale_base,
-        ROTATES=frequencies is not None,
+        1 if cosines is None else cosines.shape[0],
+        ROTATES=cosines is not None,
         HEADS_FIRST=heads_first,
         HEADS=triton.next_power_of_2(heads),
         SIZE=size,

@@ -207,20 +207,15 @@ def _by_heads(
     heads_first: bool,
     kinds: int,
     first_kind: int,
-    frequencies: torch.Tensor | None,
-    scales: torch.Tensor | None,
-    scale_base: float,
-    first: int,
-    count: int,
-    centre: int,
+    cosines: torch.Tensor | None,
+    sines: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, head_dim = features.shape[0], features.shape[1] // (kinds * heads)
     parts = features.view(rows, kinds, *((heads, head_dim) if heads_first else (head_dim, heads)))
     parts = parts if heads_first else parts.transpose(-1, -2)
     by_kind = [part.flatten(1) for part in parts.contiguous().unbind(1)]
-    if frequencies is not None and scales is not None:
-        place = RotationByPosition(frequencies, scales, scale_base, first, count, centre)
-        tables = place.for_rows(rows)
+    if cosines is not None and sines is not None:
+        tables = RotationByPosition(cosines, sines).for_rows(rows)
         for kind in range(first_kind, min(2, first_kind + kinds)):
             own = parts[:, kind - first_kind : kind - first_kind + 1]
             by_kind[kind - first_kind] = tables.rotate(own, slice(kind, kind + 1)).squeeze(1)
@@ -229,8 +224,7 @@ def _by_heads(
 
 by_heads = fused.operator(
     "by_heads(Tensor features, int heads, bool heads_first, int kinds, int first_kind, "
-    "Tensor? frequencies, Tensor? scales, float scale_base, int first, int count, int centre) "
-    "-> Tensor",
+    "Tensor? cosines, Tensor? sines) -> Tensor",
     _by_heads,
 )
 
@@ -299,9 +293,9 @@ class FusedHeadProjection(NamedTuple):
     ) -> torch.Tensor:
         features = self.linear.apply(rows)
         kinds = features.shape[-1] // (self.head_dim * self.num_heads)
-        place = rotation or (None, None, 1.0, 0, 1, 0)
+        tables = rotation or (None, None)
         heads: torch.Tensor = by_heads(
-            features, self.num_heads, self.formula.heads_first, kinds, first_kind, *place
+            features, self.num_heads, self.formula.heads_first, kinds, first_kind, *tables
         )
         return heads
 

@@ -81,37 +81,24 @@ class ComplexRotation(NamedTuple):
 
 
 class RotationByPosition(NamedTuple):
-    """The same for a kernel that computes what it multiplies by.
+    """The same for a kernel that finds a row's position by itself.
 
     Attributes:
-        frequencies: ``head_dim/2``.
-        scales: xPos scales, ``head_dim/2``.
-        scale_base: see RotarySettings.
-        first: the position of a series' first row.
-        positions: of a series, each of its rows one further; 1: all are at the same one.
-        centre: of the xPos scale.
+        cosines: of queries and of keys, ``position 2 head_dim``; likewise sines. Of a series with
+            several positions each row is one further; else all rows are at the only one.
     """
 
-    frequencies: torch.Tensor
-    scales: torch.Tensor
-    scale_base: float
-    first: int
-    positions: int
-    centre: int
+    cosines: torch.Tensor
+    sines: torch.Tensor
 
     def at_last_position(self, layout: RowLayout) -> RotationByPosition:
         """Of the rows at a context's last position alone."""
-        return self._replace(first=self.first + self.positions - 1, positions=1)
+        return RotationByPosition(*(table[-1:] for table in self))
 
     def for_rows(self, rows: int) -> RealRotation:
         """The tables for so many rows."""
-        row = torch.arange(rows, device=self.frequencies.device)
-        position = (self.first + row % self.positions).to(self.frequencies.dtype)
-        return RealRotation(*(table.unsqueeze(-2) for table in self._tables(position)))
-
-    def _tables(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles, scales = _angles_and_scales(self, position)
-        return _cosines_and_sines(angles, scales)
+        row = torch.arange(rows, device=self.cosines.device) % self.cosines.shape[0]
+        return RealRotation(*(table[row].unsqueeze(-2) for table in self))
 
 
 Rotation = RealRotation | ComplexRotation | RotationByPosition
@@ -137,19 +124,11 @@ def rotation(
         like: a hidden state.
     """
     dtype = at_least_float32(rotary.freqs.dtype)
-    by_position = RotationByPosition(
-        rotary.freqs.to(dtype),
-        rotary.scale.to(dtype),
-        RotarySettings.of(rotary).scale_base,
-        positions.start,
-        len(positions),
-        centre,
-    )
-    if not in_real_numbers and like is not None and fused.serves(like, *by_position[:2]):
-        return by_position
-    first, last = positions.start, positions.stop
-    position = torch.arange(first, last, device=rotary.freqs.device, dtype=dtype)
-    angles, scales = _angles_and_scales(by_position, position)
+    place = positions.start, len(positions), centre, RotarySettings.of(rotary).scale_base
+    frequencies, scales = rotary.freqs.to(dtype), rotary.scale.to(dtype)
+    if not in_real_numbers and like is not None and fused.serves(like, frequencies, scales):
+        return RotationByPosition(*rotary_tables(frequencies, scales, *place))
+    angles, scales = _angles_and_scales(frequencies, scales, *place)
     if angles.is_cpu and not in_real_numbers:
         turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
         return ComplexRotation(*(_for_each_row(layout, table) for table in (turns, scales)))
@@ -158,12 +137,19 @@ def rotation(
 
 
 def _angles_and_scales(
-    rotation: RotationByPosition, position: torch.Tensor
+    frequencies: torch.Tensor,
+    scales: torch.Tensor,
+    first: int,
+    count: int,
+    centre: int,
+    scale_base: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles ``position head_dim/2``, and scales of queries and keys ``position 2 head_dim``."""
-    angles = torch.outer(position, rotation.frequencies)
-    power = (position - rotation.centre) / rotation.scale_base
-    scale = rotation.scales ** power.unsqueeze(-1)
+    device, dtype = frequencies.device, frequencies.dtype
+    position = torch.arange(first, first + count, device=device, dtype=dtype)
+    angles = torch.outer(position, frequencies)
+    power = (position - centre) / scale_base
+    scale = scales ** power.unsqueeze(-1)
     # The frequencies belong to neighbouring pairs, the scales to two halves.
     scale = torch.cat([scale, scale], dim=-1)
     return angles, torch.stack([scale, 1 / scale], dim=1)
@@ -176,6 +162,25 @@ def _cosines_and_sines(
     cosines, sines = (part.repeat_interleave(2, dim=-1) for part in (angles.cos(), angles.sin()))
     sines = torch.stack([-sines[:, ::2], sines[:, 1::2]], dim=-1).flatten(-2)
     return cosines.unsqueeze(1) * scales, sines.unsqueeze(1) * scales
+
+
+def _rotary_tables(
+    frequencies: torch.Tensor,
+    scales: torch.Tensor,
+    first: int,
+    count: int,
+    centre: int,
+    scale_base: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = _angles_and_scales(frequencies, scales, first, count, centre, scale_base)
+    return _cosines_and_sines(*parts)
+
+
+rotary_tables = fused.operator(
+    "rotary_tables(Tensor frequencies, Tensor scales, int first, int count, int centre, "
+    "float scale_base) -> (Tensor, Tensor)",
+    _rotary_tables,
+)
 
 
 def _for_each_row(layout: RowLayout, table: torch.Tensor) -> torch.Tensor:
