@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from toto_compile_patch.decode.recorder import Graph, Outputs
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.weights import Weights
@@ -46,11 +44,13 @@ class Captured:
         """
         # Counted first: a signal handler may forecast between any two of these lines.
         self.replays += 1
-        replay = Replay(self, self.replays, seed)
+        number = self.replays
         for name, tensor in request.tensors().items():
             getattr(self.inputs, name).copy_(tensor)
         self.graph.replay(seed)
-        return replay
+        # Asked for now, they are there as soon as the graph is through, whatever the host does.
+        result, outcomes = self.outputs
+        return Replay(self, number, seed, (result.clone(), outcomes.clone()))
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,15 @@ class Replay:
         captured: what is replayed.
         number: which of its replays this is.
         seed: with which it draws; None: it draws nothing.
+        results: copies of the forecast and of the outcomes of its checks.
     """
 
     captured: Captured
     number: int
     seed: int | None
+    results: Outputs
 
     def is_what(self, captured: Captured, seed: int | None) -> bool:
         """Whether a forecast by ``captured`` that draws with ``seed`` can take its outputs."""
         is_last = self.number == self.captured.replays
         return self.captured is captured and is_last and self.seed == seed
-
-    def results(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the forecast and of the outcomes of its checks."""
-        result, outcomes = self.captured.outputs
-        return result.clone(), outcomes.clone()

@@ -130,7 +130,7 @@ class Graphs:
         replay = asked.ahead
         if replay is None or not replay.is_what(captured, seed):
             replay = captured.replay(asked.request, seed)
-        return *replay.results(), self._ran(asked.runtime)
+        return *replay.results, self._ran(asked.runtime)
 
     def why_not(self, device: torch.device) -> str:
         """Why nothing can be captured or replayed here and now; else empty."""
