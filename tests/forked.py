@@ -1,8 +1,8 @@
 """Scripts in processes of their own, which need not import again what toto imports.
 
-An interpreter takes ten seconds for gluonts, lightning and torch; here, one has imported them, and
-every script runs in a fork of it. Neither toto nor this package is imported there. For tests of how
-an interpreter starts, or of what it imports, this is not the way.
+An interpreter takes ten seconds to import gluonts, lightning and torch. Here, one process has
+imported them, and each script runs in a fork of it; neither toto nor this package is imported
+there. Where a test is about a fresh interpreter, or about what is imported, it starts one itself.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from subprocess import CompletedProcess
 from types import ModuleType
 
 TIMEOUT_S = 840
-_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_CONTEXT = multiprocessing.get_context(_START)
+"""Within pytest's own limit, so that what a script has printed by then is shown."""
+
+if sys.platform == "win32":
+    _CONTEXT = multiprocessing.get_context("spawn")
+else:
+    _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["gluonts.torch"])
 
 
 def python(code: str, *folders: Path, arguments: Sequence[str] = ()) -> CompletedProcess[str]:
-    """Run code as ``python -c`` does, with folders on its path."""
+    """Run code as ``python -c`` does, with the environment of this process.
+
+    Args:
+        code: indented or not.
+        folders: what comes before all others on its path.
+        arguments: its ``sys.argv[1:]``.
+    """
     with tempfile.TemporaryDirectory() as kept:
         outputs = [os.path.join(kept, name) for name in ("stdout", "stderr")]
         path = ["", *map(str, folders), *sys.path]
@@ -48,6 +58,7 @@ def _run(
     environment: dict[str, str],
     outputs: list[str],
 ) -> None:
+    """Be that script: what it prints goes to two files, its standard output and error."""
     for descriptor, output in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
