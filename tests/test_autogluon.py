@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
+import forked
 import pytest
 from carrier_cases import AUTOGLUON
-from test_carriers import EITHER_ORDER, HERE, done, python
+from test_carriers import EITHER_ORDER, HERE, done
 
 try:
     FOLDER = Path(str(importlib.metadata.distribution("autogluon.timeseries").locate_file("")))
@@ -31,4 +32,4 @@ for depth in range(1, len(parts) + 1):
 @pytest.mark.parametrize("order", ["import, apply", "apply, import"])
 def test_its_forecasts_are_the_same_and_fast(order: str) -> None:
     code = PACKAGES_AROUND_IT + EITHER_ORDER
-    done(python(code, HERE, arguments=("-c", code, AUTOGLUON, order)))
+    done(forked.python(code, HERE, arguments=(AUTOGLUON, order)))

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import forked
 import pytest
 import toto
 from carrier_cases import AUTOGLUON, CLONE, NAMESPACE
@@ -187,7 +188,7 @@ def test_carriers_are_patched_in_either_order(
     folders: dict[str, Path], name: str, order: str, with_toto: bool
 ) -> None:
     code = EITHER_ORDER if with_toto else WITHOUT_TOTO + EITHER_ORDER
-    done(python(code, folders[name], HERE, arguments=("-c", code, name, order)))
+    done(forked.python(code, folders[name], HERE, arguments=(name, order)))
 
 
 AT_ITS_IMPORT = """
@@ -215,7 +216,7 @@ assert states == {("toto", "not applied"), (AUTOGLUON, "applied"), (AUTOGLUON, "
 
 
 def test_two_carriers_in_one_process(autogluon: Path) -> None:
-    done(python(AT_ITS_IMPORT, autogluon, HERE))
+    done(forked.python(AT_ITS_IMPORT, autogluon, HERE))
 
 
 NARROWED = """
@@ -251,7 +252,7 @@ for wrong, kind in wrong_ones.items():
 
 
 def test_carriers_are_chosen(autogluon: Path) -> None:
-    done(python(NARROWED, autogluon, HERE))
+    done(forked.python(NARROWED, autogluon, HERE))
 
 
 FORK = """
@@ -284,7 +285,7 @@ p.revert()
 @pytest.mark.parametrize("order", ["import, apply", "apply, import"])
 def test_a_fork_of_a_clone_is_named_and_left_alone(clone: Path, order: str) -> None:
     edit(clone)
-    run = python(FORK, clone, HERE, arguments=("-c", FORK, CLONE, order))
+    run = forked.python(FORK, clone, HERE, arguments=(CLONE, order))
     differs = "differs in TimeAwareRotaryEmbedding.get_scale"
     assert done(run).strip() == f"{CLONE}|loaded, not reached|{differs}"
     assert run.stderr.count("UnreachedCarrierWarning: ") == (order == "apply, import")
@@ -333,7 +334,7 @@ p.revert()
 )
 def test_a_carrier_that_comes_later_and_does_not_fit(autogluon: Path) -> None:
     edit(autogluon)
-    run = python(MISFIT, autogluon, HERE)
+    run = forked.python(MISFIT, autogluon, HERE)
     done(run)
     assert run.stderr.count("UnreachedCarrierWarning: ") == 1
 
@@ -373,7 +374,7 @@ p.apply()
 )
 def test_warnings_of_forks_that_are_errors(clone: Path) -> None:
     edit(clone)
-    run = python(AS_AN_ERROR, clone, HERE)
+    run = forked.python(AS_AN_ERROR, clone, HERE)
     done(run)
     assert run.stderr.count("UnreachedCarrierWarning: ") == 1
 
@@ -396,7 +397,7 @@ assert carrier.advice in str(p.status())
 
 def test_where_a_fork_is_all_there_is(clone: Path) -> None:
     edit(clone)
-    said, state = done(python(WITHOUT_TOTO + NOT_INSTALLED, clone)).splitlines()
+    said, state = done(forked.python(WITHOUT_TOTO + NOT_INSTALLED, clone)).splitlines()
     assert "`inference and model`" in said
     assert "instead of importing from `inference` and `model`" in said
     differs = "differs in TimeAwareRotaryEmbedding.get_scale"
@@ -413,7 +414,9 @@ def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
     (tmp_path / "toto2" / "__init__.py").write_text("from .model import Toto2Model\n")
     (tmp_path / "toto2" / "model.py").write_text("class Toto2Model:\n    pass\n")
     for loaded in ("", "import toto2\n"):
-        said, state = done(python(WITHOUT_TOTO + loaded + NOT_INSTALLED, tmp_path)).splitlines()
+        said, state = done(
+            forked.python(WITHOUT_TOTO + loaded + NOT_INSTALLED, tmp_path)
+        ).splitlines()
         assert "Toto 2.0 (toto-2) is another model, which this package does not patch" in said
         assert state.endswith("not reached|another model")
 
@@ -440,7 +443,7 @@ def test_a_toto_that_is_none(instead: str, says: str, tmp_path: Path) -> None:
         (tmp_path / package / "__init__.py").touch()
     (tmp_path / "toto" / "inference" / "forecaster.py").write_text(instead)
     (tmp_path / "toto" / "model" / "toto.py").write_text("class Toto: ...\n")
-    said = done(python(OTHER_TOTO, tmp_path))
+    said = done(forked.python(OTHER_TOTO, tmp_path))
     assert says in said
     assert "toto_compile_patch fingerprints` lists what differs" in said
 
@@ -456,7 +459,7 @@ def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
     p.apply()
     print(sorted((c.name, c.state) for c in p.status().carriers), p.last_path().taken)
     """
-    run = python(code, tmp_path)
+    run = forked.python(code, tmp_path)
     carriers_found = [("toto", "loaded, reached"), ("toto2", "loaded, not reached")]
     assert done(run).strip() == f"{carriers_found} unreached"
     assert "UnreachedCarrierWarning" not in run.stderr
@@ -499,7 +502,7 @@ def test_a_toto_that_is_imported_anew_is_not_reached() -> None:
     assert [c.name for c in p.status().carriers if not c.reached] == ["toto"]
     p.apply()
     """
-    run = python(code)
+    run = forked.python(code)
     done(run)
     assert "toto was imported anew" in run.stderr
 

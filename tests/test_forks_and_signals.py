@@ -5,10 +5,9 @@ Torch runs with one thread here: a fork after OpenMP has run hangs in upstream's
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
+import forked
 import pytest
 
 PRELUDE = """
@@ -110,14 +109,7 @@ print("child", code)
 def run(code: str, **values: int) -> str:
     for name, value in values.items():
         code = code.replace(name, str(value))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PRELUDE + code],
-        capture_output=True,
-        text=True,
-        env=None,
-        cwd=Path(__file__).parent,
-        timeout=300,
-    )
+    done = forked.python(PRELUDE + code)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

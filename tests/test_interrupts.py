@@ -3,33 +3,24 @@
 Either the whole change has happened or none of it; ``is_applied()`` and ``status()`` say what
 stands; nothing that was compiled contradicts it; a plain ``revert()`` restores every owner of
 upstream's, object for object, and ``apply()`` works again. ``interrupted.py`` tells how that is
-found out. Everything runs in interpreters of its own: tracing and signals are the process's.
+found out. Everything runs in processes of its own: tracing and signals are the process's.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
-PROGRAM = Path(__file__).parent / "interrupted.py"
+PROGRAM = Path(__file__).with_name("interrupted.py").read_text()
 
 
 def tallies(*arguments: str) -> dict[str, dict[str, Any]]:
     """What the program found, by scenario, once nothing that it found is wrong."""
-    environment = {name: value for name, value in os.environ.items() if "TOTO_COMP" not in name}
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", PROGRAM, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=840,
-    )
+    run = forked.python(PROGRAM, arguments=arguments)
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
     for name, tally in found.items():

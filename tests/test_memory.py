@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -91,13 +90,7 @@ for megabytes in (0, 1, 2, 4, 8, 12):
 
 
 def run(code: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LIMITED + code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        timeout=300,
-    )
+    done = forked.python(LIMITED + code)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pandas as pd
 import pytest
 import torch
@@ -448,9 +448,7 @@ toto_compile_patch.apply()
     ids=["reloaded", "other torch"],
 )
 def test_of_a_process(program: str, says: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
-    )
+    run = forked.python(program)
     line = run.stderr.strip().splitlines()[-1]
     assert line.startswith("toto_compile_patch.errors.UnsupportedTotoError: ")
     assert says in line

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import forked
 import pytest
 
 SCRIPT = """
@@ -39,5 +37,5 @@ assert "pip install toto-ts" in str(p.status())
     afterwards="nothing is applied",
 )
 def test_without_toto() -> None:
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    run = forked.python(SCRIPT)
     assert run.returncode == 0, run.stderr

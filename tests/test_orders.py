@@ -1,6 +1,6 @@
 """apply() and revert() in every order with import, build, compile and forecast.
 
-Each order runs in an interpreter of its own, which compares the owners with those of an
+Each order runs in a process of its own, which compares the owners with those of an
 unpatched import and the forecasts with unpatched ones.
 """
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from toto_cases import COMPILE_PATCHES as COMPILE
 
@@ -101,6 +102,16 @@ print("fine")
 """
 
 
+def fresh(code: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """What a fresh interpreter makes of it."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("apply_at", "revert_at", "patches"),
     [pytest.param(*order, PATCH_NAMES, marks=pytest.mark.slow) for order in ALL_PATCHES]
@@ -114,17 +125,10 @@ print("fine")
     observed="forecasts are upstream's",
     afterwards="upstream's own objects stand, and compiled code is upstream's",
 )
-def test_order(apply_at: int, revert_at: int, patches: tuple[str, ...], tmp_path: Path) -> None:
-    script = tmp_path / "order.py"
-    script.write_text(SCRIPT.format(steps=STEPS))
-    run = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", str(script)),
-            *(str(apply_at), str(revert_at), ",".join(patches)),
-        ],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-    )
+def test_order(apply_at: int, revert_at: int, patches: tuple[str, ...]) -> None:
+    code = SCRIPT.format(steps=STEPS)
+    arguments = (str(apply_at), str(revert_at), ",".join(patches))
+    # Where apply() comes first, torch is not imported either.
+    run = forked.python(code, arguments=arguments) if apply_at else fresh(code, arguments)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip().endswith("fine")

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from toto_compile_patch.private_names import PATCHES, TABLE, missing_names
@@ -110,9 +111,8 @@ def test_a_model_runs_uncompiled_without_what_compiling_needs(path: str) -> None
 
 def test_looking_for_them_leaves_torchs_checks_of_distributions_on() -> None:
     """To compile anything switches them off: a gap in a series would then be forecast as zeros."""
-    program = f"""
-import sys, torch, toto_compile_patch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+    program = """
+import torch, toto_compile_patch
 from toto_cases import PATCH, forecast, series, small_model
 toto_compile_patch.apply(fallback="upstream")
 inputs = series(40)
@@ -123,7 +123,5 @@ try:
 except ValueError:
     print("raised", torch.distributions.Distribution._validate_args)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True
-    )
+    done = forked.python(program)
     assert done.stdout == "raised True\n", done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from toto.inference.forecaster import TotoForecaster
-from toto_cases import PATCH, forecast, series, small_model, values
+from toto_cases import PATCH, forecast, series, small_model, tiny_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, RandomNumbersOfWindows
@@ -65,7 +65,7 @@ def test_one_draw_begins_a_forecast() -> None:
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
-        pytest.param(small_model, with_nan, id="a series with NaN"),
+        pytest.param(tiny_model, with_nan, id="a series with NaN"),
         pytest.param(broken_head, lambda: series(40), id="a head with NaN", marks=pytest.mark.slow),
     ],
 )
@@ -82,7 +82,7 @@ def test_forecasts_beside_one_that_fails_do_not_repeat(
     """Five hundred forecasts in two threads, and the user's own numbers, none seen before."""
     failing = model()
     failing = getattr(failing, "model", failing)
-    good = TotoForecaster(small_model().model)
+    good = TotoForecaster(tiny_model().model)
     toto_compile_patch.apply("fast_decode", fallback="upstream")
     good.forecast(series(24), PATCH, num_samples=4, samples_per_batch=4)
     done = threading.Event()

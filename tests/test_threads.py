@@ -11,8 +11,6 @@ from toto_cases import PATCH, series, tiny_model
 import toto_compile_patch
 from toto_compile_patch.settings import PATCH_NAMES
 
-ROUNDS = 200
-
 
 @pytest.mark.fault(
     injected="eight threads apply and revert",
@@ -20,7 +18,10 @@ ROUNDS = 200
     observed="every forecast is bit for bit the same",
     afterwards="the last apply() holds",
 )
-def test_eight_threads_apply_and_revert_while_others_forecast() -> None:
+@pytest.mark.parametrize(
+    "rounds", [50, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_eight_threads_apply_and_revert_while_others_forecast(rounds: int) -> None:
     import toto.inference.forecaster as upstream
 
     forecaster = upstream.TotoForecaster(tiny_model().model)
@@ -31,7 +32,7 @@ def test_eight_threads_apply_and_revert_while_others_forecast() -> None:
 
     def change(seed: int) -> None:
         try:
-            for i in range(ROUNDS):
+            for i in range(rounds):
                 wanted = PATCH_NAMES[(seed + i) % 4 :]
                 toto_compile_patch.apply(wanted) if (seed + i) % 2 else toto_compile_patch.revert()
         except BaseException as error:
