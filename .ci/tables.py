@@ -80,12 +80,26 @@ def is_of_a_gpu(file: Path) -> bool:
     return "cpu" not in file.stem and not file.stem.endswith(GPU_RUNS)
 
 
+GPU_SIDES = {
+    "patched, compile+cudagraph": "patched, compiled",
+    "patched, tf32x3": "tf32x3",
+    "patched, tf32": "tf32",
+    "patched, bf16": "bf16",
+    "upstream compiled": "upstream, compiled",
+}
+
+
 def gpu_table(file: Path) -> str:
     """Workloads on a GPU: upstream, patched, and the patched side's other ways."""
     run = json.loads(file.read_text())
     others = [file.with_name(f"{file.stem}_{name}.json") for name in GPU_RUNS]
     ways = [json.loads(one.read_text())["workloads"] for one in others if one.exists()]
-    sides = ("patched, compile+cudagraph", "patched, tf32", "patched, bf16", "upstream compiled")
+    # Only what was measured with this version has its column.
+    sides = {
+        side: heading
+        for side, heading in GPU_SIDES.items()
+        if any(side in row for way in ways for row in way.values())
+    }
     rows, some_batches = [], False
     for name, row in run["workloads"].items():
         upstream = row["upstream"]
@@ -97,14 +111,14 @@ def gpu_table(file: Path) -> str:
             ratios = [way[name][side]["ratio"] for way in ways if side in way.get(name, {})]
             cells.append(milliseconds(row["patched"], ratios[0]) if ratios else "")
         rows.append(cells)
-    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}; milliseconds. The last four "
-    legend += "columns are of runs of their own: patched, times the ratio to it found there."
+    legend = f"{run['machine']}, torch {run['torch']}, {run['date']}; milliseconds."
+    if sides:
+        legend += " Columns after the ratio are of runs of their own: patched, times the ratio to "
+        legend += "it found there."
     if some_batches:
         legend += " ¹ Measured on one of its batches of samples, times their number."
-    headings = (
-        "| workload: series x variates x context, horizon, samples | upstream | patched | times "
-        "faster | patched, compiled | tf32 | bf16 | upstream, compiled |"
-    )
+    first = "workload: series x variates x context, horizon, samples"
+    headings = f"| {' | '.join([first, 'upstream', 'patched', 'times faster', *sides.values()])} |"
     return markdown(headings, rows, legend)
 
 

@@ -104,7 +104,8 @@ def apply(
             ``compile+cudagraph``, or ``auto`` (default): as the model was compiled, if it was
             (by ``toto.compile()``: not on a CPU); else by CUDA graphs on CUDA, eagerly elsewhere.
         precision: that of the fast path's matrix products in a float32 model: ``model``, as torch
-            is set (default); ``tf32``, on CUDA; ``bf16``, weights in 16 bits and sums in 32.
+            is set (default); ``tf32``, on CUDA; ``tf32x3``, likewise, in three passes that are as
+            exact as float32; ``bf16``, weights in 16 bits and sums in 32.
         log: show the package's log on stderr from this level on (``debug``, ``info``, ...).
             Default: leave logging to the application.
 
