@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 
-from toto_compile_patch.decode import fused
+from toto_compile_patch.decode import fused, layer
 
 PROGRAMS = Path(__file__).parent
 
@@ -55,6 +56,28 @@ class TestWhereThereAreNone:
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU, for which it can")
         assert "compiling them failed (" in self.reason(caplog)
+
+    def test_one_cannot_be_launched(self, caplog: pytest.LogCaptureFixture) -> None:
+        """As on a GPU that is too small for it; here, with a tensor that is on none."""
+        pytest.importorskip("triton")
+        rows = torch.randn(2, 8)
+        with caplog.at_level("INFO", "toto_compile_patch"):
+            found = fused._by_kernel("gated", layer._gated)(rows)
+        assert torch.equal(found, layer._gated(rows))
+        (record,) = caplog.records
+        assert "gated cannot be launched (" in record.getMessage()
+        assert fused._why_not == {None: ANY}
+
+    def test_memory_that_is_missing_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpu_kernels = pytest.importorskip("toto_compile_patch.decode.gpu_kernels")
+
+        def without_memory(up: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(gpu_kernels, "gated", without_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            fused._by_kernel("gated", layer._gated)(torch.ones(2, 8))
+        assert not fused._why_not
 
     def test_a_capture_asks_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, "capturing", lambda: True)

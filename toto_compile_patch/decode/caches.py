@@ -70,7 +70,8 @@ class SamplesCache:
     def attention(self, idx: int, heads: Heads, step: int) -> Attend:
         """How a layer attends at a step."""
         context, suffix = self.context.layers[idx], self.layers[idx]
-        if self.samples == 1 and not has_kernel(suffix[0]):
+        if suffix[0].ndim == context[0].ndim:
+            # Within one buffer with the context.
             return OwnContextAttention(heads, suffix, self.context.length + step)
         shared = LogSumAttention if has_log_sums(suffix[0].device) else SharedContextAttention
         return shared(heads, context, suffix, step)

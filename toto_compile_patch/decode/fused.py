@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.errors import in_a_line
 
@@ -43,19 +44,28 @@ def operator(schema: str, formula: Callable[..., Any]) -> Callable[..., Any]:
     library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
     library.define(schema)
     library.impl(name, formula, "CompositeExplicitAutograd")
-    library.impl(name, _launch(name), "CUDA")
+    library.impl(name, _by_kernel(name, formula), "CUDA")
     called: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name)
     return called
 
 
-def _launch(name: str) -> Callable[..., Any]:
-    def launch(first: torch.Tensor, *others: Any) -> Any:
+def _by_kernel(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Launch a kernel; from the first one that cannot be launched, compute by formulas."""
+
+    def compute(first: torch.Tensor, *others: Any) -> Any:
         from toto_compile_patch.decode import gpu_kernels
 
-        with torch.cuda.device_of(first):
-            return getattr(gpu_kernels, name)(first, *others)
+        try:
+            with torch.cuda.device_of(first):
+                return getattr(gpu_kernels, name)(first, *others)
+        except Exception as error:
+            # Nothing has been computed: a smaller GPU lacks the memory of a block, say.
+            if out_of_memory(error):
+                raise
+            _note(first.device.index, f"{name} cannot be launched ({in_a_line(error)})")
+        return formula(first, *others)
 
-    return launch
+    return compute
 
 
 def serves(*tensors: torch.Tensor) -> bool:
@@ -75,13 +85,17 @@ def serves(*tensors: torch.Tensor) -> bool:
 def are_there(device: int) -> bool:
     """Whether a GPU has the kernels; False, too, where that cannot be found out now."""
     if device not in _why_not and not capturing():
-        _why_not[device] = why = _found_out(device)
-        if why:
-            _logger.info("forecasts on GPU %d use torch's kernels alone: %s", device, why)
+        _note(device, _found_out(device))
     return _why_not.get(device) == ""
 
 
 _why_not: dict[int, str] = {}
+
+
+def _note(device: int, why: str) -> None:
+    _why_not[device] = why
+    if why:
+        _logger.info("forecasts on GPU %s use torch's kernels alone: %s", device, why)
 
 
 def _found_out(device: int) -> str:
