@@ -43,6 +43,18 @@ SLOW = (
 """Slow tests that take branches which no fast test takes."""
 
 GPU_ALONE: dict[str, tuple[str, ...]] = {
+    "decode/gpu_kernels.py": (
+        "_sum_and_norm",
+        "_by_heads",
+        "_deviation",
+        "_scale_context",
+        "_scale_patch",
+        "_draw",
+        "_attend_to_few",
+        "_attend_of_samples",
+        "_linear_of_few_rows",
+        "_linear_in_three_passes",
+    ),
     "decode/recorder.py": (
         "_CudaGraph.replay",
         "CudaRecorder.why_not",
@@ -55,7 +67,7 @@ GPU_ALONE: dict[str, tuple[str, ...]] = {
         "_nothing_collected",
     ),
 }
-"""Of each file, the functions that nothing but a GPU can run."""
+"""Of each file, the functions that nothing but a GPU can run; a kernel's branches are Triton's."""
 
 SHOWS_COVERAGE = (
     "tests/test_import_hook.py::test_the_package_imports_nothing_heavy",

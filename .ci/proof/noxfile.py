@@ -101,6 +101,8 @@ TESTS = (
 torch's private names as they are known, and that forecasts are upstream's."""
 
 WITH_ANOTHER_TORCH = (
+    "tests/test_ahead.py",
+    "tests/test_fused.py",
     "tests/test_graphs.py",
     "tests/test_pretend_gpu.py::test_a_replay_forecasts_what_it_is_given",
     "tests/test_pretend_gpu.py::test_a_forecast_of_shapes_alone",
@@ -110,8 +112,9 @@ WITH_ANOTHER_TORCH = (
     "tests/test_compiled_effect.py::test_toto_compile_compiles_the_backbone",
     "tests/test_runtime.py::test_forecasts_are_upstreams_when_compiled_by_inductor[6-3-True]",
 )
-"""What is recorded for a GPU, and what is compiled: it depends on torch, takes minutes, and is
-tested in the first combination of each torch, which together have every Python."""
+"""What is recorded for a GPU, and what is compiled, by torch or by the Triton that comes with it:
+it depends on torch, takes minutes, and is tested in the first combination of each torch, which
+together have every Python."""
 
 WITH_XFORMERS = (
     "tests/test_xformers.py::test_the_model_has_them",
