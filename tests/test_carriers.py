@@ -296,6 +296,7 @@ import sys, warnings
 from carrier_cases import AUTOGLUON, Carrier
 import toto_compile_patch as p
 
+warnings.simplefilter("default", p.UnreachedCarrierWarning)
 p.apply()
 misfit = Carrier(AUTOGLUON)
 assert not p.is_applied()

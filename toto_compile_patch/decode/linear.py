@@ -72,8 +72,10 @@ def product_of_few_rows(
     """A product, and what it is added to, by a kernel of our own; None where that has to be made
     otherwise."""
     operands = (rows, weight, bias, *([] if residual is None else [residual]))
-    few = rows.ndim == 2 and rows.shape[0] <= FEW_ROWS
-    if not (few and all(one.is_contiguous() for one in operands) and fused.serves(*operands)):
+    # Asked first: compiled code is not to depend on how many rows there are.
+    if not fused.serves(*operands) or rows.ndim != 2 or rows.shape[0] > FEW_ROWS:
+        return None
+    if not all(one.is_contiguous() for one in operands):
         return None
     product: torch.Tensor = linear_of_few_rows(rows, weight, bias, residual)
     return product
