@@ -1,8 +1,9 @@
 """Kernels for CUDA devices, in Triton: what lies between the products of a forecast, in one pass
 each where torch's own operators take up to forty.
 
-Float32, but where sums would lose too much. What each computes is said, and computed by torch's
-operators, in ``fused``.
+A function here launches what the operator of its name computes (see ``fused``); the operator's
+formula, beside the code that uses it, says what that is. In float32, but where sums would lose too
+much. What varies from forecast to forecast is not compiled in: ``do_not_specialize``.
 """
 
 from __future__ import annotations
@@ -191,8 +192,11 @@ def _attend_to_few(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
-    series = tl.program_id(2).to(tl.int64)
-    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    blocks = tl.cdiv(asked, QUERIES)
+    # In the one axis of a grid that has no limit.
+    series = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * QUERIES
+    query = first + tl.arange(0, QUERIES)
     feature = tl.arange(0, SIZE)
     key = tl.arange(0, KEYS)
     place = queries + series * query_series + head * query_head
@@ -207,7 +211,7 @@ def _attend_to_few(
     greatest = tl.full((QUERIES,), float("-inf"), tl.float32)
     weight = tl.zeros((QUERIES,), tl.float32)
     summed = tl.zeros((QUERIES, SIZE), tl.float32)
-    last = tl.minimum(tl.program_id(0) * QUERIES + QUERIES + seen - asked, seen)
+    last = tl.minimum(first + QUERIES + seen - asked, seen)
     for start in range(0, last, KEYS):
         at = start + key
         k = tl.load(
@@ -236,7 +240,7 @@ def attend_to_few(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     seen = keys.shape[2]
     attended = queries.new_empty(series, asked, heads, size)
     block = 16
-    _attend_to_few[(triton.cdiv(asked, block), heads, series)](
+    _attend_to_few[(series * triton.cdiv(asked, block), heads)](
         queries,
         keys,
         values,
@@ -625,8 +629,9 @@ def _attend_of_samples(
     SAMPLES: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
-    series = tl.program_id(2).to(tl.int64)
-    sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
+    blocks = tl.cdiv(samples, SAMPLES)
+    series = (tl.program_id(0) // blocks).to(tl.int64)
+    sample = tl.program_id(0) % blocks * SAMPLES + tl.arange(0, SAMPLES)
     there = (sample < samples)[:, None]
     feature = tl.arange(0, SIZE)
     row = ((series * samples + sample[:, None]) * heads + head) * SIZE + feature[None, :]
@@ -687,7 +692,7 @@ def attend_of_samples(
     attended = torch.empty_like(queries)
     # Triton multiplies no fewer rows than 16.
     block = 32 if samples > 16 else 16
-    _attend_of_samples[(triton.cdiv(samples, block), heads, batch * variates)](
+    _attend_of_samples[(batch * variates * triton.cdiv(samples, block), heads)](
         queries,
         keys,
         values,
