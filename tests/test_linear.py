@@ -40,3 +40,29 @@ def test_other_types_are_multiplied_whole(dtype: torch.dtype) -> None:
     parts = (weight.to(dtype), bias.to(dtype))
     expected = PlainLinear(*parts).apply(inputs.to(dtype))
     assert torch.equal(GpuLinear(*parts).apply(inputs.to(dtype)), expected)
+
+
+def in_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Float32 rounded to the ten bits of a fraction that TF32 has."""
+    dropped = 13
+    bits = values.view(torch.int32) + (1 << (dropped - 1))
+    return (bits >> dropped << dropped).view(torch.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_three_products_in_tf32_are_as_exact_as_one_in_float32(scale: float) -> None:
+    """What ThreePassLinear's kernel multiplies, emulated."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = scale * torch.randn(64, 3072, generator=generator)
+    weight = torch.randn(128, 3072, generator=generator)
+    exact = inputs.double() @ weight.double().T
+    parts = [(high := in_tf32(part), in_tf32(part - high)) for part in (inputs, weight.T)]
+    (high, low), (other_high, other_low) = parts
+    assert not torch.equal(high, inputs)
+    three = high @ other_high + (high @ other_low + low @ other_high)
+
+    def error(product: torch.Tensor) -> float:
+        return float((product - exact).abs().max() / exact.abs().max())
+
+    assert error(three) < 1.5 * error(inputs @ weight.T)
+    assert error(high @ other_high) > 50 * error(three)
