@@ -84,6 +84,7 @@ def draws() -> None:
     for kinds, components, of_each in ((4, 24, 1), (4, 5, 7), (3, 1, 3)):
         raw = 3 * numbers(2 * 3 * 11, kinds, components)
         raw[0, 0, 0], raw[0, 2, 0], raw[1, 2, 0] = 30.0, -40.0, 50.0
+        raw[2, 0], raw[3, 2] = torch.nan, torch.nan
         uniform = torch.rand(2, 3, 3, 11, of_each, generator=generator)
         uniform[0, :, 0, 0] = 0.0
         uniform[1, :, 0, 0] = 1 - 2**-24
@@ -113,7 +114,8 @@ def attentions() -> None:
     batch, variates, room = 2, 3, 4
     for length, samples in ((3, 20), (40, 1)):
         for step in (0, 3):
-            rows = (numbers(batch * variates * samples, HEADS * size, seed=s) for s in range(3))
+            # As a layer's rotation in tables leaves them: not side by side.
+            rows = numbers(batch * variates * samples, 3, HEADS * size).unbind(1)
             context = (numbers(batch, variates, HEADS, length, size, seed=s) for s in (3, 4))
             shape = batch, variates, HEADS, samples, room, size
             same(attention.attend_of_samples, *rows, *context, numbers(*shape, seed=5),

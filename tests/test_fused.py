@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 import torch
@@ -20,6 +19,8 @@ def run(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(PROGRAMS / program)], capture_output=True, text=True
     )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this Triton's interpreter does not know this numpy")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,6 +40,7 @@ class TestWhereThereAreNone:
     @pytest.fixture(autouse=True)
     def unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, "_why_not", {})
+        monkeypatch.setattr(fused, "_given_up", set())
 
     def reason(self, caplog: pytest.LogCaptureFixture) -> str:
         with caplog.at_level("INFO", "toto_compile_patch"):
@@ -65,8 +67,8 @@ class TestWhereThereAreNone:
             found = fused._by_kernel("gated", layer._gated)(rows)
         assert torch.equal(found, layer._gated(rows))
         (record,) = caplog.records
-        assert "gated cannot be launched (" in record.getMessage()
-        assert fused._why_not == {None: ANY}
+        assert record.getMessage().startswith("torch's operators compute gated on GPU None: ")
+        assert fused._given_up == {(None, "gated")}
 
     def test_memory_that_is_missing_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_kernels = pytest.importorskip("toto_compile_patch.decode.gpu_kernels")
@@ -77,7 +79,14 @@ class TestWhereThereAreNone:
         monkeypatch.setattr(gpu_kernels, "gated", without_memory)
         with pytest.raises(torch.OutOfMemoryError):
             fused._by_kernel("gated", layer._gated)(torch.ones(2, 8))
-        assert not fused._why_not
+        assert not fused._given_up
+
+    def test_in_a_capture_that_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("triton")
+        monkeypatch.setattr(fused, "capturing", lambda: True)
+        with pytest.raises(Exception, match=r"Triton|driver|NVIDIA"):
+            fused._by_kernel("gated", layer._gated)(torch.ones(2, 8))
+        assert not fused._given_up
 
     def test_a_capture_asks_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, "capturing", lambda: True)

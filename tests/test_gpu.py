@@ -522,7 +522,8 @@ def test_less_precision_stays_close(precision: str) -> None:
 @pytest.mark.slow
 def test_a_compiled_model_is_captured_too() -> None:
     torch._dynamo.reset()
-    model = gpu_model()
+    # With heads as large as the kernels want them.
+    model = gpu_model(embed_dim=128, mlp_hidden_dim=256)
     upstream = mean(model)
     model.compile(mode="reduce-overhead")
     with captured(runtime="auto"), CompileHealth() as health:

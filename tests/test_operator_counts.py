@@ -54,10 +54,10 @@ def work(horizon: int, samples: int | None, kernels: bool) -> Work:
 @pytest.mark.parametrize(
     ("horizon", "samples", "own", "fused", "unfused"),
     [
-        (1, 64, 165, 326, 426),
-        (PATCH, None, 166, 301, 401),
-        (3 * PATCH, 64, 654, 1311, 1603),
-        (6 * PATCH, None, 818, 1635, 2215),
+        (1, 64, 166, 327, 427),
+        (PATCH, None, 167, 302, 402),
+        (3 * PATCH, 64, 655, 1312, 1604),
+        (6 * PATCH, None, 819, 1636, 2216),
     ],
     ids=["one patch", "mean", "three patches", "a long mean"],
 )

@@ -5,7 +5,8 @@ as long as a GPU takes for a short forecast. So the graph that was used last for
 for a request like this, is launched first. Whether it was the right one is found out by the code
 that chooses a graph in any case: ``graphs.run`` takes the outputs if it has come to the same graph
 and the same seed. Else, and where the forecast is refused, nobody looks at them: a replay
-writes to no memory but its graph's own, and draws from no generator but its graph's own.
+writes to no memory but its graph's own and what is noted of the weights (see ``noticing``), and
+draws from no generator but its graph's own.
 
 What could make a replay read memory that was freed, or write where there is none, is looked at
 before: the request's shapes, that the graph is kept, and that the model's memory is where it was.
@@ -29,7 +30,8 @@ def launch(
 ) -> Replay | None:
     """Launch the graph that a forecast will most likely need; None where there is none.
 
-    The lock of the device is held, until the outputs are taken or it is known that they are not.
+    The caller holds the lock of the device, until the outputs are taken or it is known that they
+    are not.
 
     Args:
         backbone: whatever stands in the model's place: nothing has been checked.
@@ -47,4 +49,8 @@ def launch(
     if captured is None or not captured.may_go_ahead or captured.weights.have_moved():
         return None
     captured.may_go_ahead = False
-    return captured.replay(request, None if request.num_samples is None else numbers.next_seed)
+    try:
+        return captured.replay(request, None if request.num_samples is None else numbers.next_seed)
+    except RuntimeError:
+        # Memory that is short, say: the forecast may be refused yet, in upstream's words.
+        return None

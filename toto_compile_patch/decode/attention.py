@@ -171,13 +171,13 @@ attend_of_samples = fused.operator(
 
 
 def has_kernel(*parts: torch.Tensor) -> bool:
-    """Whether a kernel of our own attends, whose blocks have sides that are powers of two."""
+    """Whether a kernel of our own attends."""
     size = parts[-1].shape[-1]
-    return size >= LEAST_SIDE and size & (size - 1) == 0 and fused.serves(*parts)
+    return size >= LEAST_SIDE and fused.is_side(size) and fused.serves(*parts)
 
 
 LEAST_SIDE = 16
-"""Of a block that Triton multiplies."""
+"""Triton multiplies no blocks with a shorter side."""
 
 
 def has_log_sums(device: torch.device) -> bool:
@@ -287,7 +287,8 @@ def _attend_to_few(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tens
 attend_to_few = fused.operator(
     "attend_to_few(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend_to_few
 )
-"""From ``series head seq_len head_dim`` to ``series seq_len head head_dim``."""
+"""Attends as attend_causally does, from ``series head seq_len head_dim`` to ``series seq_len head
+head_dim``."""
 
 
 def _dense(heads: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Operators of our own that a CUDA device computes in one kernel, and anything else by torch's.
+"""Operators of our own: a CUDA device computes each in one kernel, anything else by torch's.
 
 A short forecast on a GPU is hundreds of kernels that each do next to nothing. What lies between
 matrix products is made of a few operators instead; each has a formula in torch's operators, beside
@@ -22,7 +22,7 @@ from toto_compile_patch.errors import in_a_line
 _logger = logging.getLogger("toto_compile_patch")
 
 LEAST_CAPABILITY = (7, 0)
-"""Of the GPUs that Triton compiles for."""
+"""Triton compiles for GPUs of this capability and later ones."""
 
 NAMESPACE = "toto_compile_patch"
 _libraries: dict[str, torch.library.Library] = {}
@@ -50,22 +50,36 @@ def operator(schema: str, formula: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _by_kernel(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Launch a kernel; from the first one that cannot be launched, compute by formulas."""
+    """Launch a kernel; where that cannot be, compute by the formula from then on."""
 
     def compute(first: torch.Tensor, *others: Any) -> Any:
         from toto_compile_patch.decode import gpu_kernels
 
-        try:
-            with torch.cuda.device_of(first):
-                return getattr(gpu_kernels, name)(first, *others)
-        except Exception as error:
-            # Nothing has been computed: a smaller GPU lacks the memory of a block, say.
-            if out_of_memory(error):
-                raise
-            _note(first.device.index, f"{name} cannot be launched ({in_a_line(error)})")
+        device = first.device.index
+        if (device, name) not in _given_up:
+            try:
+                with torch.cuda.device_of(first):
+                    return getattr(gpu_kernels, name)(first, *others)
+            except Exception as error:
+                # Nothing has been computed: a smaller GPU lacks the memory of a block, say. What
+                # fails in a capture may not fail elsewhere.
+                if out_of_memory(error) or capturing():
+                    raise
+                _given_up.add((device, name))
+                why = in_a_line(error)
+                _logger.info("torch's operators compute %s on GPU %s: %s", name, device, why)
         return formula(first, *others)
 
     return compute
+
+
+_given_up: set[tuple[int | None, str]] = set()
+"""Kernels that could not be launched, by their GPU."""
+
+
+def is_side(size: int) -> bool:
+    """Whether a block of a kernel can have a side as long as this: a power of two."""
+    return size > 0 and size & (size - 1) == 0
 
 
 def serves(*tensors: torch.Tensor) -> bool:
@@ -85,34 +99,31 @@ def serves(*tensors: torch.Tensor) -> bool:
 def are_there(device: int) -> bool:
     """Whether a GPU has the kernels; False, too, where that cannot be found out now."""
     if device not in _why_not and not capturing():
-        _note(device, _found_out(device))
+        try:
+            _why_not[device] = why = _found_out(device)
+        except Exception as error:
+            # Memory that is short now may not be so later.
+            if out_of_memory(error):
+                return False
+            _why_not[device] = why = f"compiling them failed ({in_a_line(error)})"
+        if why:
+            _logger.info("forecasts on GPU %d use torch's operators alone: %s", device, why)
     return _why_not.get(device) == ""
 
 
 _why_not: dict[int, str] = {}
 
 
-def _note(device: int, why: str) -> None:
-    _why_not[device] = why
-    if why:
-        _logger.info("forecasts on GPU %s use torch's kernels alone: %s", device, why)
-
-
 def _found_out(device: int) -> str:
     """Why a GPU has no kernels of our own; empty where it has, seen by launching one."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    try:
-        if (
-            torch.version.cuda is None
-            or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
-        ):
-            return "Triton does not compile for it"
-        from toto_compile_patch.decode import gpu_kernels
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return "Triton does not compile for it"
+    from toto_compile_patch.decode import gpu_kernels
 
-        with torch.cuda.device(device):
-            numbers = torch.ones(1, 2, device="cuda")
-            half = gpu_kernels.gated(numbers).item()
-    except Exception as error:
-        return f"compiling them failed ({in_a_line(error)})"
-    return "" if 0.7 < half < 0.75 else "they compute wrong numbers"
+    with torch.cuda.device(device):
+        numbers = torch.ones(1, 2, device="cuda")
+        found = gpu_kernels.gated(numbers).item()
+    expected = torch.nn.functional.silu(torch.ones(())).item()
+    return "" if abs(found - expected) < 1e-5 else "they compute wrong numbers"

@@ -50,6 +50,9 @@ def sum_and_norm(
 def _summed_and_normed(
     hidden: torch.Tensor, delta: torch.Tensor | None, scale: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden = hidden.contiguous()
+    delta = None if delta is None else delta.contiguous()
+    scale = None if scale is None else scale.contiguous()
     rows, features = hidden.shape
     total = hidden if delta is None else torch.empty_like(hidden)
     normed = torch.empty_like(hidden)
@@ -100,8 +103,9 @@ def rotary_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     size = 2 * frequencies.shape[0]
     cosines, sines = (frequencies.new_empty(count, 2, size) for _ in range(2))
+    given = frequencies.contiguous(), scales.contiguous()
     _rotary_tables[(count,)](
-        frequencies, scales, cosines, sines, first, centre, scale_base, SIZE=size, num_warps=1
+        *given, cosines, sines, first, centre, scale_base, SIZE=size, num_warps=1
     )
     return cosines, sines
 
@@ -116,7 +120,7 @@ def _by_heads(
     kinds = tl.num_programs(1)
     head = tl.arange(0, HEADS)[None, :]
     feature = tl.arange(0, SIZE)[:, None]
-    inside = (head < heads) & (feature < SIZE)
+    inside = head < heads
     source = features + (row * kinds + kind) * heads * SIZE
     if HEADS_FIRST:
         value = tl.load(source + head * SIZE + feature, mask=inside, other=0.0)
@@ -146,13 +150,14 @@ def by_heads(
     cosines: torch.Tensor | None,
     sines: torch.Tensor | None,
 ) -> torch.Tensor:
+    features = features.contiguous()
     rows = features.shape[0]
     size = features.shape[1] // (kinds * heads)
     turned = features.new_empty(kinds, rows, heads * size)
     _by_heads[(rows, kinds)](
         features,
-        features if cosines is None else cosines,
-        features if sines is None else sines,
+        features if cosines is None else cosines.contiguous(),
+        features if sines is None else sines.contiguous(),
         turned,
         rows,
         heads,
@@ -177,6 +182,7 @@ def _gated(up, gated, numbers, width, BLOCK: tl.constexpr):
 
 
 def gated(up: torch.Tensor) -> torch.Tensor:
+    up = up.contiguous()
     rows, width = up.shape[0], up.shape[1] // 2
     result = up.new_empty(rows, width)
     programs = triton.cdiv(rows * width, NUMBERS_OF_A_PROGRAM)
@@ -279,16 +285,19 @@ def _deviation(weights, squares, minimum, BESSEL: tl.constexpr):
     return tl.sqrt(squares / count + minimum)
 
 
-@triton.jit(do_not_specialize=["variates", "steps", "mask_batch", "mask_variate"])
+@triton.jit(
+    do_not_specialize=["steps"],
+    # They are the user's at first, and copies in a CUDA graph.
+    do_not_specialize_on_alignment=["series", "mask"],
+)
 def _scale_context(
-    series, mask, scaled, patch_stats, state, variates, steps, mask_batch, mask_variate, mask_step,
-    minimum, factor, BOUNDED: tl.constexpr, BESSEL: tl.constexpr, PATCH: tl.constexpr,
-    PATCHES: tl.constexpr,
+    series, mask, scaled, patch_stats, state, steps, minimum, factor, BOUNDED: tl.constexpr,
+    BESSEL: tl.constexpr, PATCH: tl.constexpr, PATCHES: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0).to(tl.int64)
     all_series = tl.num_programs(0).to(tl.int64)
     x_place = series + number * steps
-    m_place = mask + number // variates * mask_batch + number % variates * mask_variate
+    m_place = mask + number * steps
     block = tl.arange(0, PATCH * PATCHES)
     lower = tl.full((), 0.0, tl.float64)
     upper = lower
@@ -299,7 +308,7 @@ def _scale_context(
             at = start + block
             inside = at < steps
             x = tl.load(x_place + at, mask=inside, other=0.0).to(tl.float64)
-            w = tl.load(m_place + at * mask_step, mask=inside, other=0).to(tl.float64)
+            w = tl.load(m_place + at, mask=inside, other=0).to(tl.float64)
             count += w * w
             total += w * x
         n = tl.sum(count, 0)
@@ -314,7 +323,7 @@ def _scale_context(
             at = start + block
             inside = at < steps
             x = tl.load(x_place + at, mask=inside, other=0.0).to(tl.float64)
-            w = tl.load(m_place + at * mask_step, mask=inside, other=0).to(tl.float64)
+            w = tl.load(m_place + at, mask=inside, other=0).to(tl.float64)
             from_mean = tl.where(inside, (x - mean) * w * w, 0.0)
             squared += from_mean * from_mean
         own = tl.sqrt(tl.sum(squared, 0) / n + minimum)
@@ -332,7 +341,7 @@ def _scale_context(
         inside = at < steps
         given = tl.load(x_place + at, mask=inside, other=0.0)
         x = given.to(tl.float64)
-        w = tl.load(m_place + at * mask_step, mask=inside, other=0).to(tl.float64)
+        w = tl.load(m_place + at, mask=inside, other=0).to(tl.float64)
         weights = weight_before + tl.cumsum(w, 0)
         totals = total_before + tl.cumsum(w * x, 0)
         means = totals / tl.where(weights < 1.0, 1.0, weights)
@@ -353,10 +362,11 @@ def _scale_context(
         here = number_of_patch < patches
         to = scaled + number * steps + number_of_patch[:, None] * PATCH
         tl.store(to + tl.arange(0, PATCH)[None, :], result, mask=here[:, None])
-        # The last patch's.
+        # The last patch's alone: one place, for a block of patches.
         last = number_of_patch == patches - 1
-        tl.store(patch_stats + number + patch * 0, loc32, mask=last)
-        tl.store(patch_stats + all_series + number + patch * 0, scale32, mask=last)
+        place = patch_stats + number + tl.zeros((PATCHES,), tl.int32)
+        tl.store(place, loc32, mask=last)
+        tl.store(place + all_series, scale32, mask=last)
         end = at == tl.minimum(start + PATCH * PATCHES, steps) - 1
         weight_before = tl.sum(tl.where(end, weights, 0.0), 0)
         total_before = tl.sum(tl.where(end, totals, 0.0), 0)
@@ -383,14 +393,12 @@ def scale_context(
     # Always as many, so that one compilation serves all lengths.
     patches = max(1, STEPS_AT_ONCE // patch_size)
     _scale_context[(batch * variates,)](
-        series,
-        mask,
+        series.contiguous(),
+        mask.contiguous(),
         scaled,
         patch_stats,
         state,
-        variates,
         steps,
-        *mask.stride(),
         minimum,
         factor,
         BOUNDED=factor > 0,
@@ -468,12 +476,12 @@ def scale_patch(
     patch_stats = patch.new_empty(2, batch, variates, samples)
     state = weight.new_empty(3, batch, variates, samples)
     _scale_patch[(triton.cdiv(rows, ROWS_OF_A_PROGRAM),)](
-        patch,
+        patch.contiguous(),
         weight,
         total,
         squares,
-        weight if lower is None else lower,
-        weight if upper is None else upper,
+        weight if lower is None else lower.contiguous(),
+        weight if upper is None else upper.contiguous(),
         scaled,
         patch_stats,
         state,
@@ -520,10 +528,12 @@ def _draw(
         wanted = tl.load(of_batch, mask=inside, other=0.0) * tl.sum(weights, 1)
         passed = (cumulated <= wanted[:, None]) & (component < components - 1)
         found = tl.sum(passed.to(tl.int32), 1)
-    half_df = (2.0 + tl.maximum(_softplus(tl.load(place + found, mask=inside, other=0.0)), eps)) / 2
+    # A NaN stays one.
+    df = _softplus(tl.load(place + found, mask=inside, other=0.0))
+    half_df = (2.0 + tl.where(df < eps, eps, df)) / 2
     loc = tl.load(place + components + found, mask=inside, other=0.0)
     scale = _softplus(tl.load(place + 2 * components + found, mask=inside, other=0.0))
-    scale = tl.maximum(scale, eps)
+    scale = tl.where(scale < eps, eps, scale)
     radius = tl.load(of_batch + of_a_batch, mask=inside, other=0.0).to(tl.float64)
     angle = tl.load(of_batch + 2 * of_a_batch, mask=inside, other=0.0).to(tl.float64)
     half = half_df.to(tl.float64)
@@ -533,6 +543,7 @@ def _draw(
 
 
 def draw(raw: torch.Tensor, uniform: torch.Tensor, draws_of_a_mixture: int) -> torch.Tensor:
+    raw, uniform = raw.contiguous(), uniform.contiguous()
     kinds, components = raw.shape[-2:]
     batch, _, *rest = uniform.shape
     drawn = uniform.new_empty(batch, *rest)
@@ -546,6 +557,7 @@ def draw(raw: torch.Tensor, uniform: torch.Tensor, draws_of_a_mixture: int) -> t
         draws_of_a_mixture,
         components,
         torch.finfo(raw.dtype).eps,
+        # Its logits are the fourth kind of parameters.
         MIXTURE=kinds > 3,
         BLOCK=DRAWS_OF_A_PROGRAM,
         COMPONENTS=triton.next_power_of_2(components),
@@ -689,15 +701,14 @@ def attend_of_samples(
     step: int,
 ) -> torch.Tensor:
     batch, variates, heads, samples, room, size = own_keys.shape
-    attended = torch.empty_like(queries)
+    rows = (queries.contiguous(), keys.contiguous(), values.contiguous())
+    attended = torch.empty_like(rows[0])
     # Triton multiplies no fewer rows than 16.
     block = 32 if samples > 16 else 16
     _attend_of_samples[(batch * variates * triton.cdiv(samples, block), heads)](
-        queries,
-        keys,
-        values,
-        context_keys,
-        context_values,
+        *rows,
+        context_keys.contiguous(),
+        context_values.contiguous(),
         own_keys,
         own_values,
         attended,

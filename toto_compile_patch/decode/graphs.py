@@ -119,8 +119,10 @@ class Graphs:
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._seen:
+                made = self._without(asked, FIRST_OF_ITS_SHAPE)
+                # Only now: what must not be done in a capture has been done.
                 self._note(key, _Seen())
-                return self._without(asked, FIRST_OF_ITS_SHAPE)
+                return made
             captured = self._capture(key, asked)
         if captured is None:
             return self._without(asked, self._seen[key].why)
@@ -128,7 +130,7 @@ class Graphs:
         captured.may_go_ahead = True
         seed = None if asked.request.num_samples is None else asked.numbers.seed
         replay = asked.ahead
-        if replay is None or not replay.is_what(captured, seed):
+        while replay is None or not replay.is_what(captured, seed):
             replay = captured.replay(asked.request, seed)
         return *replay.results, self._ran(asked.runtime)
 

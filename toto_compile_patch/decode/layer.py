@@ -89,7 +89,8 @@ class FusedRMSNorm(NamedTuple):
     """The same by a single kernel, in place of five: for a GPU without a compiler.
 
     Attributes:
-        formula: for types that the kernels would round otherwise, and for compiled code.
+        formula: for types that the kernels would round otherwise, under autocast, and for compiled
+            code.
         eps: what is added to the mean square.
     """
 
@@ -233,7 +234,7 @@ class FusedHeadProjection(NamedTuple):
     """The same, where a single kernel puts the features of a head side by side and rotates them.
 
     Attributes:
-        formula: for what the kernel does not compute, and for compiled code.
+        formula: for other types than float32, under autocast, and for compiled code.
     """
 
     formula: HeadProjection
@@ -285,8 +286,7 @@ class FusedHeadProjection(NamedTuple):
         return self.formula.heads(rows)
 
     def _has_kernel(self, rows: torch.Tensor) -> bool:
-        # Of a Triton block, each side is a power of two.
-        return self.head_dim & (self.head_dim - 1) == 0 and fused.serves(rows)
+        return fused.is_side(self.head_dim) and fused.serves(rows)
 
     def _by_heads(
         self, rows: torch.Tensor, first_kind: int, rotation: RotationByPosition | None
@@ -513,8 +513,8 @@ def _traceable(part: Any, instead: Callable[[PackedLinear | ThreePassLinear], Li
         return PlainLinear(*part)
     if isinstance(part, PlainLinear) or not isinstance(part, tuple):
         return part
-    in_blocks = isinstance(part, (ChunkedFeedForward, FusedFeedForward))
-    kind = FeedForward if in_blocks else type(part)
+    is_form_of_one = isinstance(part, (ChunkedFeedForward, FusedFeedForward))
+    kind = FeedForward if is_form_of_one else type(part)
     copied = kind(*(_traceable(field, instead) for field in part))
     if isinstance(copied, HeadProjection) and isinstance(copied.linear, OneRowLinear):
         return copied._replace(heads_first=False)

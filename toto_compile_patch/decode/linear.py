@@ -46,7 +46,7 @@ def _in_type_of(inputs: torch.Tensor, product: torch.Tensor, weight: torch.Tenso
     return product if inputs.dtype == weight.dtype else product.to(inputs.dtype)
 
 
-def _linear_of_few_rows(
+def _linear_and_sum(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None
 ) -> torch.Tensor:
     product = linear(rows, weight, bias)
@@ -55,7 +55,7 @@ def _linear_of_few_rows(
 
 linear_of_few_rows = fused.operator(
     "linear_of_few_rows(Tensor rows, Tensor weight, Tensor bias, Tensor? residual) -> Tensor",
-    _linear_of_few_rows,
+    _linear_and_sum,
 )
 
 FEW_ROWS = 16
@@ -114,16 +114,9 @@ class GpuLinear(NamedTuple):
         return _in_type_of(inputs, self.product(inputs), self.weight)
 
 
-def _linear_in_three_passes(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None
-) -> torch.Tensor:
-    product = linear(rows, weight, bias)
-    return product if residual is None else residual + product
-
-
 linear_in_three_passes = fused.operator(
     "linear_in_three_passes(Tensor rows, Tensor weight, Tensor bias, Tensor? residual) -> Tensor",
-    _linear_in_three_passes,
+    _linear_and_sum,
 )
 
 

@@ -7,13 +7,16 @@ import torch
 _ALLOCATOR = "can't allocate memory"
 _ONEDNN = ("could not create a primitive", "could not create a memory", "could not execute a")
 _STANDARD = ("bad_alloc", "bad allocation")
+_TRITON = "Triton Error [CUDA]: out of memory"
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _says(error, (_ALLOCATOR, *_ONEDNN, *_STANDARD))
+    return isinstance(error, RuntimeError) and _says(
+        error, (_ALLOCATOR, _TRITON, *_ONEDNN, *_STANDARD)
+    )
 
 
 def said_clearly(error: BaseException) -> BaseException:

@@ -44,6 +44,8 @@ class Noted:
             sum of products cannot stay what it was if a single word changed.
         hashes: the sums, for each of the ``STRETCHES``.
         turns: counts the forecasts; on a GPU by itself, so that a CUDA graph goes on counting.
+        seen: elsewhere than on a CPU, whether a change was ever seen: a forecast may be launched
+            whose outcome nobody looks at.
     """
 
     places: tuple[torch.Tensor, ...]
@@ -52,6 +54,7 @@ class Noted:
     factors: torch.Tensor
     hashes: torch.Tensor
     turns: torch.Tensor
+    seen: torch.Tensor
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor]) -> Noted:
@@ -83,6 +86,7 @@ class Noted:
             factors,
             hashes,
             hashes.new_zeros(1),
+            hashes.new_zeros((), dtype=torch.bool),
         )
 
     def changed(self, time_steps: int | None = None) -> torch.Tensor:
@@ -104,10 +108,11 @@ class Noted:
             same = all(map(torch.equal, places, bits)) and self._stretch_is_same(int(turn))
             return torch.tensor(not same)
         changed = (_joined(places) != _joined(bits)).any()
-        if not self.stretches:
-            return changed
-        words = torch.cat([stretch.index_select(0, turn) for stretch in self.stretches], dim=1)
-        return changed | ((words * self.factors).sum() != self.hashes.index_select(0, turn)).any()
+        if self.stretches:
+            words = torch.cat([stretch.index_select(0, turn) for stretch in self.stretches], dim=1)
+            hashed = (words * self.factors).sum()
+            changed = changed | (hashed != self.hashes.index_select(0, turn)).any()
+        return self.seen.logical_or_(changed)
 
     def _stretch_is_same(self, turn: int) -> bool:
         """Whether a stretch of all weights holds what was noted, on a CPU."""

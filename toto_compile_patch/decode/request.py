@@ -69,7 +69,7 @@ class Request:
         num_samples: None for a mean forecast.
         samples_per_batch: the samples that upstream would decode at once.
         use_kv_cache: whether upstream would decode with a cache: its positions are centred
-            differently then (see ``attention.rotation``).
+            differently then (see ``rotary.rotation``).
         future_exogenous: known future values of the last variates, ``batch exogenous horizon``.
         num_exogenous: how many of the last variates are exogenous; 0 where that is of no
             consequence.

@@ -250,9 +250,7 @@ def _bounds(
 
 
 def _has_kernel(settings: ScalerSettings, values: torch.Tensor, patch_size: int) -> bool:
-    # Of a Triton block, each side is a power of two.
-    whole = patch_size & (patch_size - 1) == 0
-    return settings.by_patches and whole and fused.serves(values)
+    return settings.by_patches and fused.is_side(patch_size) and fused.serves(values)
 
 
 def _settings(minimum: float, factor: float, bessel: bool) -> ScalerSettings:
