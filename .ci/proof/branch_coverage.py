@@ -43,18 +43,11 @@ SLOW = (
 """Slow tests that take branches which no fast test takes."""
 
 GPU_ALONE: dict[str, tuple[str, ...]] = {
-    "decode/gpu_kernels.py": (
-        "_sum_and_norm",
-        "_by_heads",
-        "_deviation",
-        "_scale_context",
-        "_scale_patch",
-        "_draw",
-        "_attend_to_few",
-        "_attend_of_samples",
-        "_linear_of_few_rows",
-        "_linear_in_three_passes",
-    ),
+    "decode/gpu_kernels/attention.py": ("_attend_to_few", "_attend_of_samples"),
+    "decode/gpu_kernels/layers.py": ("_sum_and_norm", "_by_heads"),
+    "decode/gpu_kernels/products.py": ("_linear_of_few_rows", "_linear_in_three_passes"),
+    "decode/gpu_kernels/sampling.py": ("_draw",),
+    "decode/gpu_kernels/scaling.py": ("_deviation", "_scale_context", "_scale_patch"),
     "decode/recorder.py": (
         "_CudaGraph.replay",
         "CudaRecorder.why_not",
