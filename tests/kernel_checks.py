@@ -61,6 +61,8 @@ def context() -> None:
                 given = (mask if bessel else mask.float()).expand_as(series)
                 settings = patch_size, 0.1, factor, bessel
                 same(scaling._scale_context_operator, series, given, *settings)
+        aside = series.transpose(0, 1).contiguous().transpose(0, 1)
+        same(scaling._scale_context_operator, aside, given, *settings)
         series[0, 0, 7], series[1, 2, 3], series[1, 0, 9] = torch.nan, torch.inf, -torch.inf
         same(scaling._scale_context_operator, series, given, *settings)
 

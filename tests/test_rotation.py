@@ -27,7 +27,8 @@ def test_both_forms_rotate_alike(positions: range, dtype: torch.dtype, which: sl
     rotary = model.transformer.rotary_emb
     layout = RowLayout(batch=2, variates=3, count=len(positions), padding=Padding(0))
     in_complex, in_real = (
-        rotation(rotary, layout, positions, 2, in_real_numbers=real) for real in (False, True)
+        rotation(rotary, layout, positions, 2, in_real_numbers=real, like=rotary.freqs)
+        for real in (False, True)
     )
     assert isinstance(in_complex, ComplexRotation)
     assert isinstance(in_real, RealRotation)
@@ -47,7 +48,9 @@ def test_queries_are_scaled_by_the_inverse_of_what_keys_are() -> None:
     layout = RowLayout(batch=1, variates=1, count=3, padding=Padding(0))
     heads = torch.randn(3, 1, HEADS, HEAD_DIM, dtype=torch.float64).expand(-1, 2, -1, -1)
     for real in (False, True):
-        turned = rotation(rotary, layout, range(600, 603), 4, in_real_numbers=real)
+        turned = rotation(
+            rotary, layout, range(600, 603), 4, in_real_numbers=real, like=rotary.freqs
+        )
         assert not isinstance(turned, RotationByPosition)
         queries, keys = turned.rotate(heads.clone(), QUERIES_KEYS).unbind(1)
         assert not torch.allclose(queries, keys)

@@ -82,7 +82,7 @@ class Drawn:
         raw = layout.unflatten(raw).squeeze(2)
         uniform = self._uniform((layout.batch, layout.variates, time_steps, self.samples), raw)
         if fused.serves(raw, uniform):
-            samples: torch.Tensor = sampling.draws(raw.contiguous(), uniform, self.samples)
+            samples: torch.Tensor = sampling.draws(raw, uniform, self.samples)
             return samples.transpose(2, 3)
         component, radius, angle = uniform.unbind(1)
         drawn = sampling.draw(sampling.chosen_components(raw, component), radius, angle)

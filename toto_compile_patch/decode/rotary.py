@@ -111,7 +111,7 @@ def rotation(
     centre: int,
     *,
     in_real_numbers: bool,
-    like: torch.Tensor | None = None,
+    like: torch.Tensor,
 ) -> Rotation:
     """What rotates rows at some positions of a series.
 
@@ -126,8 +126,8 @@ def rotation(
     dtype = at_least_float32(rotary.freqs.dtype)
     place = positions.start, len(positions), centre, RotarySettings.of(rotary).scale_base
     frequencies, scales = rotary.freqs.to(dtype), rotary.scale.to(dtype)
-    has_kernel = not in_real_numbers and like is not None and fused.is_side(2 * len(frequencies))
-    if has_kernel and like is not None and fused.serves(like, frequencies, scales):
+    is_any_form = not in_real_numbers and fused.is_side(2 * len(frequencies))
+    if is_any_form and fused.serves(like, frequencies, scales):
         return RotationByPosition(*rotary_tables(frequencies, scales, *place))
     angles, scales = _angles_and_scales(frequencies, scales, *place)
     if angles.is_cpu and not in_real_numbers:

@@ -287,7 +287,7 @@ def _scaled_by_kernel(
     settings: ScalerSettings, series: torch.Tensor, mask: torch.Tensor, patch_size: int
 ) -> tuple[Scaled, Statistics]:
     scaled, last, state = _scale_context_operator(
-        series.contiguous(),
+        series,
         mask,
         patch_size,
         settings.minimum_scale,
@@ -331,7 +331,7 @@ def _patch_scaled_by_kernel(
 ) -> tuple[Scaled, Statistics]:
     samples = patch.shape[:-1]
     scaled, last, after = _scale_patch_operator(
-        patch.contiguous(),
+        patch,
         *(part.expand(samples) for part in (state.weight, state.total, state.squares)),
         *(state.bounds or (None, None)),
         settings.minimum_scale,

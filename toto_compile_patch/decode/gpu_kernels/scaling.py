@@ -130,6 +130,7 @@ def scale_context(
     factor: float,
     bessel: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    series, mask = series.contiguous(), mask.contiguous()
     batch, variates, steps = series.shape
     scaled = torch.empty_like(series)
     patch_stats = series.new_empty(2, batch, variates)
@@ -137,8 +138,8 @@ def scale_context(
     # Always as many, so that one compilation serves all lengths.
     patches = max(1, STEPS_AT_ONCE // patch_size)
     _scale_context[(batch * variates,)](
-        series.contiguous(),
-        mask.contiguous(),
+        series,
+        mask,
         scaled,
         patch_stats,
         state,
@@ -214,13 +215,14 @@ def scale_patch(
     minimum: float,
     bessel: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    patch = patch.contiguous()
     batch, variates, samples, patch_size = patch.shape
     rows = batch * variates * samples
     scaled = torch.empty_like(patch)
     patch_stats = patch.new_empty(2, batch, variates, samples)
     state = weight.new_empty(3, batch, variates, samples)
     _scale_patch[(triton.cdiv(rows, ROWS_OF_A_PROGRAM),)](
-        patch.contiguous(),
+        patch,
         weight,
         total,
         squares,
