@@ -262,6 +262,39 @@ def shares_table(file: Path) -> str:
     return markdown(f"| workload, version | {' | '.join(kinds)} |", rows, legend)
 
 
+def precisions_table(file: Path) -> str:
+    """What 16 bits gain on a CPU, and what they leave."""
+    run = json.loads(file.read_text())
+    kinds = list(next(iter(run["shares"].values()))["shares"])
+    rows = [
+        [
+            name,
+            f"{row['seconds']:.3g} s",
+            f"{row['of_the_rate']:.1%}",
+            f"{row['times_faster']:.2f}",
+            f"{row['at_most']:.2f}",
+            *(f"{share:.1%}" for share in row["shares"].values()),
+        ]
+        for name, row in run["shares"].items()
+    ]
+    legend = f"{run['device']}, torch {run['torch']}, {run['date']}."
+    figures = "seconds | of the rate | times faster | at most"
+    return markdown(f"| workload, precision | {figures} | {' | '.join(kinds)} |", rows, legend)
+
+
+def errors_table(file: Path) -> str:
+    """How far forecasts in 16 bits lie from exact ones."""
+    run = json.loads(file.read_text())
+    rows = [
+        [f"{name}, {kind}", f"{error['mean']:.1e}", f"{error['most']:.1e}"]
+        for name, kinds in run["errors"].items()
+        for kind, error in kinds.items()
+    ]
+    legend = f"{run['windows']} windows, {run['samples']} samples; {run['device']}, "
+    legend += f"torch {run['torch']}, {run['date']}."
+    return markdown("| model, forecast | on average | at most |", rows, legend)
+
+
 def versions_table(file: Path) -> str:
     """Seconds and memory of this version and of one before."""
     run = json.loads(file.read_text())
@@ -338,6 +371,8 @@ def tables() -> dict[str, str]:
         "clients": clients_table(CLIENTS),
         "files": files_table(),
         "shares-cpu": shares_table(RESULTS / "shares_cpu.json"),
+        "precisions-cpu": precisions_table(RESULTS / "precisions_cpu.json"),
+        "precision-errors": errors_table(RESULTS / "precision_errors_cpu.json"),
         "versions-cpu": versions_table(RESULTS / "versions_cpu.json"),
         "obvious-fixes": fixes_table(RESULTS / "obvious_fixes_cpu.json"),
     }

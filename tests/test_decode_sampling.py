@@ -13,6 +13,7 @@ from toto_cases import PATCH, forecast, series, small_model, values
 import toto_compile_patch
 from toto_compile_patch.decode import sampling
 from toto_compile_patch.decode.sampling import mixture_mean
+from toto_compile_patch.path_taken import PathTaken
 
 DRAWS = 200_000
 SIGNIFICANCE = 1e-4
@@ -84,26 +85,47 @@ def test_the_mean_is_that_of_the_draws() -> None:
 @pytest.mark.parametrize("distribution", ["MixtureOfStudentTsOutput", "StudentTOutput"])
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_samples_are_distributed_as_upstreams(distribution: str, use_kv_cache: bool) -> None:
-    """Both samples of each time step, over three patches; and their spread from step to step."""
     kwargs = {"k_components": 3} if distribution == "MixtureOfStudentTsOutput" else None
     model = small_model(
         output_distribution_classes=[f"<class 'model.distribution.{distribution}'>"],
         output_distribution_kwargs=kwargs,
     ).model
-    count = 4000
+    assert least_p_value(model, use_kv_cache) > SIGNIFICANCE
 
-    def samples() -> np.ndarray[Any, Any]:
-        found = values(
-            forecast(
-                model, series(24, variates=2), 3 * PATCH, count, 1000, use_kv_cache=use_kv_cache
-            )
-        )
-        array: np.ndarray[Any, Any] = found[0].double().numpy()
-        return array
 
-    upstream = samples()
-    with toto_compile_patch.patched("fast_decode", fallback="error"):
-        fast = samples()
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("compile", "model"), ("eager", "bf16"), ("compile", "bf16")]
+)
+def test_so_they_are_however_they_are_made(runtime: str, precision: str) -> None:
+    model = small_model().model
+    if runtime == "compile":
+        model.compile(backend="eager")
+    assert least_p_value(model, precision=precision) > SIGNIFICANCE
+    assert toto_compile_patch.last_path() == PathTaken("fast", runtime=runtime)
+
+
+def test_a_small_shift_would_be_caught() -> None:
+    model = small_model().model
+    upstream = paths_of(model)
+    with torch.no_grad():
+        model.unembed.bias.add_(0.1)
+    assert least_p_value(model, precision="bf16", upstream=upstream) < SIGNIFICANCE
+
+
+def least_p_value(
+    model: Any,
+    use_kv_cache: bool = True,
+    precision: str = "model",
+    upstream: np.ndarray[Any, Any] | None = None,
+) -> float:
+    """Of tests of each time step, over three patches, and of the spread from step to step.
+
+    ``upstream``: its paths, where the model has changed since.
+    """
+    if upstream is None:
+        upstream = paths_of(model, use_kv_cache)
+    with toto_compile_patch.patched("fast_decode", fallback="error", precision=precision):
+        fast = paths_of(model, use_kv_cache)
     assert fast.shape == upstream.shape
     tests = [
         stats.ks_2samp(fast[variate, step], upstream[variate, step]).pvalue
@@ -119,7 +141,15 @@ def test_samples_are_distributed_as_upstreams(distribution: str, use_kv_cache: b
     tests.append(
         stats.ks_2samp(*(paths[0, -1] - paths[1, -1] for paths in (fast, upstream))).pvalue
     )
-    assert min(tests) > SIGNIFICANCE
+    return float(min(tests))
+
+
+def paths_of(model: Any, use_kv_cache: bool = True) -> np.ndarray[Any, Any]:
+    """4,000 paths of two variates, three patches long: ``variate step sample``."""
+    inputs = series(24, variates=2)
+    found = values(forecast(model, inputs, 3 * PATCH, 4000, 1000, use_kv_cache=use_kv_cache))
+    array: np.ndarray[Any, Any] = found[0].double().numpy()
+    return array
 
 
 def run(seed: int, samples: int = 6, per_batch: int = 3, horizon: int = 3 * PATCH) -> torch.Tensor:

@@ -434,9 +434,14 @@ class TestPrecision:
         toto_compile_patch.apply("fast_decode", fallback="error", precision=precision)
         return values(forecast(model, inputs, HORIZON))
 
-    def test_sixteen_bits_are_close_and_not_the_same(self) -> None:
+    @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+    def test_sixteen_bits_are_close_and_not_the_same(self, compiled: bool) -> None:
         model, inputs = small_model().model, series(10 * PATCH, variates=2)
-        full, half = (self.point(name, inputs, model) for name in ("model", "bf16"))
+        full = self.point("model", inputs, model)
+        if compiled:
+            model.compile(backend="eager")
+        half = self.point("bf16", inputs, model)
+        assert path().runtime == ("compile" if compiled else "eager")
         distance = float((full - half).abs().max() / inputs.series.std())
         assert 1e-7 < distance < 2e-2
         assert half.dtype == torch.float32

@@ -5,8 +5,10 @@
 
 "Of the rate": the seconds of the forecast's packed products, made again with the same weights, the
 same numbers of rows and in the same order, but nothing between them, over the seconds of the
-forecast; in turns, after a warm-up, the median of the turns' ratios. The shares are of a forecast
-under torch's profiler, by operator. Random weights, the architecture of Toto-Open-Base-1.0.
+forecast. "Times faster" and "at most": the seconds of the first precision over those of this one,
+of the forecasts and of their products alone. All of a workload in turns, after a warm-up; medians
+of the turns' ratios. The shares are of a forecast under torch's profiler, by operator. Random
+weights, the architecture of Toto-Open-Base-1.0.
 """
 
 from __future__ import annotations
@@ -89,16 +91,56 @@ class Recorded(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
+class Trial:
+    """Forecasts of a workload in one precision, by a model of its own."""
+
+    def __init__(self, load: Workload, precision: str, model: str) -> None:
+        self._load, self._precision = load, precision
+        self._forecaster = models.toto_ts().TotoForecaster(models.load(model).model)
+        self._inputs = bench.series(load, torch.device("cpu"), torch.float32)
+        self.forecasts: list[float] = []
+        self.alone: list[float] = []
+        self._forecast_anew()
+        with Recorded() as recorded:
+            self.forecast()
+        self.recorded = recorded.products
+
+    def forecast(self) -> None:
+        """The workload's, in the precision in force."""
+        load = self._load
+        numbers = (load.horizon, load.samples, load.per_batch, load.use_kv_cache)
+        self._forecaster.forecast(self._inputs, *numbers)
+
+    @torch.inference_mode()
+    def products(self) -> None:
+        """Those of a forecast, and nothing else."""
+        for product in self.recorded:
+            product.make()
+
+    def take_turn(self) -> None:
+        """Time both, warm."""
+        self._forecast_anew()
+        self.products()
+        self.alone.append(seconds(self.products))
+        self.forecasts.append(seconds(self.forecast))
+
+    def shares(self) -> dict[str, float]:
+        """Of a forecast under the profiler."""
+        self._forecast_anew()
+        return shares(self.forecast)
+
+    def _forecast_anew(self) -> None:
+        toto_compile_patch.apply(fallback="error", runtime="eager", precision=self._precision)
+        self.forecast()
+
+
 def main() -> None:
     options = parse()
     rows: dict[str, Any] = {}
-    for precision in options.precision.split(","):
-        toto_compile_patch.apply(fallback="error", runtime="eager", precision=precision)
-        model = models.toto_ts().TotoForecaster(models.load(options.model).model)
-        for name in options.workload.split(","):
-            found = measured(model, WORKLOADS[name], options.turns)
-            rows[f"{name}, {precision}"] = found
-            print(json.dumps({f"{name}, {precision}": found}), flush=True)
+    for name in options.workload.split(","):
+        found = measured(WORKLOADS[name], options)
+        rows |= {f"{name}, {precision}": row for precision, row in found.items()}
+        print(json.dumps({name: found}), flush=True)
     print_table(rows)
     if options.json:
         facts = machine.facts("cpu") | {"model": models.describe(options.model)}
@@ -113,12 +155,22 @@ def print_table(rows: dict[str, Any]) -> None:
             name,
             f"{row['seconds']:.3g}",
             f"{row['of_the_rate']:.1%}",
+            f"{row['times_faster']:.2f}",
+            f"{row['at_most']:.2f}",
             *(f"{share:.1%}" for share in row["shares"].values()),
         )
         for name, row in rows.items()
     ]
-    headings = ("workload, precision", "seconds", "of the rate", *KINDS, "the rest")
-    Console(width=160).print(table_of(headings, cells))
+    headings = (
+        "workload, precision",
+        "seconds",
+        "of the rate",
+        "times faster",
+        "at most",
+        *KINDS,
+        "the rest",
+    )
+    Console(width=180).print(table_of(headings, cells))
 
 
 def parse() -> argparse.Namespace:
@@ -133,37 +185,37 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(forecaster: Any, load: Workload, turns: int) -> dict[str, Any]:
-    """The shares of a workload, and the ratio of its products to all of it."""
-    inputs = bench.series(load, torch.device("cpu"), torch.float32)
-    numbers = (load.horizon, load.samples, load.per_batch, load.use_kv_cache)
-
-    def forecast() -> None:
-        forecaster.forecast(inputs, *numbers)
-
-    forecast()
-    with Recorded() as recorded:
-        forecast()
-
-    @torch.inference_mode()
-    def products() -> None:
-        for product in recorded.products:
-            product.make()
-
-    products()
+def measured(load: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    """Of each precision, the shares of a workload and the ratio of its products to all of it."""
+    trials = {name: Trial(load, name, options.model) for name in options.precision.split(",")}
     stolen = machine.read_stolen()
-    pairs = [(seconds(products), seconds(forecast)) for _ in range(turns)]
-    flops = sum(2 * p.inputs.numel() * p.bias.numel() for p in recorded.products)
-    alone, whole = (median(side) for side in zip(*pairs, strict=True))
+    for _ in range(options.turns):
+        for trial in trials.values():
+            trial.take_turn()
+    stolen_part = machine.stolen_since(stolen)
+    first = next(iter(trials.values()))
     return {
-        "what": load.describe(),
-        "seconds": whole,
-        "of_the_rate": median(part / both for part, both in pairs),
-        "ratios": [part / both for part, both in pairs],
-        "packed_gflops": flops / alone / 1e9,
-        "shares": shares(forecast),
-        "stolen": machine.stolen_since(stolen),
+        name: {
+            "what": load.describe(),
+            "seconds": median(trial.forecasts),
+            "of_the_rate": median(of_the_rate := ratios(trial.alone, trial.forecasts)),
+            "turns": of_the_rate,
+            "times_faster": median(ratios(first.forecasts, trial.forecasts)),
+            "at_most": median(ratios(first.alone, trial.alone)),
+            "packed_gflops": flops(trial.recorded) / median(trial.alone) / 1e9,
+            "shares": trial.shares(),
+            "stolen": stolen_part,
+        }
+        for name, trial in trials.items()
     }
+
+
+def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
+    return [above / below for above, below in zip(numerators, denominators, strict=True)]
+
+
+def flops(products: list[Product]) -> int:
+    return sum(2 * one.inputs.numel() * one.bias.numel() for one in products)
 
 
 def seconds(what: Callable[[], None]) -> float:

@@ -163,10 +163,10 @@ def _crps(samples: Floats, truth: Floats) -> Floats:
     return np.asarray(np.abs(samples - truth[..., None]).mean(-1) - spread)
 
 
-def compare(column: str, samples: int) -> tuple[list[Skill], int]:
+def compare(column: str, samples: int, precision: str) -> tuple[list[Skill], int]:
     """Skill of the demo model, the seasonal naive and exponential smoothing; and on how much."""
     windows = held_out_windows(column)
-    with toto_compile_patch.patched():
+    with toto_compile_patch.patched(precision=precision):
         model = Toto.load_from_checkpoint(DEMO).eval().model
         own = forecast(model, windows, samples)
     naive = seasonal_naive(windows)
@@ -198,10 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--column", choices=COLUMNS, default=COLUMNS[0])
     parser.add_argument("--samples", type=int, default=256, help="paths of each forecast")
+    parser.add_argument("--precision", default="model", help="of the demo model's forecasts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
-    skills, windows = compare(options.column, options.samples)
+    skills, windows = compare(options.column, options.samples, options.precision)
     print_table(Console(), skills, options.column, windows)
     if options.json is not None:
         result = {
@@ -211,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "context": CONTEXT,
             "horizon": HORIZON,
             "samples": options.samples,
+            "precision": options.precision,
             "skill": [asdict(row) for row in skills],
         }
         write_whole(options.json, json.dumps(result, indent=2, allow_nan=False) + "\n")

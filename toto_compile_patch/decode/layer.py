@@ -355,15 +355,13 @@ class ChunkedFeedForward(NamedTuple):
     up: Linear
     down: Linear
 
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim`` to the same, in the weights' type."""
-        if rows.shape[0] <= ROWS_AT_ONCE:
-            return self._block(rows)
-        return torch.cat([self._block(block) for block in rows.split(ROWS_AT_ONCE)])
-
     def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The sum with hidden states, ``row embed_dim``."""
-        return hidden + self.apply(rows)
+        """The sum with hidden states, ``row embed_dim``, in their memory, while a block is in the
+        cache. They have the type of the sum: that of a layer's first one, see ``_after_attention``.
+        """
+        for some, block in zip(hidden.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
+            some += self._block(block)
+        return hidden
 
     def _block(self, rows: torch.Tensor) -> torch.Tensor:
         gate, value = self.up.product(rows).chunk(2, dim=-1)
@@ -462,7 +460,8 @@ def keys_and_values(
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Both residual sums of a pre-norm layer, in the type of the hidden states."""
+    """Both residual sums of a pre-norm layer, in the type of the hidden states; the first one is a
+    new tensor, and the second may overwrite it."""
     hidden, normed = layer.norm2.of_sum(hidden, layer.out.product(attended))
     return layer.feed_forward.added_to(hidden, normed)
 
