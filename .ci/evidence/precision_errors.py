@@ -113,7 +113,9 @@ def errors(subject: Subject, samples: int) -> dict[str, dict[str, float]]:
         "median, bf16": (median._replace(precision="bf16"), median),
         "median, another seed": (median._replace(seed=1), median),
     }
-    made = {way: forecast(subject, way) for way in {way for both in compared.values() for way in both}}
+    made = {
+        way: forecast(subject, way) for way in {way for both in compared.values() for way in both}
+    }
     deviation = subject.series.std(-1, keepdim=True)
     found = {}
     for name, (way, exact) in compared.items():

@@ -6,7 +6,9 @@
 
 Each version has a process of its own for each workload; they take turns. The ratio is this
 version's seconds over the other's in the same round, the median of the rounds, after a warm-up:
-below 1, this one is faster. Random weights, the architecture of Toto-Open-Base-1.0.
+below 1, this one is faster. Where a process's memory lies makes it faster or slower for as long as
+it lives, by up to a tenth on some machines; so there are several pairs of processes, and the ratio
+is the median of theirs. Random weights, the architecture of Toto-Open-Base-1.0.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def main() -> None:
     for runtime in options.runtime.split(","):
         for workload in chosen(options.workload.split(",")):
             stolen = machine.read_stolen()
-            row = measured(options.other.resolve(), workload, runtime, options.rounds)
+            row = measured(workload, runtime, options)
             rows[f"{workload}, {runtime}"] = {**row, "stolen": machine.stolen_since(stolen)}
             print(in_words(f"{workload}, {runtime}", row), flush=True)
             if options.json:
@@ -103,32 +105,50 @@ def _parse() -> argparse.Namespace:
         "--workload", default="W1,W2,W3,W4,W6,W8,W9,WM,WL,WG", help="names, between commas"
     )
     parser.add_argument("--runtime", default="eager", help="eager, compile, or both with a comma")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each version (7)")
+    parser.add_argument("--pairs", type=int, default=5, help="of processes (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each process (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2: one says nothing of how they differ")
+    if options.pairs < 2 or options.rounds < 1:
+        parser.error(
+            "--pairs must be at least 2: one says nothing of how they differ; --rounds at least 1"
+        )
     return options
 
 
-def measured(other: Path, workload: str, runtime: str, rounds: int) -> dict[str, Any]:
-    """Seconds, ratios and peak memory of both versions of a workload."""
-    versions = [Version(tree, workload, runtime) for tree in (other, ROOT)]
-    pairs = []
+def measured(workload: str, runtime: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, ratios and peak memory of both versions of a workload, over pairs of processes."""
+    trees = (options.other.resolve(), ROOT)
+    pairs = [
+        _pair([Version(tree, workload, runtime) for tree in trees], options.rounds)
+        for _ in range(options.pairs)
+    ]
+    ratios = [median(ours / theirs for theirs, ours in pair["seconds"]) for pair in pairs]
+    of_both = zip(*(turn for pair in pairs for turn in pair["seconds"]), strict=True)
+    return {
+        "versions": pairs[0]["versions"],
+        "seconds": [median(side) for side in of_both],
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "peak_mb": [
+            median(side) for side in zip(*(pair["peak_mb"] for pair in pairs), strict=True)
+        ],
+    }
+
+
+def _pair(versions: list[Version], rounds: int) -> dict[str, Any]:
+    """Each round's seconds of both, and the most memory that each held."""
+    turns = []
     for number in range(rounds):
         first, second = versions if number % 2 else versions[::-1]
         found = {first: first.turn(), second: second.turn()}
-        pairs.append([found[version] for version in versions])
+        turns.append([found[version] for version in versions])
     for version in versions:
         version.end()
-    theirs, ours = zip(*pairs, strict=True)
-    ratios = [our_seconds / seconds for (seconds, _), (our_seconds, _) in pairs]
     return {
         "versions": [version.name for version in versions],
-        "seconds": [median(seconds for seconds, _ in side) for side in (theirs, ours)],
-        "ratio": median(ratios),
-        "ratios": ratios,
-        "peak_mb": [side[-1][1] / 1e6 for side in (theirs, ours)],
+        "seconds": [[seconds for seconds, _ in turn] for turn in turns],
+        "peak_mb": [peak / 1e6 for _, peak in turns[-1]],
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from toto_compile_patch.decode.caches import suffix_cache
+from toto_compile_patch.decode.caches import SuffixCache, suffix_cache
 from toto_compile_patch.decode.context import Context, embed, encode
 from toto_compile_patch.decode.device_checks import DeviceChecks, NotFiniteError
 from toto_compile_patch.decode.memory import out_of_memory
@@ -106,10 +106,17 @@ def _drawn(
     """
     at_once = samples_at_once(model.weights.settings, request, parts=numbers.windows)
     left = request.num_samples or 0
+    suffix: SuffixCache | None = None
+    room = 0
     while left:
         count = min(at_once, left)
         try:
-            chunk = _decode(model, request, context, count, Drawn(model, count, numbers), checks)
+            if count != room:
+                # The memory of one goes before that of another is taken; one of a size serves all.
+                suffix, room = None, 0
+                suffix, room = _suffix(model, request, context, count), count
+            next_patch = Drawn(model, count, numbers)
+            chunk = _decode(model, request, context, count, next_patch, checks, suffix)
         except (RuntimeError, MemoryError) as error:
             shared = count == 1 or numbers.windows > 1
             if shared or not out_of_memory(error) or capturing():
@@ -209,6 +216,13 @@ def _numbers_of_a_sample(settings: ModelSettings, steps: int, horizon: int) -> i
     return cached + states + within + parameters + forecast
 
 
+def _suffix(model: PreparedModel, request: Request, context: Context, samples: int) -> SuffixCache:
+    """Memory for the keys and values of the patches that samples generate but the last one."""
+    one_path = model.regions.single_rows_apart and samples * context.layout.series == 1
+    patches = request.steps(model.patch_size) - 1
+    return suffix_cache(context.cache, samples, patches, one_path=one_path)
+
+
 def _decode(
     model: PreparedModel,
     request: Request,
@@ -216,14 +230,17 @@ def _decode(
     samples: int,
     next_patch: NextPatch,
     checks: DeviceChecks,
+    suffix: SuffixCache | None = None,
 ) -> torch.Tensor:
-    """Generate patch after patch, ``batch variate samples horizon``."""
+    """Generate patch after patch, ``batch variate samples horizon``.
+
+    ``suffix``: what other samples have left, whose memory serves again.
+    """
     patch_size = model.patch_size
     steps = request.steps(patch_size)
     scaled, state = context.scaled, context.state
     layout = context.layout.of_last_position().of_samples(samples)
-    one_path = model.regions.single_rows_apart and samples * layout.series == 1
-    suffix = suffix_cache(context.cache, samples, steps - 1, one_path=one_path)
+    suffix = suffix or _suffix(model, request, context, samples)
     hidden = context.hidden
     patches: list[torch.Tensor] = []
     for step in range(steps):

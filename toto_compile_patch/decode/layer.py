@@ -60,7 +60,12 @@ class RMSNorm(NamedTuple):
         """``row embed_dim`` to the same."""
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         normed = rows / torch.hypot(length * rows.shape[-1] ** -0.5, self.root_eps)
-        return normed if self.scale is None else normed * self.scale
+        if self.scale is None:
+            return normed
+        if self.scale.dtype is normed.dtype:
+            # In memory that is in the cache.
+            return normed.mul_(self.scale)
+        return normed * self.scale
 
     def of_sum(self, rows: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A sum of two ``row embed_dim``, and its norm."""
