@@ -187,6 +187,20 @@ def test_run_in_an_activated_environment_applies_once(activated: Environment) ->
     assert done.stderr.count(": applied: ") == 1
 
 
+def test_run_where_something_has_imported_the_package_before(activated: Environment) -> None:
+    (activated.packages / "earlier.pth").write_text("import toto_compile_patch\n")
+    script = activated.root.parent / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from toto_compile_patch import import_hook\n"
+        "print([x.armed for x in sys.meta_path if type(x).__module__ == import_hook.__name__])\n"
+        "print(import_hook._finder in sys.meta_path)\n"
+    )
+    for variables in ({}, {"TOTO_COMPILE_PATCH_AUTO": "1"}):
+        done = activated.run(*COMMAND, "run", str(script), **variables)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[True]\nTrue\n", "")
+
+
 def test_what_a_process_without_toto_pays(activated: Environment) -> None:
     code = "import sys; print(sorted(sys.modules), len(sys.meta_path))"
     off, other = activated.run("-c", code), activated.run("-c", code, TOTO_COMPILE_PATCH_AUTO="off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -71,6 +72,7 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file("when", [*good[:30], ("a", "soon", 1), *good[31:]])
     file("nameless", [*good[:30], ("", HOURS[30], 1), *good[31:]])
     file("uneven", [*good[:30], ("a", "2024-01-02 06:07", 1), *good[31:]])
+    file("years", [*good, ("a", "2034-01-01 00:00", 1)])
     file("again", [*good, *rows_of("b"), *rows_of("a")])
     file("none", [])
     file("gaps", [("a", hour, "") for hour in HOURS])
@@ -99,6 +101,7 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["when.csv"], "data row 31: 'soon' is not a time"),
         (["nameless.csv"], "data row 31: the id"),
         (["uneven.csv"], "not evenly spaced (mostly by 0 days 01:00:00"),
+        (["years.csv"], "but 2024-01-04 07:00:00 is followed by 2034-01-01 00:00:00)"),
         (["good.csv", "--freq", "D"], "--freq D"),
         (["good.csv", "--freq", "soon"], "--freq soon"),
         (["again.csv"], "series 'a' comes again in data row 161: sort"),
@@ -160,6 +163,34 @@ def test_what_is_not_installed_is_named(
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert says in line
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("memory", "500MB", 500 * 2**20),
+        ("memory", "1.5 gib", 1.5 * 2**30),
+        ("memory", "4096", 4096),
+        ("cpus-per-worker", "0.5", 0.5),
+        ("gpus-per-worker", "0", 0),
+    ],
+)
+def test_what_workers_may_use_is_read_as_it_is_written(
+    option: str, text: str, value: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from toto_compile_patch.tools import backtest
+
+    given: dict[str, Any] = {}
+
+    def take(options: argparse.Namespace) -> int:
+        given.update(vars(options))
+        return 0
+
+    monkeypatch.setattr(backtest, "run", take)
+    file = write(tmp_path / "a.csv", "item_id,timestamp,target", rows_of("a"))
+    out = tmp_path / "out"
+    assert run(file, "--horizon", HORIZON, "--output", out, f"--{option}", text) == 0
+    assert given[option.replace("-", "_")] == value
 
 
 def test_every_row_is_the_forecast_of_its_window_alone(tmp_path: Path) -> None:

@@ -104,3 +104,51 @@ def test_what_comes_after_the_first_rows_is_read_alike_or_refused(
                 read_it()
         return
     np.testing.assert_array_equal(by_backtest(), read_series(tmp_path / "a.tsv").values)
+
+
+def test_one_column_tells_how_several_others_are_written(tmp_path: Path) -> None:
+    lines = [f'2024-01-{day:02},{day}.25,"{day},250","{day},125"' for day in range(1, 32)]
+    (tmp_path / "a.csv").write_text("\n".join(["time,close,volume,trades", *lines]))
+    series = read_series(tmp_path / "a.csv", ["volume", "trades"])
+    days = np.arange(1, 32)
+    np.testing.assert_array_equal(series.values, [1000 * days + 250, 1000 * days + 125])
+
+
+def test_steps_below_a_second_are_told(tmp_path: Path) -> None:
+    times = pd.date_range("2024-01-01", periods=60, freq="100ms").strftime("%Y-%m-%d %H:%M:%S.%f")
+    rows = [f"{time},{i % 7}" for i, time in enumerate(times)]
+    (tmp_path / "a.csv").write_text("\n".join(["time,load", *rows]))
+    series = read_series(tmp_path / "a.csv")
+    assert series.notes[1] == "column time, every 100 milliseconds, which Toto takes for a second"
+    assert series.interval == 1
+
+
+@pytest.mark.parametrize(("wide", "rows"), [(False, []), (True, [0])])
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_file_that_loses_its_rows_before_it_is_read(
+    name: str, wide: bool, rows: list[int], tmp_path: Path
+) -> None:
+    def write(table: pd.DataFrame) -> None:
+        if name.endswith("parquet"):
+            pytest.importorskip("pyarrow", exc_type=ImportError)
+            table.to_parquet(tmp_path / name)
+        else:
+            table.to_csv(tmp_path / name, index=False)
+
+    times = pd.date_range("2024-01-01", periods=len(LOAD), freq="h")
+    table = pd.DataFrame({"time": times, "load": LOAD})
+    write(table)
+    layout = Layout(open_table(str(tmp_path / name)), Wanted())
+    reader = Reader(layout, Columns(None, "time", ("load",), (), wide))
+    write(table[:0])
+    assert [len(raw.times) for raw in reader.series()] == rows
+
+
+def test_a_column_of_a_wide_file_that_is_empty_keeps_its_gaps(tmp_path: Path) -> None:
+    times = pd.date_range("2024-01-01", periods=60, freq="h")
+    table = pd.DataFrame({"time": times, "a": [None, *LOAD[1:]], "b": [None] * 60})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    layout = Layout(open_table(str(tmp_path / "a.csv")), Wanted())
+    found = list(Reader(layout, Columns(None, "time", ("a", "b"), (), wide=True)).series())
+    assert [(raw.item, len(raw.times)) for raw in found] == [("a", 59), ("b", 60)]
+    assert np.isnan(found[1].values).all()

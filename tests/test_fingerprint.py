@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import sys
@@ -133,6 +134,17 @@ def test_the_command_names_the_definition_that_was_edited(
     assert main(["fingerprints", str(copy)]) == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  toto.")]
     assert line.endswith(f".{name}: {state}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_the_figures_go_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Its reader, who waits for nothing.
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        assert main(["fingerprints", str(tmp_path), "--json", str(pipe)]) == 1
+        assert json.load(reader)["folder"] == str(tmp_path)
+    assert pipe.is_fifo()
 
 
 def test_the_command_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

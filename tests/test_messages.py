@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import sys
 from collections import namedtuple
 from collections.abc import Callable
@@ -156,6 +157,7 @@ def no_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--output nosuch://place", "choose another folder"),
         ("--quantiles 0.9,0.1", "increasing numbers between 0 and 1"),
         ("--memory much", "give a size as 500MB or 2GB"),
+        ("--model owner/name --workers 2", "--workers is for --engine ray: add that"),
         ("--device cuda:99", "choose another one, or --device cpu"),
         ("--output s3://bucket/out", "Install s3fs to access S3): install that, or choose another"),
     ],
@@ -288,11 +290,22 @@ def test_of_the_columns_of_a_backtest(
         ("bench --workload W3 --per-batch 100", "choose one that does"),
         ("doctor --script", "give its path"),
         ("fingerprints nowhere", "give that of a package toto"),
+        ("bench --runtime eager,compile --json no/where.json", "make it first"),
         ("ab --device cuda:99", "choose another one, or --device cpu"),
     ],
 )
 def test_of_other_commands(arguments: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert says in told(capsys, *arguments.split())
+
+
+def test_of_a_file_that_may_not_be_read(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Root may read everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != table)
+    assert told(capsys, "ab", table, "--no-report").endswith(
+        "may not be read: give the path of a CSV or Parquet file"
+    )
 
 
 def test_of_a_model_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,9 @@ def _why_uneven(times: pd.DatetimeIndex, what: str, job: Job) -> str:
     steps = np.diff(times.asi8)
     lengths, counts = np.unique(steps, return_counts=True)
     usual = int(lengths[counts.argmax()])
-    at = int((steps % usual != 0).argmax())
+    # Where all are multiples of it, the longest is too long to be filled with gaps.
+    odd = steps % usual != 0
+    at = int((odd if odd.any() else steps).argmax())
     return (
         f"{what}: its times are not evenly spaced (mostly by {pd.Timedelta(usual)}, but "
         f"{times[at]} is followed by {times[at + 1]}): give their step with --freq, or correct them"

@@ -212,8 +212,7 @@ class Layout:
         Raises:
             UsageError: a cell is no time.
         """
-        if self.writing is None:
-            return pd.DatetimeIndex([])
+        assert self.writing is not None
         return self.writing.read(cells, rows, f"column {cells.name!r} of {self.table.path}")
 
     def _notation_of(self, name: str, column: str) -> Notation:

@@ -34,9 +34,7 @@ _MONTHS = ((28, 31, "monthly"), (90, 92, "quarterly"), (365, 366, "yearly"))
 
 
 def seconds_between(times: pd.DatetimeIndex) -> int:
-    """The usual distance of times, the median, in whole seconds, and at least one."""
-    if len(times) < 2:
-        return 1
+    """The usual distance of two times or more, the median, in whole seconds, and at least one."""
     return max(1, round(float(np.median(np.diff(times.asi8))) / _SECOND))
 
 
@@ -45,8 +43,8 @@ def _milliseconds_between(times: pd.DatetimeIndex) -> float:
 
 
 def named_step(times: pd.DatetimeIndex) -> str:
-    """What people call the usual distance of times: hourly, every 15 minutes, monthly."""
-    if len(times) > 1 and (short := _milliseconds_between(times)) < 999:
+    """What people call the usual distance of two times or more: hourly, monthly, every 15 days."""
+    if (short := _milliseconds_between(times)) < 999:
         return f"every {short:g} milliseconds, which Toto takes for a second"
     seconds = seconds_between(times)
     days = seconds / _DAY_SECONDS

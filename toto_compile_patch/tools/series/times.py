@@ -56,11 +56,8 @@ def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writ
     Raises:
         UsageError: the cells may be one time or another.
     """
-    kind = getattr(cells.dtype, "kind", "")
-    if kind == "M":
+    if getattr(cells.dtype, "kind", "") == "M":
         return Writing("", True, lambda given: given)
-    if kind in "mb":
-        return None
     with warnings.catch_warnings():
         # What pandas warns of here ends as an error that names the row.
         warnings.simplefilter("ignore")
