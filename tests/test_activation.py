@@ -201,6 +201,18 @@ def test_run_where_something_has_imported_the_package_before(activated: Environm
         assert (done.returncode, done.stdout, done.stderr) == (0, "[True]\nTrue\n", "")
 
 
+def test_an_activation_where_something_has_imported_the_package_before(
+    activated: Environment,
+) -> None:
+    (activated.packages / "earlier.pth").write_text("import toto_compile_patch\n")
+    code = (
+        "import sys; from toto_compile_patch import import_hook as hook\n"
+        "print(hook._finder in sys.meta_path and hook._finder.armed)"
+    )
+    done = activated.run("-c", code, TOTO_COMPILE_PATCH_AUTO="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 def test_what_a_process_without_toto_pays(activated: Environment) -> None:
     code = "import sys; print(sorted(sys.modules), len(sys.meta_path))"
     off, other = activated.run("-c", code), activated.run("-c", code, TOTO_COMPILE_PATCH_AUTO="off")

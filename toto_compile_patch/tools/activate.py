@@ -21,18 +21,21 @@ VARIABLE = variable_of("auto")
 _NAME = "toto_compile_patch_auto.pth"
 
 # Executes the package's import hook by its path, without importing the package. Scripts see nothing
-# of it before they import the package, so that it does not stay in sys.modules.
+# of it before they import the package, so that it does not stay in sys.modules; unless another file of
+# this kind has imported the package by then.
 _ARM = """\
 import sys
 from importlib.machinery import PathFinder
-spec = PathFinder.find_spec({name!r}, [{folder!a}])
-if spec and spec.name not in sys.modules:
+hook = sys.modules.get({name!r})
+spec = None if hook else PathFinder.find_spec({name!r}, [{folder!a}])
+if spec:
     hook = sys.modules[spec.name] = type(sys)(spec.name)
     hook.__file__ = spec.origin
     try:
         spec.loader.exec_module(hook)
     finally:
         del sys.modules[spec.name]
+if hook:
     hook.arm()
 """
 
