@@ -276,7 +276,7 @@ class TestPatched:
         def change() -> None:
             with api._lock.held:
                 taken.set()
-                leave.wait()
+                leave.wait(10)
 
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt

@@ -249,9 +249,12 @@ class TestInThisProcess:
         assert not told
 
     def test_a_failure_where_there_is_no_standard_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """As in a program with windows of its own, on Windows."""
+        """As in a program with windows of its own, on Windows: its output is not for that."""
         told: list[str] = []
 
         def fail(name: str) -> None:
@@ -263,6 +266,7 @@ class TestInThisProcess:
         monkeypatch.setattr(sys, "stderr", None)
         assert importlib.import_module("forecaster").TotoForecaster
         assert told == ["forecaster"]
+        assert capsys.readouterr().out == ""
 
     def test_the_last_copy_that_is_armed_takes_the_place_of_others(self) -> None:
         import_hook.follow(print)

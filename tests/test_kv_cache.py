@@ -184,7 +184,7 @@ def test_a_users_own_class_is_pickled_by_its_own_name(
     monkeypatch.setitem(globals(), "Own", own)
     cache = make(own)
     cache.append(0, keys_and_values(2, False, torch.float32))
-    twin: Any = pickle.loads(pickle.dumps(cache))
-    assert type(twin) is own
+    twin = pickle.loads(pickle.dumps(cache))
     assert twin.seq_len(0) == 2
     assert torch.equal(twin[0][0], cache[0][0])
+    assert type(twin) is own
