@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
+import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,9 +23,17 @@ import wrapt
 from toto.inference.forecaster import TotoForecaster
 from toto.model.attention import BaseMultiheadAttention
 from toto.model.transformer import Transformer
+from toto_cases import small_model
 
 import toto_compile_patch
-from toto_compile_patch import PatchConflictError, UnsupportedTotoError
+from toto_compile_patch import (
+    PatchConflictError,
+    TotoNotFoundError,
+    UnsupportedTotoError,
+    api,
+    upstream,
+)
+from toto_compile_patch.patches import dynamo_config
 from toto_compile_patch.settings import PATCH_NAMES
 
 OWNERS = (
@@ -250,6 +263,41 @@ class TestPatched:
             monkeypatch.setenv("TOTO_COMPILE_PATCH", "nonsense")
         assert applied() == {"kv_cache"}
 
+    @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="an interrupt",
+        where="a patched() block that waits for another thread's change",
+        observed="it is raised",
+        afterwards="nothing has changed, and no block is open",
+    )
+    def test_an_interrupt_while_another_thread_changes_the_patches(self) -> None:
+        taken, leave = threading.Event(), threading.Event()
+
+        def change() -> None:
+            with api._lock.held:
+                taken.set()
+                leave.wait(10)
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        other = threading.Thread(target=change)
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+        try:
+            other.start()
+            taken.wait()
+            timer.start()
+            with pytest.raises(KeyboardInterrupt), toto_compile_patch.patched():
+                pass
+        finally:
+            timer.join()
+            signal.signal(signal.SIGUSR1, before)
+            leave.set()
+            other.join()
+        assert not api._blocks
+        assert applied() == set()
+
     def test_refuses_what_returns_before_its_body_has_run(self) -> None:
         async def coroutine() -> None:
             await asyncio.sleep(0)
@@ -411,6 +459,37 @@ class TestSomebodyElse:
         assert torch._dynamo.config.recompile_limit == 123
         torch._dynamo.config.recompile_limit = limit
 
+    @pytest.mark.usefixtures("untouched")
+    @pytest.mark.fault(
+        injected="somebody replaces the whole entry of a dynamo setting",
+        where="while ours holds",
+        observed="revert() raises PatchConflictError, which names the setting",
+        afterwards="revert(force=True) brings torch's own entry back",
+    )
+    def test_an_entry_of_a_setting_that_is_not_ours(self) -> None:
+        toto_compile_patch.apply()
+        entries = torch._dynamo.config._config  # type: ignore[attr-defined]
+        entries["recompile_limit"] = copy.copy(entries["recompile_limit"])
+        [row] = [row for row in toto_compile_patch.status() if row.name == "dynamo_config"]
+        assert row.state == "replaced"
+        with pytest.raises(PatchConflictError, match=r"config\.recompile_limit has another entry"):
+            toto_compile_patch.revert()
+        assert applied() == set(PATCH_NAMES) - {"dynamo_config"}
+        toto_compile_patch.revert(force=True)
+
+    @pytest.mark.usefixtures("untouched")
+    def test_a_setting_that_torch_no_longer_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as context:
+            context.delitem(
+                torch._dynamo.config._config,  # type: ignore[attr-defined]
+                "capture_scalar_outputs",
+            )
+            with pytest.raises(UnsupportedTotoError, match="capture_scalar_outputs: this torch"):
+                toto_compile_patch.apply()
+            toto_compile_patch.apply(strict=False)
+            assert applied() == set(PATCH_NAMES) - {"dynamo_config"}
+            toto_compile_patch.revert()
+
 
 def fail_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the n-th replacement of an attribute fail."""
@@ -507,3 +586,94 @@ def test_settings_hold_in_other_threads_and_leave_them_again() -> None:
     assert torch._dynamo.config.recompile_limit == 64
     toto_compile_patch.revert()
     assert read() == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_forecast_within_another_leaves_the_settings_to_that_one() -> None:
+    """A hook of the user's, or what the backend runs, may forecast with a compiled model, too."""
+    model, before = small_model().model, torch._dynamo.config.assume_static_by_default
+    seen = []
+    with dynamo_config._cached_forecast(model):
+        with dynamo_config._cached_forecast(model):
+            seen.append(torch._dynamo.config.assume_static_by_default)
+        seen.append(torch._dynamo.config.assume_static_by_default)
+    assert seen == [False, False]
+    assert torch._dynamo.config.assume_static_by_default is before is True
+
+
+def test_status_tells_apart_what_several_carriers_have() -> None:
+    rows = [
+        api.PatchStatus(name, "applied", ("KVCache",), carrier=carrier)
+        for carrier in ("toto", "toto.toto")
+        for name in ("kv_cache", "compile_method")
+    ]
+    lines = str(api.Status(rows)).splitlines()
+    assert [line.split()[0] for line in lines if line] == [
+        *("toto:", "kv_cache", "compile_method"),
+        *("toto.toto:", "kv_cache", "compile_method"),
+    ]
+    assert lines[3] == ""
+    assert str(api.Status(rows[:2])).splitlines() == lines[1:3]
+
+
+@pytest.fixture
+def half_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of Toto's code is loaded that has a forecaster, and no model."""
+    for name in ("toto.toto.inference.forecaster", "toto.toto.model.toto"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    methods = {"generate_mean": print, "generate_samples": print}
+    kind = type("TotoForecaster", (), {"__module__": "toto.toto.inference.forecaster", **methods})
+    monkeypatch.setattr(sys.modules[kind.__module__], "TotoForecaster", kind, raising=False)
+
+
+@pytest.mark.usefixtures("untouched", "half_a_copy")
+@pytest.mark.fault(
+    injected="a copy of Toto's code that lacks a class",
+    where="loaded after apply()",
+    observed="apply() raises UnsupportedTotoError, which names the copy and the class",
+    afterwards="what stood stands; status() tells of it, and of the copy",
+)
+def test_a_copy_that_lacks_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    toto_compile_patch.apply(carriers="toto")
+    with pytest.raises(UnsupportedTotoError, match=r"of toto\.toto have no TotoBackbone"):
+        toto_compile_patch.apply()
+    assert toto_compile_patch.is_applied()
+    toto_compile_patch.revert()
+    status = toto_compile_patch.status()
+    assert {(row.carrier, row.state) for row in status} == {("toto", "not applied")}
+    assert "toto.toto" in {carrier.name for carrier in status.carriers if carrier.loaded}
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_toto_that_cannot_be_imported_is_not_taken_for_another_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Toto 2.0 is here as well, and is not what is in the way."""
+    monkeypatch.setattr(upstream, "_codes", {})
+    # It is imported anew, and lacks what it imports.
+    monkeypatch.delitem(sys.modules, "toto.inference.forecaster")
+    monkeypatch.setitem(sys.modules, "einops", None)
+    of_toto_2 = ModuleType("toto2.model")
+    kind = type("Toto2Model", (), {"__module__": of_toto_2.__name__})
+    monkeypatch.setattr(of_toto_2, "Toto2Model", kind, raising=False)
+    monkeypatch.setitem(sys.modules, of_toto_2.__name__, of_toto_2)
+    with pytest.raises(TotoNotFoundError, match=r"einops.*pip install .*toto-ts") as caught:
+        toto_compile_patch.apply()
+    assert "Toto 2.0" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_revert_while_a_copy_is_imported_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import takes as long as it likes, and another thread may revert meanwhile."""
+    load = api._load_carriers
+
+    def slowly(settings: Any) -> tuple[str, ...]:
+        load(settings)
+        toto_compile_patch.revert()
+        return ("toto",)
+
+    toto_compile_patch.apply()
+    with monkeypatch.context() as context:
+        context.setattr(api, "_load_carriers", slowly)
+        api.carrier_imported("toto.model.toto")
+    assert applied() == set()

@@ -240,6 +240,18 @@ def with_its_own_method(forecaster: TotoForecaster) -> Callable[[], Any]:
     return lambda: delattr(forecaster, "create_affine_transformed")
 
 
+class Adapted(torch.nn.Linear):
+    """What peft puts in a linear layer's place, as far as its name goes."""
+
+    __module__ = "peft.tuners.lora.layer"
+
+
+def adapted(forecaster: TotoForecaster) -> Callable[[], Any]:
+    head = forecaster.model.unembed
+    head.__class__ = Adapted
+    return lambda: setattr(head, "__class__", torch.nn.Linear)
+
+
 def training(forecaster: TotoForecaster) -> Callable[[], Any]:
     in_training(forecaster)
     return forecaster.model.eval
@@ -250,6 +262,7 @@ REASONS: dict[str, tuple[Callable[[TotoForecaster], Callable[[], Any]], str, str
     "global hook": (hooked_globally, "global forward hooks", "remove them"),
     "method": (with_a_method, "layers.0 has its own forward", "delete that attribute"),
     "parametrised": (parametrised, "ParametrizedLinear", "torch.nn.utils.parametrize.remove"),
+    "adapter": (adapted, "unembed is a peft.tuners.lora.layer.Adapted", "merge the adapter"),
     "forecaster": (with_its_own_method, "this forecaster has its own", "forecast with a plain"),
     "training": (training, DROPPING, "call forecaster.model.eval()"),
 }

@@ -418,6 +418,53 @@ class TestSamplesAtOnce:
         assert tried[:3] == [12, 6, 3]
         assert samples.shape[-1] == 12
 
+    @pytest.mark.parametrize(
+        ("error", "says"),
+        [
+            (torch.OutOfMemoryError("no more"), "no more"),
+            (RuntimeError("could not create a primitive"), "not enough memory for this forecast"),
+        ],
+        ids=["torch's", "oneDNN's"],
+    )
+    @pytest.mark.fault(
+        injected="memory ends, however few the samples",
+        where="decoding",
+        observed="an error that names memory",
+        afterwards="the next forecast is as ever",
+    )
+    def test_where_one_sample_is_too_much_that_is_said(
+        self, error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, tried = small_model().model, []
+
+        def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+            tried.append(args[2].count)
+            raise error
+
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        before = values(forecast(model, series(40), HORIZON, 4, 4))
+        with monkeypatch.context() as context:
+            context.setattr(generation, "decode_step", short_of_memory)
+            with pytest.raises(torch.OutOfMemoryError, match=says):
+                forecast(model, series(40), HORIZON, 4, 4)
+        assert tried == [4, 2, 1]
+        assert torch.equal(values(forecast(model, series(40), HORIZON, 4, 4)), before)
+
+    def test_other_errors_are_not_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, tried = small_model().model, []
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            tried.append(args[2].count)
+            raise RuntimeError("something else")
+
+        monkeypatch.setattr(generation, "decode_step", broken)
+        with (
+            toto_compile_patch.patched("fast_decode", fallback="error"),
+            pytest.raises(RuntimeError, match="something else"),
+        ):
+            forecast(model, series(40), HORIZON, 4, 4)
+        assert tried == [4]
+
 
 @pytest.mark.parametrize("name", ["generate_mean", "generate_samples"])
 def test_signatures_are_upstreams(name: str) -> None:
@@ -468,3 +515,13 @@ def test_the_environment_chooses_rng_and_fallback(monkeypatch: pytest.MonkeyPatc
     model.scaler.__class__ = type("MyScaler", (type(model.scaler),), {})
     with pytest.raises(toto_compile_patch.FallbackError):
         mean(model)
+
+
+def test_a_buffer_that_is_none() -> None:
+    """Torch lets a module have one, for whoever fills it later."""
+    model = small_model().model
+    upstream = mean(model)
+    model.transformer.register_buffer("later", None)
+    with toto_compile_patch.patched("fast_decode", fallback="error"):
+        torch.testing.assert_close(mean(model), upstream, rtol=1e-5, atol=1e-4)
+        assert taken() == ("fast", "")

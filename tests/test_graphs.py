@@ -292,3 +292,15 @@ def test_threads_share_a_graph(recorder: CpuRecorder) -> None:
         thread.join()
     assert not wrong
     assert recorder.recorded == 2
+
+
+def test_shapes_that_came_once_are_forgotten_in_time(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MOST_SEEN", 2)
+    model = small_model().model
+    for length in (16, 24, 32, 16):
+        mean(model, length)
+        assert path().reason == graphs.FIRST_OF_ITS_SHAPE
+    mean(model, 32)
+    assert path().runtime == "cudagraph"

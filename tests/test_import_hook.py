@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import toto_compile_patch
+from toto_compile_patch import import_hook
 
 HOOK = Path(toto_compile_patch.__file__).parent / "tools" / "hook"
 AUTOGLUON = "autogluon.timeseries.models.toto._internal.forecaster"
@@ -196,3 +201,80 @@ def test_the_package_imports_nothing_heavy() -> None:
     print(sorted(heavy & set(sys.modules)))
     """
     assert said(code) == "[]\n"
+
+
+class TestInThisProcess:
+    """What the hook does here, with a module of a name that Toto's have."""
+
+    CODE = "class TotoForecaster:\n    made = 'by hand'\n"
+
+    @pytest.fixture(autouse=True)
+    def as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+        monkeypatch.setattr(import_hook._finder, "told", None)
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        import_hook.unfollow()
+        sys.modules.pop("forecaster", None)
+
+    def test_a_module_that_is_not_there_is_found_by_nobody(self) -> None:
+        told: list[str] = []
+        import_hook.follow(told.append)
+        assert importlib.util.find_spec("forecaster") is None
+        with pytest.raises(ModuleNotFoundError, match="No module named 'forecaster'"):
+            importlib.import_module("forecaster")
+        assert not told
+
+    def test_a_module_never_sees_who_follows_it(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        (tmp_path / "forecaster.py").write_text(self.CODE)
+        import_hook.follow(told.append)
+        module = importlib.import_module("forecaster")
+        assert told == ["forecaster"]
+        assert module.__spec__ is not None
+        assert type(module.__loader__) is type(module.__spec__.loader) is SourceFileLoader
+
+    def test_a_loader_that_is_called_by_hand(self, tmp_path: Path) -> None:
+        """Into a module that has no spec, and that no other will find."""
+        told: list[str] = []
+        (tmp_path / "forecaster.py").write_text(self.CODE)
+        import_hook.follow(told.append)
+        spec = importlib.util.find_spec("forecaster")
+        assert spec is not None
+        assert spec.loader is not None
+        module = ModuleType("forecaster")
+        spec.loader.exec_module(module)
+        assert module.TotoForecaster.made == "by hand"
+        assert module.__spec__ is None
+        assert not told
+
+    def test_a_failure_where_there_is_no_standard_error(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """As in a program with windows of its own, on Windows: its output is not for that."""
+        told: list[str] = []
+
+        def fail(name: str) -> None:
+            told.append(name)
+            raise ValueError(name)
+
+        (tmp_path / "forecaster.py").write_text(self.CODE)
+        import_hook.follow(fail)
+        monkeypatch.setattr(sys, "stderr", None)
+        assert importlib.import_module("forecaster").TotoForecaster
+        assert told == ["forecaster"]
+        assert capsys.readouterr().out == ""
+
+    def test_the_last_copy_that_is_armed_takes_the_place_of_others(self) -> None:
+        import_hook.follow(print)
+        spec = importlib.util.spec_from_file_location(import_hook.__name__, import_hook.__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        other = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(other)
+        others = [finder for finder in sys.meta_path if finder is not import_hook._finder]
+        other.arm()
+        assert sys.meta_path == [other._finder, *others]

@@ -158,3 +158,33 @@ def test_no_time_wise_layer_at_all(patched_class: Any) -> None:
     for cls in (patched_class, UPSTREAM):
         cache = cls(1, 1, [], 0, embed_dim=8, num_heads=2, max_seq_len=1)
         assert cache.current_len(0) == 0
+
+
+def test_one_that_upstream_pickled_goes_on_after_apply() -> None:
+    theirs = make(UPSTREAM)
+    theirs.append(0, keys_and_values(2, False, torch.float32))
+    # They hold what cannot be pickled, and are not read again.
+    theirs.transformer_layers = []
+    pickled = pickle.dumps(theirs)
+    toto_compile_patch.apply("kv_cache")
+    ours = pickle.loads(pickled)
+    assert type(ours) is toto.model.util.KVCache
+    kv = keys_and_values(1, False, torch.float32)
+    for cache in (ours, theirs):
+        cache.append(0, kv)
+    assert type(ours.seq_len(0)) is int
+    assert [ours.seq_len(idx) for idx in range(6)] == [theirs.seq_len(idx) for idx in range(6)]
+    assert torch.equal(ours[0][0], theirs[0][0])
+
+
+def test_a_users_own_class_is_pickled_by_its_own_name(
+    patched_class: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = type("Own", (patched_class,), {"__module__": __name__})
+    monkeypatch.setitem(globals(), "Own", own)
+    cache = make(own)
+    cache.append(0, keys_and_values(2, False, torch.float32))
+    twin = pickle.loads(pickle.dumps(cache))
+    assert twin.seq_len(0) == 2
+    assert torch.equal(twin[0][0], cache[0][0])
+    assert type(twin) is own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -66,3 +68,32 @@ def test_three_products_in_tf32_are_as_exact_as_one_in_float32(scale: float) -> 
 
     assert error(three) < 1.5 * error(inputs @ weight.T)
     assert error(high @ other_high) > 50 * error(three)
+
+
+@pytest.fixture
+def products() -> Iterator[Callable[[str], None]]:
+    """Lets CUDA multiply float32 by fewer bits, in one way or the other, until the test ends."""
+    before = torch.get_float32_matmul_precision()
+
+    def by(bits: str) -> None:
+        torch.set_float32_matmul_precision("high" if bits == "tf32" else "highest")
+        torch.set_autocast_enabled("cuda", bits == "autocast")
+
+    yield by
+    torch.set_autocast_enabled("cuda", False)
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("bits", "whole"), [("float32", False), ("tf32", True), ("autocast", True)]
+)
+def test_only_products_in_float32_are_made_in_parts(
+    bits: str, whole: bool, products: Callable[[str], None]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(768, 3072, generator=generator)
+    bias, inputs = torch.randn(768), torch.randn(64, 3072, generator=generator)
+    assert parts_of_a_product(64, 3072, 768) > 1
+    expected = PlainLinear(weight, bias).apply(inputs)
+    products(bits)
+    assert torch.equal(GpuLinear(weight, bias).apply(inputs), expected) is whole

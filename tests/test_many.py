@@ -23,6 +23,9 @@ from toto_cases import PATCH, series, small_model, tiny_model, values
 import toto_compile_patch
 from toto_compile_patch import FailedForecast, FallbackError, forecast_many
 from toto_compile_patch.decode import random_numbers
+from toto_compile_patch.decode.generation import batch_within
+from toto_compile_patch.decode.request import Request
+from toto_compile_patch.decode.weights import ModelSettings
 from toto_compile_patch.patches import fast_decode
 
 HORIZON = 2 * PATCH + 3
@@ -200,6 +203,70 @@ def test_a_window_of_nothing_but_padding_is_reported(value: float, patched: bool
     assert_equal([found[index] for index in others], [expected[index] for index in others])
 
 
+def test_windows_of_unusual_shapes_cost_themselves_alone() -> None:
+    """One without variates, as a pandas series would give, and one without time steps."""
+    every, one = windows(8), forecaster()
+    expected = alone(one, every)
+    flat, short = series(20, dtype=torch.float64), every[5]
+    every[2] = MaskedTimeseries(*(part.squeeze(0) for part in flat[:5]))
+    every[5] = short._replace(
+        **{name: part[..., :0] for name, part in short._asdict().items() if name in UNTIL_NOW}
+    )
+    toto_compile_patch.apply(fallback="upstream")
+    found = list(forecast_many(one, every, HORIZON))
+    failed = {index: found[index] for index in (2, 5)}
+    assert all(isinstance(failure, FailedForecast) for failure in failed.values())
+    with pytest.raises(type(failed[2].error)):
+        one.forecast(every[2], HORIZON)
+    assert "nothing but padding" in str(failed[5].error)
+    others = [index for index in range(8) if index not in failed]
+    assert_equal([found[index] for index in others], [expected[index] for index in others])
+
+
+UNTIL_NOW = ("series", "padding_mask", "id_mask", "timestamp_seconds")
+"""What a window holds of each time step."""
+
+
+@pytest.mark.skipif(not HAS_EXOGENOUS, reason="this toto knows no exogenous variables")
+@pytest.mark.parametrize("future", ["tomorrow", torch.ones(HORIZON, dtype=torch.float64)], ids=str)
+def test_a_future_of_another_kind_costs_its_window_alone(future: Any) -> None:
+    window, one = series(30, 3, dtype=torch.float64), forecaster()
+    every = [window._replace(num_exogenous_variables=1) for _ in range(4)]
+    good = torch.ones(1, HORIZON, dtype=torch.float64)
+    wanted = values(one.forecast(every[0], HORIZON, future_exogenous_variables=good))
+    toto_compile_patch.apply(fallback="upstream")
+    futures = [good, future, good, good]
+    found = list(forecast_many(one, every, HORIZON, future_exogenous_variables=futures))
+    assert isinstance(found[1], FailedForecast)
+    with pytest.raises(type(found[1].error)):
+        one.forecast(every[1], HORIZON, future_exogenous_variables=future)
+    assert_equal([found[0], *found[2:]], [wanted] * 3)
+
+
+def test_elsewhere_than_on_a_cpu_memory_alone_bounds_a_group() -> None:
+    settings = ModelSettings.of(small_model().model)
+    inputs = series(40).series.unsqueeze(0)
+    there = inputs.to("meta")
+    here, elsewhere = (
+        Request(
+            inputs=part,
+            padding_mask=torch.ones_like(part, dtype=torch.bool),
+            id_mask=None,
+            horizon=HORIZON,
+            num_samples=None,
+            samples_per_batch=1,
+            use_kv_cache=True,
+            future_exogenous=None,
+            num_exogenous=0,
+        )
+        for part in (inputs, there)
+    )
+    bounds = [batch_within(settings, elsewhere, 2**power) for power in (10, 32, 33)]
+    assert bounds[0] == 1
+    assert 2 * bounds[1] <= bounds[2] <= 2 * bounds[1] + 1
+    assert batch_within(settings, here, 2**32) == batch_within(settings, here, 2**33) < bounds[1]
+
+
 @pytest.mark.skipif(not HAS_EXOGENOUS, reason="this toto knows no exogenous variables")
 def test_each_window_has_its_own_known_future() -> None:
     one, generator = forecaster(), torch.Generator().manual_seed(0)
@@ -235,18 +302,19 @@ def test_windows_are_read_as_they_are_needed_and_forecasts_come_as_they_are_made
 def test_what_waits_is_bounded_by_memory_too() -> None:
     """One window of a rare shape comes first, and all others wait for it."""
     toto_compile_patch.apply(fallback="error")
-    common = series(40, dtype=torch.float64)
-    size = sum(part.nbytes for part in common[:5]) + HORIZON * 8
+    common, samples, memory = series(40, dtype=torch.float64), 64, 2**23
+    size = (samples + 1) * HORIZON * common.series.element_size()
     read: list[int] = []
 
     def many() -> Iterator[MaskedTimeseries]:
         yield series(400, 3, dtype=torch.float64)
-        for index in range(10_000):
+        for index in range(5_000):
             read.append(index)
             yield common
 
-    next(forecast_many(forecaster(), many(), HORIZON, memory=2**18))
-    assert len(read) < 2 * 2**18 / size
+    next(forecast_many(forecaster(), many(), HORIZON, samples, samples, memory=memory))
+    # As many forecasts as there is room for, and not the rare one at once.
+    assert memory / size / 2 < len(read) < 2 * memory / size
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -202,6 +202,28 @@ def test_a_changed_weight_is_followed(
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("num_samples", [None, 4], ids=["mean", "samples"])
+def test_within_a_capture_of_the_users_nothing_is_asked(
+    num_samples: int | None, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own advice is to compute once before, by which the weights are prepared."""
+    model = gpu.model(small_model().model)
+    request = dataclasses.replace(gpu.request(small_request()), num_samples=num_samples)
+    expected, _ = forecast(model, request, ForecastOptions(runtime="eager"))
+    gpu.asked.clear()
+    with monkeypatch.context() as capture, gpu.capture():
+        capture.setattr(torch.cuda, "is_initialized", lambda: True)
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        found, ran = forecasts.forecast(
+            model, lambda: ModelParts.of(model), request, ForecastOptions()
+        )
+    assert not gpu.asked
+    assert ran.runtime == "eager"
+    assert found.shape == expected.shape
+    # It draws as the process's own generator would.
+    assert num_samples or torch.equal(found.as_subclass(torch.Tensor), expected)
+
+
 def small_request() -> Request:
     inputs = series(5 * PATCH, variates=2).series.unsqueeze(0)
     return Request(

@@ -1,21 +1,29 @@
 """Private names of torch: all are there in the torch that is tested, and one that is not turns off
 what needs it, with a reason, and nothing else.
 
-What is missing is deleted from torch before the package is imported, as a release of torch would.
+What is missing is deleted from torch before the package is imported, as a release of torch would;
+where an import would make no difference, in this very process.
 """
 
 from __future__ import annotations
 
 import json
+import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
+import torch
+from toto_cases import PATCH, forecast, series, small_model, values
 
+import toto_compile_patch
+from toto_compile_patch import UnsupportedTotoError, private_names
 from toto_compile_patch.private_names import PATCHES, TABLE, missing_names
+from toto_compile_patch.sites import State
 from toto_compile_patch.table import TABLE as PATCH_TABLE
 
 PROGRAM = """
@@ -125,3 +133,71 @@ except ValueError:
 """
     done = forked.python(program)
     assert done.stdout == "raised True\n", done.stderr
+
+
+@pytest.fixture
+def take_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Takes a name out of torch until the test ends."""
+
+    def forget() -> None:
+        private_names.why_without.cache_clear()
+        private_names._exists.cache_clear()
+
+    def take_out(path: str) -> None:
+        owner, _, name = path.rpartition(".")
+        monkeypatch.delattr(pkgutil.resolve_name(owner), name)
+        forget()
+
+    yield take_out
+    monkeypatch.undo()
+    forget()
+
+
+def test_apply_names_what_a_patch_lacks(take_out: Callable[[str], None]) -> None:
+    path = "torch._dynamo.decorators.skip"
+    [row] = [row for row in TABLE if row.path == path]
+    take_out(path)
+    with pytest.raises(UnsupportedTotoError, match=f"not fit the installed torch: .*{path}"):
+        toto_compile_patch.apply()
+    assert not toto_compile_patch.is_applied()
+    toto_compile_patch.apply(strict=False)
+    status = {row.name: (row.state, row.detail) for row in toto_compile_patch.status()}
+    left_out = (State.UNAVAILABLE.value, f"torch {torch.__version__} has no {path}")
+    for name in PATCHES:
+        expected = left_out if name in row.needed_for else (State.APPLIED.value, "")
+        assert status[name] == expected
+
+
+@pytest.mark.parametrize("asked", ["compile", "auto"])
+def test_a_forecast_that_was_to_be_compiled_says_what_that_lacks(
+    asked: str, take_out: Callable[[str], None]
+) -> None:
+    model = small_model().model
+    upstream = values(forecast(model, series(40), 2 * PATCH))
+    model.compile(backend="eager")
+    take_out("torch._dynamo.mark_dynamic")
+    toto_compile_patch.apply("fast_decode", runtime=asked, fallback="error")
+    found = values(forecast(model, series(40), 2 * PATCH))
+    torch.testing.assert_close(found, upstream, rtol=1e-5, atol=1e-3)
+    path = toto_compile_patch.last_path()
+    assert path is not None
+    assert (path.taken, path.runtime) == ("fast", "eager")
+    assert path.reason == f"torch {torch.__version__} has no torch._dynamo.mark_dynamic"
+
+
+def test_a_torch_for_cpus_alone_lacks_nothing(
+    take_out: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_cuda_clearCublasWorkspaces"
+    monkeypatch.setattr(torch._C, name, None, raising=False)
+    take_out(f"torch._C.{name}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert [row.path for row in missing_names()] == [f"torch._C.{name}"]
+    monkeypatch.setattr(torch.version, "cuda", None)
+    private_names._exists.cache_clear()
+    assert not missing_names()
+
+
+def test_a_name_that_is_not_in_the_table_is_a_mistake() -> None:
+    with pytest.raises(KeyError, match=r"torch\.nonsense"):
+        private_names.private("torch.nonsense")

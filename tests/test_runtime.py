@@ -30,6 +30,7 @@ from toto_cases import (
 
 import toto_compile_patch
 from toto_compile_patch.decode import compile_call, weights
+from toto_compile_patch.decode.precision import Precision
 from toto_compile_patch.decode.regions import Compiled, Regions
 from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.tools.compile_health import CompileHealth
@@ -388,6 +389,48 @@ class TestACompilerThatFails:
         assert done.stdout.count("compiling failed") == 2
 
 
+class TestWhatIsNoFailureOfTheCompilers:
+    """It is raised, where a forecast without the compiler would hide it."""
+
+    @pytest.mark.fault(
+        injected="memory ends",
+        where="compiled code",
+        observed="an error that names memory",
+        afterwards="the next forecast is compiled",
+    )
+    def test_memory_that_ends(self) -> None:
+        short = [True]
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            def run(*args: Any) -> Any:
+                if short:
+                    raise torch.OutOfMemoryError("no more")
+                return graph.forward(*args)
+
+            return run
+
+        model = compiled_by(backend)
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        with pytest.raises(torch.OutOfMemoryError, match="no more"):
+            forecast(model, series(40), HORIZON)
+        assert path().reason.startswith("it raised OutOfMemoryError")
+        short.clear()
+        forecast(model, series(40), HORIZON)
+        assert path() == PathTaken("fast", runtime="compile")
+
+    def test_a_user_who_wants_nothing_compiled_any_more(self) -> None:
+        model = compiled_by("eager")
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        torch.compiler.set_stance("fail_on_recompile")
+        try:
+            with pytest.raises(RuntimeError, match="fail_on_recompile"):
+                forecast(model, series(40), HORIZON)
+        finally:
+            torch.compiler.set_stance("default")
+        forecast(model, series(40), HORIZON)
+        assert path() == PathTaken("fast", runtime="compile")
+
+
 TF32 = """
 import sys
 import torch
@@ -466,6 +509,17 @@ class TestPrecision:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+    def test_the_last_of_several_threads_puts_torchs_settings_back(self) -> None:
+        before = torch.get_float32_matmul_precision()
+        assert before != "high"
+        first, last = (Precision("tf32").of_products(torch.device("cuda")) for _ in range(2))
+        first.__enter__()
+        last.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+        last.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == before
 
     @pytest.mark.parametrize("name", ["attention.wO.weight", "mlp.0.bias"])
     def test_a_changed_weight_is_followed_in_sixteen_bits_too(self, name: str) -> None:

@@ -111,12 +111,11 @@ def _backend_of(compiled: Any) -> Any:
     """The backend behind a compiled function: dynamo wraps it in several callables."""
     context = getattr(compiled, "dynamo_ctx", None)
     found = context.callback if context is not None else _callback_of(compiled)
-    for _ in range(8):
+    inner = found
+    while inner is not None:
+        found = inner
         inner = getattr(found, "_torchdynamo_orig_backend", None)
         inner = inner or getattr(found, "_torchdynamo_orig_callable", None)
-        if inner is None:
-            break
-        found = inner
     # What ``torch.compile`` makes of a backend's name cannot be compared or hashed.
     found = getattr(found, "compiler_fn", found)
     return found if found is not None else "inductor"

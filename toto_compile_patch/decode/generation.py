@@ -255,8 +255,9 @@ def _decode(
             checks.forbid(NotFiniteError, patch.isnan().any())
         # What is too large counts in the type that the user sees.
         patch = patch.masked_fill(model.is_extreme_value(patch.to(request.inputs.dtype)), 0.0)
-        if request.future_exogenous is not None:
-            patch = _with_known_future(patch, request, step * patch_size)
+        if (future := request.future_exogenous) is not None:
+            known = future[..., step * patch_size :][..., :wanted]
+            patch = _with_known_values(patch, known)
         patches.append(patch)
         if step + 1 < steps:
             scaled, state = scale_patch(model.backbone.scaler, state, patch)
@@ -272,11 +273,13 @@ def _decode(
     return torch.cat(patches, dim=-1)
 
 
-def _with_known_future(patch: torch.Tensor, request: Request, start: int) -> torch.Tensor:
-    """Put the known values of the exogenous variates in place of the predicted ones."""
-    future = request.future_exogenous
-    if future is None:
-        return patch
-    known = future[:, :, None, start : start + patch.shape[-1]].to(patch.dtype)
-    known = known.expand(-1, -1, patch.shape[2], -1)
-    return torch.cat([patch[:, : -request.num_exogenous], known], dim=1)
+def _with_known_values(patch: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Put known values in place of the predicted ones of the last variates.
+
+    Args:
+        patch: ``batch variate samples time_steps``.
+        known: ``batch exogenous time_steps``.
+    """
+    samples, exogenous = patch.shape[2], known.shape[1]
+    known = known.to(patch.dtype).unsqueeze(2).expand(-1, -1, samples, -1)
+    return torch.cat([patch[:, :-exogenous], known], dim=1)

@@ -453,15 +453,11 @@ def over_one_variate(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def keys_and_values(
-    layer: Layer, hidden: torch.Tensor, rotation: Rotation
+    norm: Norm, alone: KeysAndValuesAlone, hidden: torch.Tensor, rotation: Rotation
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a layer over time adds to its cache, each ``row embed_dim``."""
-    normed = layer.norm1.apply(hidden)
-    if layer.alone is None:
-        _, keys, values = layer.project.rotated(normed, rotation)
-        return keys, values
-    keys = layer.alone.key.of_keys(normed, rotation)
-    return keys, layer.alone.value.apply(normed).flatten(1)
+    normed = norm.apply(hidden)
+    return alone.key.of_keys(normed, rotation), alone.value.apply(normed).flatten(1)
 
 
 def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:

@@ -37,9 +37,8 @@ class PreparedModel:
 
     def is_extreme_value(self, values: torch.Tensor) -> torch.Tensor:
         """Where values are none that upstream would go on with, as its own code has it."""
-        code = code_of(self.backbone)
-        if code is None:
-            raise TypeError(f"{type(self.backbone).__name__} is no carrier's TotoBackbone")
+        # Nothing decodes a backbone that is of no carrier (see ``support``).
+        code: Any = code_of(self.backbone)
         found: torch.Tensor = code.is_extreme_value(values)
         return found
 

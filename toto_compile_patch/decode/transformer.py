@@ -69,7 +69,8 @@ def prefill(
             if not layer.real.over_time:
                 hidden = over_variates(model, layer, hidden, layout)
             elif idx == last_reader:
-                rows = keys_and_values(layer.real, everywhere, positions)
+                last = layer.real
+                rows = keys_and_values(last.norm1, last.alone, everywhere, positions)
                 heads = kept_heads(_heads(layer, everywhere_layout), *rows, kept=kept)
                 if cache is not None:
                     cache[idx] = heads
