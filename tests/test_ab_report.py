@@ -190,7 +190,7 @@ def test_a_forecast_of_one_step_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("face", [{"family": "STIXGeneral"}, {"style": "oblique"}])
 def test_letters_that_the_usual_font_lacks_are_drawn_by_another(
-    face: dict[str, str], tmp_path: Path
+    face: dict[str, Any], tmp_path: Path
 ) -> None:
     usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     other = font_manager.get_font(font_manager.findfont(font_manager.FontProperties(**face)))

@@ -773,6 +773,15 @@ def test_forecasts_of_methods_that_nothing_decorates_cannot_be_counted() -> None
     assert not one.countable
 
 
+@pytest.mark.parametrize(("carrier", "countable"), [("toto", False), ("timecopilot", True)])
+def test_a_module_that_makes_no_forecasts_is_missed_where_it_stands_for_toto_alone(
+    carrier: str, countable: bool
+) -> None:
+    one = watch.Watch()
+    one._watch_forecaster(carrier, SimpleNamespace(TotoForecaster=object))
+    assert one.countable is countable
+
+
 def test_json_to_stdout_is_nothing_but_json(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('printed')")
