@@ -239,6 +239,35 @@ def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compiled_ways_on_a_terminal_without_what_a_report_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table(tmp_path / "a.csv", HOURS, numbers())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    # What is asked for to be compiled is not, which would take a minute.
+    environ = {"TORCHDYNAMO_DISABLE": "1", "FORCE_COLOR": "1", "COLUMNS": "200", "LINES": "50"}
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    sizes = ("--windows", "1", "--context", "64", "--horizon", "8", "--samples", "0")
+    kept = ("--compile", "default", "--json", "ab.json")
+    assert cli.main(["ab", "a.csv", "--column", "load", *sizes, *kept]) == 0
+    said = capfd.readouterr()
+    assert "ab: no report without jinja2: pip install jinja2" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "ab.json"]
+    [verdict] = [line for line in said.out.splitlines() if "mean forecasts, which" in line]
+    assert verdict.endswith("%")
+    assert len(verdict) > 120
+    found = json.loads((tmp_path / "ab.json").read_text())
+    ways = ["upstream, eager", "upstream, compiled", "patched, compiled"]
+    assert [speed["way"] for speed in found["speed"]] == ways
+    # Of means, no other seed is tried.
+    assert [row["way"] for row in found["accuracy"]] == [*ways, "seasonal naive"]
+    assert found["mae_change_of_another_seed"] is None
+    assert found["same"] is True
+
+
+@pytest.mark.slow
 def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     load = numbers()
     load[380:384] = ["", "", "", ""]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ab_cases import DATE, figures_of
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
@@ -17,7 +20,7 @@ from toto_compile_patch.tools.ab.figures import Figures
 from toto_compile_patch.tools.ab.judgement import Judgement, judge, judge_means
 from toto_compile_patch.tools.ab.page import SCREENS, page, pictures_of
 from toto_compile_patch.tools.ab.picture import ALONE, Look, compose, draw, styled
-from toto_compile_patch.tools.ab.words import headline, remarks, show, verdicts
+from toto_compile_patch.tools.ab.words import headline, remarks, show, subject, verdicts
 from toto_compile_patch.tools.turns import QUANTILES
 from toto_compile_patch.tools.windows import Window
 from toto_compile_patch.tools.wording import counted
@@ -185,6 +188,20 @@ def test_a_forecast_of_one_step_is_drawn(tmp_path: Path) -> None:
     assert markers["upstream, median"] == "o"
 
 
+@pytest.mark.parametrize("face", [{"family": "STIXGeneral"}, {"style": "oblique"}])
+def test_letters_that_the_usual_font_lacks_are_drawn_by_another(
+    face: dict[str, Any], tmp_path: Path
+) -> None:
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    other = font_manager.get_font(font_manager.findfont(font_manager.FontProperties(**face)))
+    more = sorted(other.get_charmap().keys() - usual.get_charmap().keys())
+    letter = next(chr(code) for code in more if chr(code).isalpha())
+    figures = figures_of(tmp_path, columns=(f"load {letter}",))
+    with styled(figures, ALONE), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph")
+        compose(figures, ALONE).draw_without_rendering()
+
+
 def said_on_screen(figures: Figures) -> str:
     console = Console(width=80, record=True, quiet=False)
     with console.capture() as capture:
@@ -257,6 +274,21 @@ def test_a_series_that_hardly_moves_is_remarked_upon(tmp_path: Path) -> None:
     assert not [text for text in remarks(figures) if "too little" in text]
     figures.sides[0].means[:] = [mean + 1000 for mean in figures.sides[0].means]
     assert [text for text in remarks(figures) if "load moves too little for this model" in text]
+
+
+def test_time_that_others_took_is_remarked_upon(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path)
+    assert not [text for text in remarks(figures) if "stolen" in text]
+    said = remarks(replace(figures, stolen=0.2))
+    assert [text for text in said if text.startswith("20% of the processor's time was stolen")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [("abc", "a, b, c of"), ("abcd", "a, b, c, 1 other column of"), ("abcde", "2 other columns")],
+)
+def test_of_many_columns_the_first_are_named(columns: str, said: str, tmp_path: Path) -> None:
+    assert said in subject(figures_of(tmp_path, windows=1, samples=0, columns=tuple(columns)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,12 +29,14 @@ from backtest_cases import (
     series_values,
     start,
 )
+from torch.nn.modules.module import register_module_forward_hook
 
 from toto_compile_patch.tools import cli, models
 
 pytest.importorskip("pyarrow", exc_type=ImportError)
 
 from toto_compile_patch.tools.backtest.scoring import quantiles_of
+from toto_compile_patch.tools.backtest.survey import survey
 
 STARTS = ("2024-01-01 00:00", "2024-01-01 01:00", "2024-01-01 02:00")
 HOURS = pd.date_range("2024-01-01", periods=80, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
@@ -411,6 +414,83 @@ def test_windows_and_steps(tmp_path: Path) -> None:
     assert cutoffs("all", "--windows", 0, "--min-context", 44) == [43, 51]
 
 
+def test_where_nothing_is_known_ahead_of_a_window_it_is_left_out(tmp_path: Path) -> None:
+    table = long_table(tmp_path / "a.parquet", series=2, rows=100)
+    table["price"] = 1.0
+    table.loc[
+        (table.item_id == "series 1") & (table.groupby("item_id").cumcount() >= 92), "price"
+    ] = np.nan
+    table.to_parquet(tmp_path / "a.parquet", index=False)
+    arguments = (*QUICK, "--windows", 2, "--known", "price")
+    assert run(tmp_path / "a.parquet", "--output", tmp_path / "out", *arguments) == 0
+    assert set(by_row(tmp_path / "out")) == {("series 0", 0), ("series 0", 1), ("series 1", 0)}
+    [error] = errors(tmp_path / "out")
+    assert (error["item_id"], error["window"], error["kind"]) == (
+        "series 1",
+        "1",
+        "covariate missing",
+    )
+    assert "leave out --known price" in error["message"]
+
+
+def errors(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "errors.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_path_is_told_that_a_forecast_took_while_others_waited(tmp_path: Path) -> None:
+    table = long_table(tmp_path / "a.csv", series=3, rows=264)
+    # The first waits for the last, of its shape; the one between them is forecast meanwhile.
+    table = table[(table.item_id == "series 1") | (table.groupby("item_id").cumcount() < 40)]
+    table.to_csv(tmp_path / "a.csv", index=False)
+    hook = register_module_forward_hook(lambda *_: hook.remove())
+    arguments = (*QUICK, "--context", 256, "--memory", "100KB", "--json", tmp_path / "a.json")
+    try:
+        assert run(tmp_path / "a.csv", "--output", tmp_path / "out", *arguments) == 0
+    finally:
+        hook.remove()
+    assert json.loads((tmp_path / "a.json").read_text())["paths"] == [
+        "fast path, eager",
+        "upstream's code (there are global forward hooks)",
+    ]
+
+
+def test_a_forecast_that_is_no_number_costs_itself_alone(tmp_path: Path) -> None:
+    table = long_table(tmp_path / "a.parquet", series=2, rows=100)
+    # Within what float32 holds, as no forecast of it is.
+    huge = 1.6e38 * np.where(np.arange(100) % 2, 1.0, -1.0)
+    table.loc[table.item_id == "series 1", "target"] = huge
+    table.to_parquet(tmp_path / "a.parquet", index=False)
+    assert run(tmp_path / "a.parquet", "--output", tmp_path / "out", *QUICK) == 0
+    assert set(by_row(tmp_path / "out")) == {("series 0", 0)}
+    [error] = errors(tmp_path / "out")
+    assert (error["item_id"], error["window"], error["kind"]) == (
+        "series 1",
+        "0",
+        "forecast failed",
+    )
+    assert "not a number, or an infinite one" in error["message"]
+
+
+def test_where_no_forecast_can_be_made_each_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long_table(tmp_path / "a.parquet", series=2, rows=100)
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_FALLBACK", "error")
+    hook = register_module_forward_hook(lambda *_: None)
+    try:
+        assert run(tmp_path / "a.parquet", "--output", tmp_path / "out", *QUICK) == 1
+    finally:
+        hook.remove()
+    found = errors(tmp_path / "out")
+    assert [(one["item_id"], one["kind"]) for one in found] == [
+        ("series 0", "forecast failed"),
+        ("series 1", "forecast failed"),
+    ]
+    assert all("global forward hooks" in one["message"] for one in found)
+    assert "2 series, 0 windows forecast" in capfd.readouterr().out
+
+
 @pytest.mark.fault(
     injected="series of gaps, infinities, or too short",
     where="a file for backtest",
@@ -467,9 +547,89 @@ def test_a_shard_is_cut_by_the_file_alone(tmp_path: Path) -> None:
     assert found == ["aaab", "bbbb", "bbbb", "ccc", "dd"]
 
 
-def test_wherever_fsspec_writes(tmp_path: Path) -> None:
+def test_a_series_that_cannot_be_forecast_does_not_overfill_a_part(tmp_path: Path) -> None:
+    table = long_table(tmp_path / "a.parquet", series=2, rows=100)
+    table = table[(table.item_id != "series 1") | (table.groupby("item_id").cumcount() < 5)]
+    table.to_parquet(tmp_path / "a.parquet", index=False)
+    arguments = (*QUICK, "--windows", 2, "--shard", 2)
+    assert run(tmp_path / "a.parquet", "--output", tmp_path / "out", *arguments) == 0
+    assert [path.name for path in sorted((tmp_path / "out").glob("errors-*"))] == [
+        "errors-000001.csv"
+    ]
+    assert len(parts(tmp_path / "out")) == 2
+
+
+@pytest.mark.fault(
+    injected="the file is emptied while it is read",
+    where="backtest, before it forecasts",
+    observed="one line, exit code 2",
+    afterwards="nothing is written",
+)
+def test_a_file_that_is_emptied_meanwhile_holds_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long_table(tmp_path / "a.csv", series=2, rows=100)
+
+    def survey_later(*arguments: Any) -> Any:
+        (tmp_path / "a.csv").write_text("item_id,timestamp,target\n")
+        return survey(*arguments)
+
+    monkeypatch.setattr("toto_compile_patch.tools.backtest.asked.survey", survey_later)
+    assert run(tmp_path / "a.csv", "--output", tmp_path / "out", *QUICK) == 2
+    assert "a.csv holds no rows: give a longer file" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("times", "told", "untold"),
+    [
+        (pd.date_range("2024-01-01", periods=80, freq="h"), "hourly", "sorted"),
+        (pd.date_range("2024-01-01", periods=80, freq="h")[::-1], "1 series sorted by time", "?"),
+        (range(80), "times in column ds", "every"),
+    ],
+)
+def test_what_was_found_out_about_the_times_is_said(
+    times: Any, told: str, untold: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pd.DataFrame({"ds": times, "y": series_values(0, 80)}).to_csv(tmp_path / "a.csv", index=False)
+    assert run(tmp_path / "a.csv", "--output", tmp_path / "out", *QUICK) == 0
+    [said] = [line for line in capfd.readouterr().err.splitlines() if "backtest: " in line]
+    assert told in said
+    assert untold not in said
+
+
+def test_whoever_waits_at_a_terminal_sees_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long_table(tmp_path / "a.parquet", series=100, rows=40)
+    arguments = (*QUICK, "--samples", 0, "--context", 24)
+
+    def said(out: str) -> tuple[str, str]:
+        assert run(tmp_path / "a.parquet", "--output", tmp_path / out, *arguments) == 0
+        told = capfd.readouterr()
+        [headings] = [text for text in told.out.splitlines() if "mean over" in text]
+        return headings, told.err
+
+    headings, progress = said("file")
+    assert "seasonal naive" in headings
+    assert "checking" not in progress
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "30", "LINES": "50"}
+    for name, text in terminal.items():
+        monkeypatch.setenv(name, text)
+    headings, progress = said("terminal")
+    assert "seasonal naive" not in headings
+    assert "checking: 100 series" in progress
+
+
+@pytest.mark.parametrize("puts_whole", [True, False])
+def test_wherever_fsspec_writes(
+    puts_whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fsspec
 
+    if not puts_whole:
+        # As a store is taken of which nothing is known.
+        monkeypatch.setattr("toto_compile_patch.tools.backtest.place._PUT_WHOLE", frozenset())
     long_table(tmp_path / "a.parquet", series=3, rows=100)
     files = fsspec.filesystem("memory")
     files.pipe_file("/in/a.parquet", (tmp_path / "a.parquet").read_bytes())
@@ -479,10 +639,23 @@ def test_wherever_fsspec_writes(tmp_path: Path) -> None:
         assert run(tmp_path / "a.parquet", "--output", tmp_path / "out", *arguments) == 0
         for name in ("part-000000.parquet", "part-000001.parquet", "scores.json", "errors.csv"):
             assert files.cat_file(f"/out/{name}") == (tmp_path / "out" / name).read_bytes()
+        there = sorted(Path(name).name for name in files.ls("/out", detail=False))
+        assert there == sorted(path.name for path in (tmp_path / "out").iterdir())
         assert run("memory://in/a.parquet", "--output", "memory://out", *arguments) == 2
     finally:
         files.rm("/in", recursive=True)
         files.rm("/out", recursive=True)
+
+
+def test_what_a_kill_has_left_half_written_goes(tmp_path: Path) -> None:
+    long_table(tmp_path / "a.parquet", series=4, rows=100)
+    arguments = (tmp_path / "a.parquet", *QUICK, "--shard", 2)
+    assert run(*arguments, "--output", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    (tmp_path / "out" / "part-000001.parquet").unlink()
+    (tmp_path / "out" / ".part-000001.parquet.0a1b2c3d").write_bytes(b"PAR1 and no more")
+    assert run(*arguments, "--output", tmp_path / "out", "--resume") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from toto_cases import tiny_model
 
 from toto_compile_patch.tools import bench, cli, machine
+from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
 
@@ -67,6 +72,95 @@ def test_the_peak_is_this_processs() -> None:
     block = torch.ones(50_000_000)
     grown = machine.peak_bytes(torch.device("cpu")) - before
     assert 0 <= grown <= 1.5 * block.numel() * 4
+
+
+def test_the_peak_is_known_where_the_system_has_no_files_about_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    before = machine.peak_bytes(cpu)
+    monkeypatch.setattr(machine, "_read_bytes", lambda file, field: 0)
+    # Up to what the program held that this one took the place of.
+    assert machine.peak_bytes(cpu) >= 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "fits"),
+    [(10**12, None, 64), (10**12, 16, 16), (3 * 10**6, None, 4), (1, None, 1)],
+)
+def test_upstream_draws_no_more_at_once_than_there_is_memory_for(
+    free: int, asked: int | None, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda device: free)
+    # A sample takes three times 40 steps of 768 numbers of 4 bytes: 0.37 MB, of 80% of the memory.
+    assert bench._that_fits(WORKLOADS["W9"], torch.device("cpu"), asked) == fits
+
+
+@pytest.mark.parametrize(("own_groups", "groups"), [(True, [0, 1, 2]), (False, [0, 0, 0])])
+def test_series_have_groups_of_their_own_where_the_workload_says_so(
+    own_groups: bool, groups: list[int]
+) -> None:
+    load = replace(WORKLOADS["W9"], batch=3, own_groups=own_groups)
+    made = bench.series(load, torch.device("cpu"), torch.float32)
+    assert made.id_mask[:, 0, 0].tolist() == groups
+    assert (made.id_mask == made.id_mask[:, :1, :1]).all()
+
+
+def test_what_to_know_of_a_workload_is_noted() -> None:
+    accuracy = {"difference": 0.012, "between_seeds": 0.34, "error": 5.67891, "error_before": 5.6}
+    sides: dict[str, dict[str, Any]] = {
+        bench.UPSTREAM: {"measured": "8 of 8 batches of 64", "ratios": [2] * 5, "spread": 1.7},
+        bench.PATCHED: {"spread": 1.1},
+        "patched, bf16": {"accuracy": accuracy},
+    }
+    row = {**sides, "disturbed": True, "stolen": 0.25}
+    assert list(bench._notes("W9", row, sides, 5)) == [
+        "W9, patched, bf16: median forecast off by 0.012 of the series' standard deviation (two "
+        "seeds: 0.34); mean error 5.679, before 5.6",
+        "W9: the machine was disturbed (25% of its time stolen, spread 1.7 and 1.1): measure again",
+    ]
+
+
+@pytest.fixture
+def tiny_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A benchmark that takes seconds: of a tiny model, that torch traces and does not compile."""
+
+    def model(device: torch.device, dtype: torch.dtype) -> Any:
+        return tiny_model().model.to(device, dtype)
+
+    monkeypatch.setattr(bench, "base_model", model)
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        yield
+    torch._dynamo.reset()
+
+
+def test_every_side_that_is_asked_for_is_measured(
+    tiny_base: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--compile", "default", "--precision", "model,bf16", "--pairs", "1", "--no-memory")
+    assert cli.main(["bench", "--workload", "W9", *asked, "--json", "-"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    row = figures["workloads"]["W9"]
+    sides = {side: found for side, found in row.items() if isinstance(found, dict)}
+    assert list(sides) == [bench.UPSTREAM, bench.PATCHED, "patched, bf16", bench.COMPILED]
+    assert [side for side in sides if "accuracy" in sides[side]] == ["patched, bf16"]
+    accuracy = sides["patched, bf16"]["accuracy"]
+    assert 0 < accuracy["difference"] < accuracy["between_seeds"]
+    assert [side for side in sides if "first_seconds" in sides[side]] == list(sides)[2:]
+    assert sides[bench.COMPILED]["first_seconds"] > 0
+    assert {found["peak_gb"] for found in sides.values()} == {None}
+
+
+@pytest.mark.parametrize("side", [bench.UPSTREAM, bench.COMPILED])
+def test_the_compiled_side_is_compiled_where_its_memory_is_measured(
+    side: str, tiny_base: None
+) -> None:
+    options = Namespace(device="cpu", dtype="float32", compile="default", per_batch=None)
+    options.precision, options.runtime = ["model"], ["eager"]
+    with CompileHealth() as health:
+        assert bench.peak_bytes_of(options, "WM", side) > 0
+    assert (health.graphs > 0) == (side == bench.COMPILED)
 
 
 @pytest.mark.parametrize(

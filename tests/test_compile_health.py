@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -79,6 +80,24 @@ def guards_by_frame() -> dict[str, list[str]]:
         for entry in _debug_get_cache_entry_list(code):
             found[code.co_name] += entry.guard_manager.code_parts
     return found
+
+
+def test_what_else_torch_logs_is_no_event() -> None:
+    limit = (
+        "torch._dynamo hit config.recompile_limit (8)\n   function: 'f' (a.py:3)\n   last reason: "
+    )
+    with CompileHealth() as health:
+        for name in ("symbolic_convert.__graph_breaks", "convert_frame.__graph_breaks"):
+            logging.getLogger(f"torch._dynamo.{name}").debug("something else")
+        for said in ("something else", f"{limit}x == 3"):
+            logging.getLogger("torch._dynamo.convert_frame").warning(said)
+        for said in ("something else", "skipping cudagraphs due to cpu device\n\n"):
+            logging.getLogger("torch._inductor.cudagraph_utils.__perf_hints").warning(said)
+    assert health.breaks == []
+    assert [(event.place, event.reason) for event in health.limits] == [
+        (("a.py", 3, "f"), "x == 3")
+    ]
+    assert health.skips == ["skipping cudagraphs due to cpu device"]
 
 
 @pytest.mark.slow

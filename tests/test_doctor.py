@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -10,9 +11,12 @@ import sys
 import textwrap
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -23,14 +27,18 @@ from toto_compile_patch.errors import TotoNotFoundError
 from toto_compile_patch.patches import fast_decode
 from toto_compile_patch.path_taken import PathTaken
 from toto_compile_patch.settings import in_force
+from toto_compile_patch.tools import activate
 from toto_compile_patch.tools.cli import main
-from toto_compile_patch.tools.doctor import environment, products
+from toto_compile_patch.tools.compile_health import Compilation, CompileHealth, Place
+from toto_compile_patch.tools.doctor import environment, products, watch
 from toto_compile_patch.tools.doctor.diagnosis import diagnose
 from toto_compile_patch.tools.doctor.examination import Examination, Group
 from toto_compile_patch.tools.doctor.findings import problems
 from toto_compile_patch.tools.doctor.places import function_at, short
 from toto_compile_patch.tools.doctor.products import Products
+from toto_compile_patch.tools.doctor.rendering import show
 from toto_compile_patch.tools.doctor.script import examine_script
+from toto_compile_patch.tools.doctor.trial import Trial
 
 HERE = Path(__file__).parent
 
@@ -386,6 +394,51 @@ def test_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding["level"], finding["cure"]) == ("trap", "pip install triton")
 
 
+def test_a_toto_of_no_distribution_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict[str, list[str]])
+    assert environment.examine_environment().versions["toto"] == "of no distribution"
+
+
+def test_products_are_not_measured_where_no_torch_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "" if name == "torch" else real(name))
+    found = environment.examine_environment()
+    assert found.versions["torch"] == "not installed"
+    assert found.products == []
+    assert not [one for one in found.findings if "products" in one.what]
+
+
+def test_an_apply_that_fails_in_no_known_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toto_compile_patch, "patched", broken)
+    found = environment.examine_environment()
+    [finding] = problems(found.findings)
+    assert finding.what.startswith("apply() fails: RuntimeError('illegal instruction")
+    assert found.last_word.endswith("To do next: mend that, and ask the doctor again")
+
+
+@pytest.mark.parametrize(
+    ("is_there", "level", "says"),
+    [
+        (True, "note", "This environment is activated"),
+        (False, "trap", "does nothing in this environment, which is not activated"),
+    ],
+)
+def test_whether_the_environment_is_activated(
+    is_there: bool, level: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "activated.pth"
+    monkeypatch.setattr(activate, "place", lambda: file)
+    assert environment.examine_environment().findings == []
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_AUTO", "1")
+    if is_there:
+        file.touch()
+    [finding] = environment.examine_environment().findings
+    assert finding.level == level
+    assert says in finding.what
+
+
 WITHOUT = """\
 import sys
 for name in {names!r}:
@@ -663,6 +716,72 @@ def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
     assert by_doctor.stderr == by_python.stderr
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no safe path yet")
+def test_a_path_that_is_safe_stays_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside.py").write_text("x = 1\n")
+    script = tmp_path / "script.py"
+    script.write_text("import beside\n")
+    assert examine_script(script, []).exit_code == 0
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    package = str(Path(toto_compile_patch.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]))
+    found = examine_script(script, [])
+    assert found.error == "ModuleNotFoundError: No module named 'beside'"
+
+
+def watched(folder: Path, code: str) -> dict[str, Any]:
+    """What is seen of a script, which runs in a fork of a process that has imported torch."""
+    script, report = folder / "script.py", folder / "report.json"
+    script.write_text(PRELUDE + MODEL + code)
+    run = "from toto_compile_patch.tools.doctor import run_watched; import sys; "
+    done = forked.python(
+        f"{run}run_watched.run(*sys.argv[1:])", arguments=(str(report), str(script))
+    )
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, Any] = json.loads(report.read_text())
+    return seen
+
+
+def test_what_raised_is_no_forecast(tmp_path: Path) -> None:
+    code = """\
+import toto_compile_patch
+toto_compile_patch.apply(fallback="error")
+forecaster = TotoForecaster(tiny_model().model)
+forecaster.model.train()
+try:
+    forecaster.forecast(series(40), prediction_length=8)
+except toto_compile_patch.FallbackError:
+    forecaster.model.eval()
+forecaster.forecast(series(40), prediction_length=8)
+"""
+    seen = watched(tmp_path, code)
+    [forecast] = seen["forecasts"]
+    assert (forecast["path"], forecast["count"]) == ("fast", 1)
+    assert forecast["place"] == "script.py:14"
+
+
+def test_forecasts_of_methods_that_nothing_decorates_cannot_be_counted() -> None:
+    class TotoForecaster:
+        def forecast(self) -> None: ...
+
+        def generate_mean(self) -> None: ...
+
+        def generate_samples(self) -> None: ...
+
+    one = watch.Watch()
+    one._watch_forecaster("toto", SimpleNamespace(TotoForecaster=TotoForecaster))
+    assert not one.countable
+
+
+@pytest.mark.parametrize(("carrier", "countable"), [("toto", False), ("timecopilot", True)])
+def test_a_module_that_makes_no_forecasts_is_missed_where_it_stands_for_toto_alone(
+    carrier: str, countable: bool
+) -> None:
+    one = watch.Watch()
+    one._watch_forecaster(carrier, SimpleNamespace(TotoForecaster=object))
+    assert one.countable is countable
+
+
 def test_json_to_stdout_is_nothing_but_json(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('printed')")
@@ -681,6 +800,9 @@ def way(**changes: Any) -> dict[str, Any]:
     known |= {"patches": [], "autocast": "", "place": "s.py:1", "count": 2, "first": 0}
     known |= {"device": "cpu", "carrier": "", "cure": ""}
     return {**known, **changes}
+
+
+COUNTS = ("graphs", "graph_breaks", "recompilations", "limit_hits", "cudagraph_skips")
 
 
 @pytest.mark.parametrize(
@@ -702,6 +824,31 @@ def way(**changes: Any) -> dict[str, Any]:
             ),
             "torch.compile(toto) at s.py:3: Toto has no forward",
             "the fast path needs no compiling",
+        ),
+        (
+            seen(
+                forecasts=[way()],
+                calls=[{"how": "function", "target": "TotoBackbone", "place": "s.py:3"}],
+            ),
+            "torch.compile(model) at s.py:3: its result is not what the forecaster holds",
+            "the fast path needs no compiling",
+        ),
+        (
+            seen(
+                forecasts=[way()],
+                calls=[{"how": "method", "target": "TotoBackbone", "place": "s.py:3"}],
+            ),
+            "model.compile() at s.py:3: no forecaster calls this model",
+            "the fast path needs no compiling",
+        ),
+        (
+            seen(
+                forecasts=[way(path="upstream", compiled=True)],
+                counts=dict.fromkeys(COUNTS, 7),
+                breaks=[Group("int() of a tensor", ["KVCache.seq_len"], count=3)],
+            ),
+            "The recompile limit was not reached; further lengths may.",
+            "toto_compile_patch.apply()",
         ),
         (
             seen(forecasts=[way(), way(path="upstream", first=2)]),
@@ -767,6 +914,17 @@ def test_diagnoses(found: Examination, says: str, cure: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("forecasts", "countable", "says"),
+    [([], True, "No forecast was seen"), ([way()], False, "could not be counted")],
+)
+def test_what_could_not_be_seen_is_noted(
+    forecasts: list[dict[str, Any]], countable: bool, says: str
+) -> None:
+    [finding] = diagnose(seen(forecasts=forecasts), [], countable)
+    assert (finding.level, says in finding.what) == ("note", True)
+
+
+@pytest.mark.parametrize(
     "seconds",
     [
         None,
@@ -781,6 +939,100 @@ def test_compiling_that_is_short_or_serves_many(seconds: dict[str, float] | None
 def test_patches_for_compiled_models_alone_are_healthy() -> None:
     ways = [way(path="upstream", compiled=True, patches=["kv_cache", "positional_embedding"])]
     assert list(diagnose(seen(forecasts=ways), [], True)) == []
+
+
+# What is shown, and what is seen.
+
+
+def shown(found: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    show(found)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_long_table_says_how_much_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = [way(place=f"s.py:{line}") for line in range(1, 15)]
+    text = shown(seen(forecasts=ways), capsys)
+    assert "s.py:12" in text
+    assert "s.py:13" not in text
+    assert "... and 2 more: --json has them all" in text
+    assert "more" not in shown(seen(forecasts=ways[:12]), capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "the fast path, eager"),
+        ({"path": "upstream"}, "upstream, unpatched"),
+        ({"path": "upstream", "reason": "hooks"}, "upstream: hooks"),
+        ({"path": "upstream", "patches": ["kv_cache"]}, "upstream, with kv_cache"),
+        ({"path": "upstream", "carrier": "toto2"}, "toto2, not reached by apply()"),
+    ],
+)
+def test_what_made_a_forecast_is_shown(
+    changes: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f" 2 {says} no s.py:1 " in shown(seen(forecasts=[way(**changes)]), capsys)
+
+
+@pytest.mark.parametrize(
+    ("trial", "says"),
+    [
+        (Trial("cpu", PathTaken("fast", runtime="eager"), 0.25), "the fast path, eager 0.25"),
+        (Trial("cpu", PathTaken("upstream", "hooks"), 0.25), "upstream: hooks 0.25"),
+        (Trial("cpu", None, 0.25), "upstream, unpatched 0.25"),
+        (Trial("cpu", error="KeyError: 3"), "nobody: KeyError: 3 0.00"),
+    ],
+)
+def test_what_made_a_small_forecast_is_shown(
+    trial: Trial, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = environment.Environment({"Python": "3.11"}, [], {}, [], [], [trial], [])
+    assert f" cpu {says} " in shown(found, capsys)
+
+
+def test_of_a_process_that_died_nothing_is_shown_but_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    died = seen(observed=False, exit_code=-9, error="killed by SIGKILL")
+    assert "torch.compile" not in shown(died, capsys)
+    assert "torch.compile: no graph was compiled" in shown(seen(), capsys)
+
+
+@pytest.mark.parametrize("seconds", [None, {"compiling": 2.0, "forecasting": 1.0}])
+def test_what_compiling_took_is_shown_where_torch_tells(
+    seconds: dict[str, float] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = seen(torch="2.7.0", counts=dict.fromkeys(COUNTS, 1), seconds=seconds)
+    text = shown(found, capsys)
+    assert "torch 2.7.0: 1 graph, 1 graph break, 1 recompilation, 1 recompile limit hit" in text
+    assert ("Compiling took 2.0 s" in text) == (seconds is not None)
+
+
+def test_compiling_outside_of_forecasts_is_none_of_their_time() -> None:
+    def compiled(began: float, seconds: float) -> Compilation:
+        return Compilation(Place("a.py", 1, "f"), "", "", True, began, seconds)
+
+    one = watch.Watch(spans=[(10.0, 14.0)])
+    health = CompileHealth(compilations=[compiled(11.0, 1.0), compiled(20.0, 8.0)])
+    assert one._seconds(health) == {"compiling": 9.0, "forecasting": 3.0}
+
+
+def test_a_forecast_within_another_is_timed_once() -> None:
+    one = watch.Watch()
+    for _ in range(2):
+        with one._timed(), one._timed():
+            pass
+    assert len(one.spans) == 2
+
+
+def test_what_a_library_asked_for_has_no_place() -> None:
+    found: list[str] = []
+    names = {"found": found, "asked_from": watch._asked_from, "frame": sys._getframe}
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(exec, "found.append(asked_from(frame()))", names).result()
+        pool.submit(lambda: found.append(watch._asked_from(sys._getframe()))).result()
+    assert found[0] == ""
+    assert found[1].startswith("test_doctor.py:")
 
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

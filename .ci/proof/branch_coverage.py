@@ -35,6 +35,7 @@ RESULTS = HERE / "results" / "coverage.json"
 
 SLOW = (
     "tests/test_ab.py::test_a_comparison_from_end_to_end",
+    "tests/test_ab.py::test_compiled_ways_on_a_terminal_without_what_a_report_takes",
     "tests/test_bench.py::test_a_small_workload_is_measured_on_both_sides",
     "tests/test_bench.py::test_what_upstream_cannot_do_is_said",
     "tests/test_doctor.py::test_a_compiled_backtest_of_upstreams",

@@ -117,10 +117,12 @@ def _fonts_for(text: str) -> list[str]:
     found = []
     usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     lacking = {ord(letter) for letter in text if letter.isprintable()} - usual.get_charmap().keys()
-    for entry in font_manager.fontManager.ttflist if lacking else []:
-        has = lacking & font_manager.get_font(entry.fname).get_charmap().keys()
+    families = dict.fromkeys(entry.name for entry in font_manager.fontManager.ttflist)
+    for family in families if lacking else ():
+        # A letter that only a slanted or a bold face has would still be a box.
+        has = lacking & font_manager.get_font(font_manager.findfont(family)).get_charmap().keys()
         if has:
-            found.append(entry.name)
+            found.append(family)
             lacking -= has
     return found
 
