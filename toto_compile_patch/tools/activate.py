@@ -21,8 +21,8 @@ VARIABLE = variable_of("auto")
 _NAME = "toto_compile_patch_auto.pth"
 
 # Executes the package's import hook by its path, without importing the package. Scripts see nothing
-# of it before they import the package, so that it does not stay in sys.modules; unless another file of
-# this kind has imported the package by then.
+# of it before they import the package, so that it does not stay in sys.modules; unless another
+# file of this kind has imported the package by then.
 _ARM = """\
 import sys
 from importlib.machinery import PathFinder
