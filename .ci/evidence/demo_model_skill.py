@@ -84,16 +84,21 @@ def held_out_windows(column: str, first: int = HELD_OUT, last: int | None = None
     return Windows(filled[past], observed[past], values.to_numpy(float)[future])
 
 
-def forecast(model: Any, windows: Windows, samples: int) -> Floats:
-    """Sample paths of a Toto: ``window horizon samples``."""
-    series = torch.tensor(windows.context, dtype=torch.float32)[:, None]
-    inputs = MaskedTimeseries(
+def hourly(series: torch.Tensor, observed: torch.Tensor | None = None) -> MaskedTimeseries:
+    """Series with a value an hour, ``batch variate time``, and where they were observed."""
+    return MaskedTimeseries(
         series=series,
-        padding_mask=torch.tensor(windows.observed)[:, None],
+        padding_mask=torch.ones_like(series, dtype=torch.bool) if observed is None else observed,
         id_mask=torch.zeros_like(series, dtype=torch.int),
         timestamp_seconds=torch.zeros_like(series, dtype=torch.int),
         time_interval_seconds=torch.full(series.shape[:2], 3600),
     )
+
+
+def forecast(model: Any, windows: Windows, samples: int) -> Floats:
+    """Sample paths of a Toto: ``window horizon samples``."""
+    series = torch.tensor(windows.context, dtype=torch.float32)[:, None]
+    inputs = hourly(series, torch.tensor(windows.observed)[:, None])
     torch.manual_seed(0)
     made = TotoForecaster(model).forecast(
         inputs, prediction_length=HORIZON, num_samples=samples, samples_per_batch=samples

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from demo_model_skill import HORIZON, held_out_windows
+from demo_model_skill import HORIZON, held_out_windows, hourly
 from rich.console import Console
-from toto.data.util.dataset import MaskedTimeseries
 from toto.inference.forecaster import TotoForecaster
 from toto.model.toto import Toto
 from train_demo_model import COLUMNS
@@ -85,14 +84,7 @@ def forecast(subject: Subject, way: Way) -> torch.Tensor:
         with torch.no_grad():
             for weight in model.transformer.parameters():
                 weight.copy_(weight.bfloat16())
-    series = subject.series.to(way.dtype)
-    inputs = MaskedTimeseries(
-        series=series,
-        padding_mask=torch.ones_like(series, dtype=torch.bool),
-        id_mask=torch.zeros_like(series, dtype=torch.int),
-        timestamp_seconds=torch.zeros_like(series, dtype=torch.int),
-        time_interval_seconds=torch.full(series.shape[:2], 3600),
-    )
+    inputs = hourly(subject.series.to(way.dtype))
     with toto_compile_patch.patched(fallback="error", precision=way.precision):
         torch.manual_seed(way.seed)
         made = TotoForecaster(model).forecast(
