@@ -25,7 +25,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import toto_compile_patch
 from toto_compile_patch.tools import bench, machine, models
 from toto_compile_patch.tools.checks import positive
 from toto_compile_patch.tools.screen import table_of
@@ -95,8 +94,9 @@ class Trial:
     """Forecasts of a workload in one precision, by a model of its own."""
 
     def __init__(self, load: Workload, precision: str, model: str) -> None:
-        self._load, self._precision = load, precision
-        self._forecaster = models.toto_ts().TotoForecaster(models.load(model).model)
+        forecaster = models.toto_ts().TotoForecaster(models.load(model).model)
+        self._side = bench.Side(forecaster, {"runtime": "eager", "precision": precision})
+        self._load = load
         self._inputs = bench.series(load, torch.device("cpu"), torch.float32)
         self.forecasts: list[float] = []
         self.alone: list[float] = []
@@ -107,9 +107,7 @@ class Trial:
 
     def forecast(self) -> None:
         """The workload's, in the precision in force."""
-        load = self._load
-        numbers = (load.horizon, load.samples, load.per_batch, load.use_kv_cache)
-        self._forecaster.forecast(self._inputs, *numbers)
+        self._side.forecast(self._load, self._inputs)
 
     @torch.inference_mode()
     def products(self) -> None:
@@ -130,7 +128,7 @@ class Trial:
         return shares(self.forecast)
 
     def _forecast_anew(self) -> None:
-        toto_compile_patch.apply(fallback="error", runtime="eager", precision=self._precision)
+        self._side.put_in_force()
         self.forecast()
 
 
