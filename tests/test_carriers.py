@@ -260,6 +260,7 @@ import sys, warnings
 from carrier_cases import Carrier
 import toto_compile_patch as p
 
+warnings.simplefilter("default", p.UnreachedCarrierWarning)
 name, order = sys.argv[1:]
 if order == "apply, import":
     p.apply()
@@ -494,6 +495,7 @@ def test_a_toto_that_is_imported_anew_is_not_reached() -> None:
     code = """
     import sys, warnings
     import toto_compile_patch as p
+    warnings.simplefilter("default", p.UnreachedCarrierWarning)
     p.apply()
     assert p.last_path() is None and [c.reached for c in p.status().carriers] == [True]
     for name in [name for name in sys.modules if name.split(".")[0] == "toto"]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from toto_compile_patch.decode import fused, layer
+from toto_compile_patch.decode import fused, linear
 
 PROGRAMS = Path(__file__).parent
 
@@ -64,8 +64,8 @@ class TestWhereThereAreNone:
         pytest.importorskip("triton")
         rows = torch.randn(2, 8)
         with caplog.at_level("INFO", "toto_compile_patch"):
-            found = fused._by_kernel("gated", layer._gated)(rows)
-        assert torch.equal(found, layer._gated(rows))
+            found = fused._by_kernel("gated", linear.gated_unit)(rows)
+        assert torch.equal(found, linear.gated_unit(rows))
         (record,) = caplog.records
         assert record.getMessage().startswith("torch's operators compute gated on GPU None: ")
         assert fused._given_up == {(None, "gated")}
@@ -78,14 +78,14 @@ class TestWhereThereAreNone:
 
         monkeypatch.setattr(gpu_kernels, "gated", without_memory)
         with pytest.raises(torch.OutOfMemoryError):
-            fused._by_kernel("gated", layer._gated)(torch.ones(2, 8))
+            fused._by_kernel("gated", linear.gated_unit)(torch.ones(2, 8))
         assert not fused._given_up
 
     def test_in_a_capture_that_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("triton")
         monkeypatch.setattr(fused, "capturing", lambda: True)
         with pytest.raises(Exception, match=r"Triton|driver|NVIDIA"):
-            fused._by_kernel("gated", layer._gated)(torch.ones(2, 8))
+            fused._by_kernel("gated", linear.gated_unit)(torch.ones(2, 8))
         assert not fused._given_up
 
     def test_a_capture_asks_later(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,11 @@ def processes_of(group: int) -> set[int]:
 def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
     """What a command has printed, when it has been interrupted and nothing of it is left."""
     os.killpg(process.pid, signal.SIGINT)
+    return ended(process)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a command has printed, when it has ended and nothing of it is left."""
     out, error = process.communicate(timeout=PATIENCE)
     end = time.monotonic() + 10
     while processes_of(process.pid) and time.monotonic() < end:
@@ -76,6 +81,12 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
 def package_is_loaded(process: subprocess.Popen[str]) -> bool:
     """Whether a process has loaded torch, so that the command itself is at work."""
     return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def seconds_of_processor(process: subprocess.Popen[str]) -> float:
+    """What a process has computed for."""
+    user, system = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
@@ -127,21 +138,18 @@ def test_a_side_of_ab_that_is_killed(seconds: float, tmp_path: Path) -> None:
     time.sleep(seconds)
     # As a kernel without memory kills the largest; the last one that was started is a side.
     os.kill(max(processes_of(process.pid)), signal.SIGKILL)
-    _, error = process.communicate(timeout=PATIENCE)
+    _, error = ended(process)
     assert process.returncode == 1
     (line,) = error.splitlines()
     assert "killed by SIGKILL, perhaps for want of memory: try fewer" in line
-    assert processes_of(process.pid) == set()
     assert list(tmp_path.iterdir()) == []
 
 
 @needs_proc
 def test_bench_while_it_measures(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", "toto_compile_patch", *COMMANDS["bench"].split())
-    assert process.stdout is not None
-    # What it measures on is printed when it begins to.
-    assert process.stdout.readline()
-    time.sleep(5)
+    # To load everything takes half of this, on a slow machine, and to measure it takes minutes.
+    wait_until(lambda: seconds_of_processor(process) > 25, process)
     _, error = interrupted(process)
     assert process.returncode == 130
     assert error == "python -m toto_compile_patch: interrupted\n"
@@ -193,4 +201,6 @@ def test_run_leaves_it_to_the_script(caught: bool, tmp_path: Path) -> None:
         assert (code, plain[0], patched[0]) == (7, "None", "fast")
         assert float(patched[1]) == pytest.approx(float(plain[1]), rel=1e-6)
     else:
-        assert (code, said) == (-signal.SIGINT, ["KeyboardInterrupt"])
+        # By the signal itself, unless something that is imported keeps Python from that.
+        assert code in (-signal.SIGINT, 1)
+        assert said == ["KeyboardInterrupt"]

@@ -7,18 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import linear, silu
 from toto.model.feed_forward import SwiGLU
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import weights
 from toto_compile_patch.decode.layer import (
+    BYTES_AT_ONCE,
     ChunkedFeedForward,
+    FeedForward,
     HeadProjection,
+    OpaqueFeedForward,
     RMSNorm,
+    Traceable,
     UnchangedModule,
 )
-from toto_compile_patch.decode.linear import PackedLinear, PlainLinear
+from toto_compile_patch.decode.linear import (
+    GatedLinear,
+    OneRowLinear,
+    PackedGatedLinear,
+    PackedLinear,
+    PlainLinear,
+    gated_unit,
+)
 from toto_compile_patch.decode.weights import WeightFormat, can_be_packed, prepared_weights
 
 EMBED_DIM, HIDDEN_DIM = 32, 64
@@ -152,7 +164,7 @@ class TestPacking:
         made = WeightFormat(packed, bf16).linear(weight, bias)
         assert type(made) is (PackedLinear if packed else PlainLinear)
         inputs = torch.randn(3, 4)
-        exact = torch.nn.functional.linear(inputs, weight, bias)
+        exact = linear(inputs, weight, bias)
         found = made.apply(inputs.bfloat16() if bf16 else inputs)
         assert found.dtype is (torch.bfloat16 if bf16 else torch.float32)
         allowed = 0.1 if bf16 else 1e-5
@@ -166,3 +178,90 @@ class TestPacking:
         made = WeightFormat(packed, bf16).heads(torch.randn(12, 4), torch.randn(12), 2, 2)
         assert isinstance(made, HeadProjection)
         assert made.heads_first is (packed or bf16)
+
+
+def gated(packed: bool, bf16: bool, features: int = 6) -> tuple[Any, PlainLinear]:
+    """A gated linear layer in a format, and what it was made of."""
+    if packed and not can_be_packed(torch.zeros(2, 2), bf16):
+        pytest.skip("this processor packs no weights of 16 bits")
+    plain = PlainLinear(torch.randn(2 * features, 4), torch.randn(2 * features))
+    return WeightFormat(packed, bf16).gated(*plain), plain
+
+
+class TestGatedUnits:
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_they_are_upstreams(self, packed: bool, bf16: bool) -> None:
+        made, plain = gated(packed, bf16)
+        assert type(made) is (PackedGatedLinear if packed else GatedLinear)
+        rows = torch.randn(9, 4)
+        found, exact = made.product(rows), SwiGLU()(plain.product(rows))
+        assert found.dtype is (torch.bfloat16 if bf16 else torch.float32)
+        allowed = 0.1 if bf16 else 1e-5
+        torch.testing.assert_close(found.float(), exact, rtol=allowed, atol=allowed)
+
+    def test_those_of_odd_numbers_are_torchs(self) -> None:
+        """Far beyond what its exponential can hold, at infinity, and at what is no number."""
+        odd = [0.0, -1e-40, 1e-30, -80.0, -87.5, -89.0, -1e30, 1e30, 3e38, torch.inf]
+        numbers = torch.tensor([*odd, -torch.inf, torch.nan])
+        layer, rows = PackedLinear.of(torch.ones(1, 1), torch.zeros(1)), numbers.unsqueeze(1)
+        torch.testing.assert_close(
+            layer.silu(rows), silu(rows), equal_nan=True, atol=1e-34, rtol=1e-6
+        )
+        for factor in (2.0, torch.inf, torch.nan):
+            factors = torch.full_like(rows, factor)
+            torch.testing.assert_close(layer.times(factors, rows), factors * rows, equal_nan=True)
+
+    def test_in_16_bits_they_are_rounded_once(self) -> None:
+        """Not the gate and the value before they are multiplied."""
+        torch.manual_seed(0)
+        made, plain = gated(packed=True, bf16=True, features=64)
+        halves = PlainLinear(*(part.bfloat16() for part in plain))
+        rows = torch.randn(500, 4).bfloat16()
+        exact = gated_unit(linear(rows.float(), *(part.float() for part in halves)))
+        errors = [
+            (found.float() - exact).abs().mean()
+            for found in (made.product(rows), GatedLinear(halves).product(rows))
+        ]
+        assert errors[0] < 0.8 * errors[1]
+
+
+class TestFeedForwards:
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_blocks_of_rows_give_what_all_rows_do(self, packed: bool, bf16: bool) -> None:
+        whole, plain = self.feed_forward(packed, bf16)
+        a_block = BYTES_AT_ONCE // (2 if bf16 else 4)
+        for count in (1, a_block, 2 * a_block + 3):
+            rows, hidden = torch.randn(count, 4), torch.randn(count, 4)
+            exact = plain.added_to(hidden, rows)
+            by_itself, added = whole.apply(rows), whole.added_to(hidden.clone(), rows)
+            assert added.dtype is torch.float32
+            allowed = 0.3 if bf16 else 1e-5
+            torch.testing.assert_close(added, exact, rtol=allowed, atol=allowed)
+            torch.testing.assert_close(hidden + by_itself, added)
+
+    def test_compiled_code_has_a_packed_one_whole(self) -> None:
+        whole, _ = self.feed_forward(packed=True, bf16=False)
+        traceable = Traceable.of(whole)
+        assert type(traceable.stand_in) is OpaqueFeedForward
+        assert traceable.stand_in.whole.out_features == 4
+        assert traceable.opaque == (whole,)
+
+    def test_compiled_code_of_a_single_row_reads_plain_weights(self) -> None:
+        whole, plain = self.feed_forward(packed=True, bf16=False)
+        of_one_row = Traceable.of(whole).for_one_row
+        assert type(of_one_row) is FeedForward
+        assert type(of_one_row.down) is OneRowLinear
+        assert isinstance(whole.up, PackedGatedLinear)
+        assert of_one_row.up == GatedLinear(OneRowLinear(*whole.up.original))
+        row, hidden = torch.randn(1, 4), torch.randn(1, 4)
+        found, exact = of_one_row.added_to(hidden, row), plain.added_to(hidden, row)
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+    def feed_forward(self, packed: bool, bf16: bool) -> tuple[ChunkedFeedForward, FeedForward]:
+        up, plain_up = gated(packed, bf16)
+        plain_down = PlainLinear(torch.randn(4, 6), torch.randn(4))
+        down = WeightFormat(packed, bf16).linear(*plain_down)
+        assert isinstance(down, (PlainLinear, PackedLinear))
+        return ChunkedFeedForward(up, down), FeedForward(GatedLinear(plain_up), plain_down)

@@ -535,7 +535,7 @@ def test_a_compiled_forecast_leaves_nothing_with_the_thread() -> None:
     model = compiled_by("eager")
     toto_compile_patch.apply("fast_decode", fallback="error")
     values(forecast(model, series(40, variates=2), HORIZON))
-    held = weakref.ref(weights.prepared_weights(model).head.linears[0].weight)
+    held = weakref.ref(weights.prepared_weights(model).layers[0].real.out.weight)
     assert held() is not None
     toto_compile_patch.revert()
     gc.collect()

@@ -91,6 +91,7 @@ TABLE = (
     PrivateName("torch._C._cuda_clearCublasWorkspaces", "decode.recorder", (GRAPHS,)),
     PrivateName("torch.ops.mkldnn._reorder_linear_weight", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._linear_pointwise", "decode.linear", (PACKED,)),
+    PrivateName("torch.ops.mkldnn._linear_pointwise.binary", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._is_mkldnn_bf16_supported", "decode.weights", (PACKED,)),
     PrivateName(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",

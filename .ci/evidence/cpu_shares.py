@@ -4,11 +4,11 @@
     python .ci/evidence/cpu_shares.py [--workload W1,WL,W6] [--precision model,bf16] [--json FILE]
 
 "Of the rate": the seconds of the forecast's packed products, made again with the same weights, the
-same numbers of rows and in the same order, but nothing between them, over the seconds of the
-forecast. "Times faster" and "at most": the seconds of the first precision over those of this one,
-of the forecasts and of their products alone. All of a workload in turns, after a warm-up; medians
-of the turns' ratios. The shares are of a forecast under torch's profiler, by operator. Random
-weights, the architecture of Toto-Open-Base-1.0.
+same numbers of rows and in the same order, but nothing between them and no gated unit within them,
+over the seconds of the forecast. "Times faster" and "at most": the seconds of the first precision
+over those of this one, of the forecasts and of their products alone. All of a workload in turns,
+after a warm-up; medians of the turns' ratios. The shares are of a forecast under torch's profiler,
+by operator. Random weights, the architecture of Toto-Open-Base-1.0.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from toto_compile_patch.tools.screen import table_of
 from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 PACKED = torch.ops.mkldnn._linear_pointwise.default
+PACKED_TIMES = torch.ops.mkldnn._linear_pointwise.binary
 
 KINDS = {
     "packed products": ("mkldnn::_linear_pointwise",),
@@ -82,8 +83,9 @@ class Recorded(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if operator is PACKED:
-            inputs, weight, bias, *_ = args
+        if operator in (PACKED, PACKED_TIMES):
+            inputs, *others = args
+            weight, bias = others[:2] if operator is PACKED else others[1:3]
             # Some of a few, as in a forecast, where the last product's rows are not in the cache.
             like = self._inputs.setdefault((inputs.shape, inputs.dtype), torch.randn_like(inputs))
             self.products.append(Product(like, weight, bias))

@@ -11,17 +11,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from toto_compile_patch.decode import fused
 from toto_compile_patch.decode.linear import (
+    Gated,
+    GatedLinear,
     GpuLinear,
     Linear,
     OneRowLinear,
     OpaqueLinear,
+    PackedGatedLinear,
     PackedLinear,
     PlainLinear,
     ThreePassLinear,
+    gated_unit,
 )
 from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.rotary import (
@@ -33,8 +37,9 @@ from toto_compile_patch.decode.rotary import (
     RotationByPosition,
 )
 
-ROWS_AT_ONCE = 512
-"""Rows that go through a feed-forward together on a CPU, so that they stay in its cache."""
+BYTES_AT_ONCE = 2048
+"""Of each feature of the rows that go through a feed-forward together on a CPU, so that they stay
+in its cache: 512 rows in float32."""
 
 
 class RMSNorm(NamedTuple):
@@ -319,63 +324,78 @@ class FeedForward(NamedTuple):
     """Upstream's feed-forward: up, a gated linear unit, down; in the weights' type, which is where
     most of a layer's numbers are."""
 
-    up: Linear
+    up: Gated
     down: Linear
-
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim`` to the same, in the weights' type."""
-        gate, value = self.up.product(rows).chunk(2, dim=-1)
-        return self.down.product(silu(gate) * value)
 
     def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The sum with hidden states, ``row embed_dim``."""
-        return hidden + self.apply(rows)
+        return hidden + self.down.product(self.up.product(rows))
 
 
-def _gated(up: torch.Tensor) -> torch.Tensor:
-    gate, value = up.chunk(2, dim=-1)
-    return silu(gate) * value
-
-
-gated = fused.operator("gated(Tensor up) -> Tensor", _gated)
+gated = fused.operator("gated(Tensor up) -> Tensor", gated_unit)
 
 
 class FusedFeedForward(NamedTuple):
     """Upstream's feed-forward with its gated linear unit in one kernel, and where there are few
     rows the sum with hidden states in that of the product: for a GPU without a compiler."""
 
-    up: Linear
+    up: GatedLinear
     down: GpuLinear | ThreePassLinear
 
     def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The sum with hidden states, ``row embed_dim``."""
         if not fused.serves(rows):
-            return FeedForward(self.up, self.down).added_to(hidden, rows)
-        return self.down.added_to(hidden, gated(self.up.product(rows)))
+            return FeedForward(*self).added_to(hidden, rows)
+        return self.down.added_to(hidden, gated(self.up.linear.product(rows)))
 
 
 class ChunkedFeedForward(NamedTuple):
-    """Upstream's feed-forward, some rows after the other: for a CPU without a compiler."""
+    """Upstream's feed-forward on a CPU, some rows after the other.
 
-    up: Linear
-    down: Linear
+    Compiled code has it whole behind one operator, where weights are packed.
+    """
+
+    up: Gated
+    down: PlainLinear | PackedLinear
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the result."""
+        return self.down.dtype
 
     def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The sum with hidden states, ``row embed_dim``, in their memory, while a block is in the
         cache. They have the type of the sum: that of a layer's first one, see ``_after_attention``.
         """
-        for some, block in zip(hidden.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
-            some += self._block(block)
+        for some, block in zip(self._blocks(hidden), self._blocks(rows), strict=True):
+            some += self._product(block)
         return hidden
 
-    def _block(self, rows: torch.Tensor) -> torch.Tensor:
-        gate, value = self.up.product(rows).chunk(2, dim=-1)
-        # In place: memory that is in the cache already.
-        return self.down.product(silu(gate, inplace=True) * value)
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim`` to the same."""
+        return torch.cat([self._product(block) for block in self._blocks(rows)])
+
+    def _blocks(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return rows.split(BYTES_AT_ONCE // self.dtype.itemsize)
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.down.product(self.up.product(rows))
+
+
+class OpaqueFeedForward(NamedTuple):
+    """Stands for a feed-forward in compiled code that no compiler can trace."""
+
+    whole: OpaqueLinear
+
+    def added_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The sum with hidden states, ``row embed_dim``."""
+        return hidden + self.whole.product(rows)
 
 
 Norm = RMSNorm | FusedRMSNorm | UnchangedModule
-AnyFeedForward = FeedForward | FusedFeedForward | ChunkedFeedForward | UnchangedModule
+AnyFeedForward = (
+    FeedForward | FusedFeedForward | ChunkedFeedForward | OpaqueFeedForward | UnchangedModule
+)
 
 
 class Layer(NamedTuple):
@@ -467,44 +487,59 @@ def _after_attention(layer: Layer, hidden: torch.Tensor, attended: torch.Tensor)
     return layer.feed_forward.added_to(hidden, normed)
 
 
+Opaque = PackedLinear | ThreePassLinear | ChunkedFeedForward
+"""What no compiler can trace: weights in layouts, and ways to multiply, that it does not know."""
+
+
 class Traceable(NamedTuple):
     """A layer or a head in the forms that eager and compiled code take.
 
     Attributes:
         real: the thing itself.
-        stand_in: for compiled code, which cannot hold weights in layouts, or multiply in ways, that
-            no compiler knows: numbered slots instead.
-        linears: the linear layers in the order of the slots.
+        stand_in: for compiled code, with numbered slots in place of what is opaque to it.
+        opaque: that, in the order of the slots.
         for_one_row: for compiled code on a single row: sums over the plain weights in place of
             packed ones; None where none is packed.
     """
 
     real: Any
     stand_in: Any
-    linears: tuple[PackedLinear | ThreePassLinear, ...]
+    opaque: tuple[Opaque, ...]
     for_one_row: Any
 
     @classmethod
     def of(cls, real: Any) -> Traceable:
-        linears: list[PackedLinear | ThreePassLinear] = []
+        opaque: list[Opaque] = []
 
-        def in_slots(opaque: PackedLinear | ThreePassLinear) -> OpaqueLinear:
-            linears.append(opaque)
-            return OpaqueLinear(len(linears) - 1, opaque.out_features, opaque.dtype)
+        def in_slots(part: Any) -> Any:
+            if isinstance(part, ChunkedFeedForward) and isinstance(part.down, PackedLinear):
+                return OpaqueFeedForward(slot(part, part.down.out_features))
+            if isinstance(part, (PackedLinear, ThreePassLinear)):
+                return slot(part, part.out_features)
+            return None
 
-        def sums(opaque: PackedLinear | ThreePassLinear) -> OneRowLinear:
-            return OneRowLinear(*opaque.original)
+        def slot(part: Opaque, out_features: int) -> OpaqueLinear:
+            opaque.append(part)
+            return OpaqueLinear(len(opaque) - 1, out_features, part.dtype)
 
         stand_in = _traceable(real, in_slots)
-        packed = any(isinstance(one, PackedLinear) for one in linears)
-        return cls(real, stand_in, tuple(linears), _traceable(real, sums) if packed else None)
+        packed = any(not isinstance(one, ThreePassLinear) for one in opaque)
+        return cls(real, stand_in, tuple(opaque), _traceable(real, _sums) if packed else None)
 
 
-def _traceable(part: Any, instead: Callable[[PackedLinear | ThreePassLinear], Linear]) -> Any:
-    """Copy a tree of named tuples for compiled code, with something else in place of each linear
-    layer that is opaque to it, and no kernels chosen for eager code."""
-    if isinstance(part, (PackedLinear, ThreePassLinear)):
-        return instead(part)
+def _sums(part: Any) -> Any:
+    if isinstance(part, PackedGatedLinear):
+        return GatedLinear(OneRowLinear(*part.original))
+    if isinstance(part, PackedLinear):
+        return OneRowLinear(*part.original)
+    return None
+
+
+def _traceable(part: Any, instead: Callable[[Any], Any]) -> Any:
+    """Copy a tree of named tuples for compiled code, with no kernels chosen for eager code, and
+    something else in place of each part that something is given for."""
+    if (other := instead(part)) is not None:
+        return other
     if isinstance(part, FusedRMSNorm):
         return part.formula
     if isinstance(part, FusedHeadProjection):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 from toto_compile_patch.decode import fused, operators
 from toto_compile_patch.decode.precision import exact_products
@@ -21,6 +21,7 @@ from toto_compile_patch.private_names import private
 
 _reorder_linear_weight = private("torch.ops.mkldnn._reorder_linear_weight")
 _linear_pointwise = private("torch.ops.mkldnn._linear_pointwise")
+_linear_binary = private("torch.ops.mkldnn._linear_pointwise.binary")
 
 PLACES_AT_ONCE = 4
 """Places of a weight that are read in turn: a CPU fetches from as many in advance."""
@@ -31,6 +32,11 @@ class PlainLinear(NamedTuple):
 
     weight: torch.Tensor
     bias: torch.Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the product."""
+        return self.weight.dtype
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``, in the weight's type."""
@@ -225,8 +231,23 @@ class PackedLinear(NamedTuple):
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``, in the weight's type."""
+        return self._followed_by("none", inputs)
+
+    def silu(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of the product, SiLU."""
+        return self._followed_by("swish", inputs)
+
+    def times(self, factor: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Of the product and a factor like it, number by number, the product."""
+        result: torch.Tensor = _linear_binary(
+            inputs.to(self.dtype), factor, self.weight, self.bias, "mul"
+        )
+        return result
+
+    def _followed_by(self, operation: str, inputs: torch.Tensor) -> torch.Tensor:
+        # Made of the sums that oneDNN has in float32, before they are rounded or leave the cache.
         result: torch.Tensor = _linear_pointwise(
-            inputs.to(self.original.weight.dtype), self.weight, self.bias, "none", [], ""
+            inputs.to(self.dtype), self.weight, self.bias, operation, [], ""
         )
         return result
 
@@ -278,4 +299,40 @@ class OpaqueLinear(NamedTuple):
         return self.product(inputs).to(inputs.dtype)
 
 
+def gated_unit(features: torch.Tensor) -> torch.Tensor:
+    """Upstream's gated unit, ``row 2 * features``, gate first, to ``row features``."""
+    gate, value = features.chunk(2, dim=-1)
+    return silu(gate) * value
+
+
+class GatedLinear(NamedTuple):
+    """A linear layer, and upstream's gated unit of what it gives: a gate, and a value."""
+
+    linear: Linear
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to half as many as the layer gives, in the weight's type."""
+        return gated_unit(self.linear.product(inputs))
+
+
+class PackedGatedLinear(NamedTuple):
+    """The same in oneDNN's layout, a layer each, so that the unit is made within their products."""
+
+    gate: PackedLinear
+    value: PackedLinear
+    original: PlainLinear
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> PackedGatedLinear:
+        """Pack a weight, ``2 * features features``, gate first, and its bias."""
+        gate, value = zip(weight.chunk(2), bias.chunk(2), strict=True)
+        return cls(PackedLinear.of(*gate), PackedLinear.of(*value), PlainLinear(weight, bias))
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From ``row features`` to half as many as the layer gives, in the weight's type."""
+        inputs = inputs.to(self.value.dtype)
+        return self.value.times(self.gate.silu(inputs), inputs)
+
+
 Linear = PlainLinear | GpuLinear | ThreePassLinear | PackedLinear | OneRowLinear | OpaqueLinear
+Gated = GatedLinear | PackedGatedLinear

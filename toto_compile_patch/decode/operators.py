@@ -1,10 +1,10 @@
-"""Operators of our own that are opaque to a compiler: attention, and packed linear layers.
+"""Operators of our own that are opaque to a compiler: attention, and what is packed.
 
 A compiled region knows of a layer only how it acts on each row of a hidden state (see ``layer``).
-Attention, which mixes rows, and linear layers in a layout that no compiler can trace are operators
-to it: their shapes and their state stay outside, so that one piece of compiled code serves every
-layer, context, horizon and number of samples. What an operator is to do is handed over beside
-the call, in this thread.
+Attention, which mixes rows, and what has weights in a layout that no compiler can trace are
+operators to it: their shapes and their state stay outside, so that one piece of compiled code
+serves every layer, context, horizon and number of samples. What an operator is to do is handed over
+beside the call, in this thread.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 class _HandedOver(threading.local):
     attend: Attend | None = None
-    linears: Sequence[Any] = ()
+    parts: Sequence[Any] = ()
 
 
 _here = _HandedOver()
 
 
 @contextmanager
-def handed_over(linears: Sequence[Any], attend: Attend | None) -> Iterator[None]:
+def handed_over(parts: Sequence[Any], attend: Attend | None) -> Iterator[None]:
     """Say what compiled code that this thread calls here is to find behind the operators.
 
     Let go afterwards: it holds a model's weights and a forecast's caches.
     """
-    _here.linears, _here.attend = linears, attend
+    _here.parts, _here.attend = parts, attend
     try:
         yield
     finally:
-        _here.linears, _here.attend = (), None
+        _here.parts, _here.attend = (), None
 
 
 def linear(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:
-    """Apply the linear layer in a slot of those that were handed over."""
+    """Apply what is in a slot of those that were handed over: a linear layer or a feed-forward."""
     result: torch.Tensor = torch.ops.toto_compile_patch.linear(rows, slot, out_features)
     return result
 
@@ -54,7 +54,7 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> t
 
 
 def _linear(rows: torch.Tensor, slot: int, out_features: int) -> torch.Tensor:
-    result: torch.Tensor = _here.linears[slot].apply(rows)
+    result: torch.Tensor = _here.parts[slot].apply(rows)
     return result
 
 

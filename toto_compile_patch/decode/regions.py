@@ -179,7 +179,7 @@ class Compiled(Regions):
         if one_row:
             for varying in (part for row in rows if isinstance(row, Past) for part in row):
                 _mark_dynamic(varying, 0)
-            with operators.handed_over(part.linears, attend):
+            with operators.handed_over(part.opaque, attend):
                 return compiled(part.for_one_row or part.stand_in, hidden, *rows)
         for varying in (hidden, *rows):
             if isinstance(varying, torch.Tensor):
@@ -187,5 +187,5 @@ class Compiled(Regions):
             elif isinstance(varying, RealRotation):
                 for table in varying:
                     _mark_dynamic(table, 0)
-        with operators.handed_over(part.linears, attend):
+        with operators.handed_over(part.opaque, attend):
             return compiled(part.stand_in, hidden, *rows)

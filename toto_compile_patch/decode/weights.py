@@ -34,8 +34,11 @@ from toto_compile_patch.decode.layer import (
     UnchangedModule,
 )
 from toto_compile_patch.decode.linear import (
+    Gated,
+    GatedLinear,
     GpuLinear,
     Linear,
+    PackedGatedLinear,
     PackedLinear,
     PlainLinear,
     ThreePassLinear,
@@ -74,6 +77,13 @@ class WeightFormat:
         """A linear layer in this format."""
         plain = self._plain(weight, bias)
         return PackedLinear.of(*plain) if self.packed else self._where_it_is(plain)
+
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor) -> Gated:
+        """A linear layer and the gated unit of what it gives, in this format."""
+        plain = self._plain(weight, bias)
+        if self.packed:
+            return PackedGatedLinear.of(*plain)
+        return GatedLinear(self._where_it_is(plain))
 
     def heads(
         self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
@@ -338,12 +348,7 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
     project = weight_format.heads(attention.wQKV.weight, attention.wQKV.bias, *heads)
     feed_forward: AnyFeedForward = UnchangedModule(layer.mlp)
     if (up_and_down := _up_and_down(layer.mlp)) is not None:
-        up, down = (weight_format.linear(part.weight, part.bias) for part in up_and_down)
-        if isinstance(down, (GpuLinear, ThreePassLinear)):
-            feed_forward = FusedFeedForward(up, down)
-        else:
-            on_a_cpu = attention.wO.weight.is_cpu
-            feed_forward = (ChunkedFeedForward if on_a_cpu else FeedForward)(up, down)
+        feed_forward = _feed_forward(*up_and_down, weight_format)
     return Layer(
         over_time=_is_over_time(layer),
         norm1=_norm(layer.norm1, attention.wO.weight),
@@ -353,6 +358,16 @@ def _layer(layer: Any, weight_format: WeightFormat, *, alone: bool) -> Layer:
         feed_forward=feed_forward,
         alone=_alone(attention, project, weight_format) if alone else None,
     )
+
+
+def _feed_forward(up: Any, down: Any, weight_format: WeightFormat) -> AnyFeedForward:
+    gated = weight_format.gated(up.weight, up.bias)
+    linear = weight_format.linear(down.weight, down.bias)
+    if isinstance(linear, (GpuLinear, ThreePassLinear)) and isinstance(gated, GatedLinear):
+        return FusedFeedForward(gated, linear)
+    if isinstance(linear, (PlainLinear, PackedLinear)) and down.weight.is_cpu:
+        return ChunkedFeedForward(gated, linear)
+    return FeedForward(gated, linear)
 
 
 def _is_over_time(layer: Any) -> bool:
