@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,11 @@ from toto_compile_patch.tested_code import FINGERPRINTS
 
 HERE = Path(__file__).parent
 INSTALLED = Path(toto.__file__).parent
+
+alone = pytest.mark.skipif(
+    importlib.util.find_spec("autogluon") is not None,
+    reason="AutoGluon is installed, whose copy of Toto would be named as well",
+)
 
 WITHOUT_TOTO = """\
 import os, sys
@@ -397,6 +403,7 @@ assert carrier.advice in str(p.status())
 """
 
 
+@alone
 def test_where_a_fork_is_all_there_is(clone: Path) -> None:
     edit(clone)
     said, state = done(forked.python(WITHOUT_TOTO + NOT_INSTALLED, clone)).splitlines()
@@ -406,6 +413,7 @@ def test_where_a_fork_is_all_there_is(clone: Path) -> None:
     assert state == f"inference and model|importable, not reached|{differs}"
 
 
+@alone
 @pytest.mark.slow
 def test_where_toto_2_is_all_there_is(tmp_path: Path) -> None:
     nested = tmp_path / "toto2" / "toto2"
@@ -450,6 +458,7 @@ def test_a_toto_that_is_none(instead: str, says: str, tmp_path: Path) -> None:
     assert "toto_compile_patch fingerprints` lists what differs" in said
 
 
+@alone
 @pytest.mark.slow
 def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
     (tmp_path / "toto2").mkdir()
@@ -467,6 +476,7 @@ def test_toto_2_beside_toto_is_named_and_not_warned_of(tmp_path: Path) -> None:
     assert "UnreachedCarrierWarning" not in run.stderr
 
 
+@alone
 def test_namesakes_are_not_named(tmp_path: Path) -> None:
     for package in ("inference", "model"):
         (tmp_path / package).mkdir()
@@ -574,6 +584,7 @@ def test_commands_say_what_a_script_forecasts_with(
     assert "inference and model, not reached by apply()" in run.stdout
 
 
+@alone
 @pytest.mark.slow
 def test_doctor_lists_them(clone: Path, autogluon: Path) -> None:
     look = "from toto_compile_patch.tools.cli import main; import sys; sys.exit(main(['doctor'"

@@ -119,8 +119,13 @@ def _fonts_for(text: str) -> list[str]:
     lacking = {ord(letter) for letter in text if letter.isprintable()} - usual.get_charmap().keys()
     families = dict.fromkeys(entry.name for entry in font_manager.fontManager.ttflist)
     for family in families if lacking else ():
-        # A letter that only a slanted or a bold face has would still be a box.
-        has = lacking & font_manager.get_font(font_manager.findfont(family)).get_charmap().keys()
+        # Matplotlib's own, whose letters are boxes.
+        if family.startswith("Last Resort"):
+            continue
+        # A letter that only a slanted or a bold face has would still be a box. In a list, or
+        # matplotlib would look for patterns in the name.
+        upright = font_manager.findfont(font_manager.FontProperties(family=[family]))
+        has = lacking & font_manager.get_font(upright).get_charmap().keys()
         if has:
             found.append(family)
             lacking -= has
