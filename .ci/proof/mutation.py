@@ -31,6 +31,7 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import NoReturn
 
 from mutants import mutants
@@ -245,6 +246,8 @@ def _test(module: str, copy: Path, options: argparse.Namespace, limit: int, log:
         os.dup2(file, 2)
         os.chdir(copy)
         sys.path.insert(0, str(copy))
+        # Processes that tests start would run this program again.
+        sys.modules["__main__"] = ModuleType("__main__")
         # Processes that tests start shall find the mutant too.
         os.environ |= {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         if options.trials:
