@@ -415,7 +415,7 @@ class TestSomebodyElse:
         "theirs is out",
     )
     def test_an_earlier_patch_is_refused_or_left_out(
-        self, monkeypatch: pytest.MonkeyPatch, by_wrapt: bool
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, by_wrapt: bool
     ) -> None:
         original = vars(BaseMultiheadAttention)["run_attention"]
         samples_of_upstreams = vars(TotoForecaster)["generate_samples"]
@@ -433,6 +433,9 @@ class TestSomebodyElse:
             assert applied() == set()
             toto_compile_patch.apply(strict=False)
             assert applied() == set(PATCH_NAMES) - {"positional_embedding", "fast_decode"}
+            told = [record.getMessage() for record in caplog.records]
+            left_out = [line.split()[1] for line in told if line.endswith("; patch left out")]
+            assert left_out == ["positional_embedding", "fast_decode"]
             assert not toto_compile_patch.is_applied()
             rows = {row.name: row for row in toto_compile_patch.status()}
             assert rows["positional_embedding"].state == "unavailable"
