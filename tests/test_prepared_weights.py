@@ -130,6 +130,27 @@ def test_what_is_prepared_goes_when_it_is_to_be_refreshed() -> None:
     assert prepared_layers(other)[0] is of_other
 
 
+def test_memory_that_a_model_has_given_up_is_seen() -> None:
+    """A recording that reads it could be replayed before the forecast is checked."""
+    model = small_model().model
+    toto_compile_patch.apply("fast_decode")
+    prepared = prepared_weights(model)
+    assert prepared.have_moved() is False
+    weight = model.unembed.weight
+    for numbers in (weight.detach().clone(), torch.zeros(2, 2).to_sparse()):
+        elsewhere = torch.nn.Parameter(numbers)
+        torch.utils.swap_tensors(weight, elsewhere)
+        assert prepared.have_moved() is True
+        torch.utils.swap_tensors(weight, elsewhere)
+        assert prepared.have_moved() is False
+
+
+def test_elsewhere_than_on_a_cpu_rows_go_through_a_feed_forward_together() -> None:
+    mlp = small_model().model.transformer.layers[0].mlp.to("meta")
+    made = weights._feed_forward(mlp[0], mlp[2], WeightFormat(packed=False, bf16=False))
+    assert type(made) is FeedForward
+
+
 class TestPacking:
     def test_a_model_of_32_bits_needs_no_instructions_for_16(
         self, monkeypatch: pytest.MonkeyPatch
