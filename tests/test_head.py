@@ -54,6 +54,14 @@ def test_it_is_folded_in_float64_and_rounded_once() -> None:
 
 
 @torch.no_grad()
+def test_parameters_of_hidden_states_in_16_bits_have_32() -> None:
+    head, hidden = fold(model_of().bfloat16(), packed=False), torch.randn(5, 32)
+    raw = head.apply(hidden.bfloat16())
+    assert raw.dtype is torch.float32
+    torch.testing.assert_close(raw, head.apply(hidden.bfloat16().float()))
+
+
+@torch.no_grad()
 def test_the_first_time_steps() -> None:
     head, hidden = fold(model_of(), packed=False), torch.randn(5, 32)
     whole = head.apply(hidden)

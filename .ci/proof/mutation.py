@@ -70,7 +70,7 @@ TESTS = {
         "tests/test_carriers.py::test_a_carrier_that_comes_later_and_does_not_fit",
         "tests/test_doctor.py::test_a_patch_that_is_left_out",
     ),
-    "decode/scaling": ("tests/test_scaling.py", *_EQUALITY, *_OTHER_WAYS),
+    "decode/scaling": ("tests/test_scaling.py", *_EQUALITY, *_OTHER_WAYS, "tests/test_fused.py"),
     "decode/sampling": (*_EQUALITY, *_SAMPLES, *_OTHER_WAYS),
     "decode/head": ("tests/test_head.py", *_EQUALITY, *_OTHER_WAYS),
     "decode/attention": (
@@ -78,6 +78,7 @@ TESTS = {
         "tests/test_shared_context.py",
         *_EQUALITY,
         *_OTHER_WAYS,
+        "tests/test_fused.py",
     ),
     "decode/weights": (
         "tests/test_prepared_weights.py",
