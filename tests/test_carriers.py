@@ -494,6 +494,7 @@ def test_namesakes_are_not_named(tmp_path: Path) -> None:
     assert done(python(code, tmp_path)).strip() == "[('toto', False)]"
 
 
+@alone
 @pytest.mark.slow
 @pytest.mark.fault(
     injected="Toto's modules are deleted and imported anew",
