@@ -205,6 +205,7 @@ def gated(packed: bool, bf16: bool, features: int = 6) -> tuple[Any, PlainLinear
     """A gated linear layer in a format, and what it was made of."""
     if packed and not can_be_packed(torch.zeros(2, 2), bf16):
         pytest.skip("this processor packs no weights of 16 bits")
+    torch.manual_seed(0)
     plain = PlainLinear(torch.randn(2 * features, 4), torch.randn(2 * features))
     return WeightFormat(packed, bf16).gated(*plain), plain
 
@@ -223,6 +224,8 @@ class TestGatedUnits:
 
     def test_those_of_odd_numbers_are_torchs(self) -> None:
         """Far beyond what its exponential can hold, at infinity, and at what is no number."""
+        if not can_be_packed(torch.zeros(2, 2)):
+            pytest.skip("this processor packs no weights")
         odd = [0.0, -1e-40, 1e-30, -80.0, -87.5, -89.0, -1e30, 1e30, 3e38, torch.inf]
         numbers = torch.tensor([*odd, -torch.inf, torch.nan])
         layer, rows = PackedLinear.of(torch.ones(1, 1), torch.zeros(1)), numbers.unsqueeze(1)
@@ -233,9 +236,8 @@ class TestGatedUnits:
             factors = torch.full_like(rows, factor)
             torch.testing.assert_close(layer.times(factors, rows), factors * rows, equal_nan=True)
 
-    def test_in_16_bits_they_are_rounded_once(self) -> None:
-        """Not the gate and the value before they are multiplied."""
-        torch.manual_seed(0)
+    def test_in_16_bits_what_they_are_made_of_is_not_rounded(self) -> None:
+        """Neither the gate before SiLU, nor the value before it is multiplied."""
         made, plain = gated(packed=True, bf16=True, features=64)
         halves = PlainLinear(*(part.bfloat16() for part in plain))
         rows = torch.randn(500, 4).bfloat16()

@@ -139,11 +139,6 @@ class ThreePassLinear(NamedTuple):
     bias: torch.Tensor
 
     @property
-    def original(self) -> PlainLinear:
-        """Weight and bias."""
-        return PlainLinear(*self)
-
-    @property
     def out_features(self) -> int:
         """Of the product."""
         return self.weight.shape[0]
