@@ -862,6 +862,21 @@ CASES = [
         options={"column": "2"},
     ),
     Case(
+        "headless_prices.csv",
+        "no header line, and prices like years and months",
+        csv(ISO, [f"{2001.5 + i % 7},2041.2,2030.12,2039.9" for i in range(ROWS)], header=None),
+        values=[2001.5 + i % 7 for i in range(ROWS)],
+        says="no header line",
+        options={"column": "2"},
+    ),
+    Case(
+        "months_on_their_side.csv",
+        "a series in each row, and months with dots as names of columns",
+        to_csv(pd.DataFrame([LOAD[:30]], columns=stamps("%Y.%m", MONTHS)[:30])),
+        refused=True,
+        says="transpose it",
+    ),
+    Case(
         "headless_months.csv",
         "no header line, months by name, and a gap first",
         csv(stamps("%b %Y", MONTHS), ["n.a.", *LOAD[1:]], header=None),

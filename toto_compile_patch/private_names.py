@@ -93,6 +93,7 @@ TABLE = (
     PrivateName("torch.ops.mkldnn._linear_pointwise", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._linear_pointwise.binary", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._is_mkldnn_bf16_supported", "decode.weights", (PACKED,)),
+    PrivateName("torch.ops.mkldnn._is_mkldnn_acl_supported", "decode.weights", (PACKED,)),
     PrivateName(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
         "decode.attention",

@@ -297,7 +297,7 @@ class OpaqueLinear(NamedTuple):
 def gated_unit(features: torch.Tensor) -> torch.Tensor:
     """Upstream's gated unit, ``row 2 * features``, gate first, to ``row features``."""
     gate, value = features.chunk(2, dim=-1)
-    return silu(gate) * value
+    return silu(gate).mul_(value)
 
 
 class GatedLinear(NamedTuple):

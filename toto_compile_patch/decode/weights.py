@@ -9,6 +9,7 @@ plain weight, and one with many rows a quarter faster. With ``precision="bf16"``
 from __future__ import annotations
 
 import itertools
+import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -81,9 +82,9 @@ class WeightFormat:
     def gated(self, weight: torch.Tensor, bias: torch.Tensor) -> Gated:
         """A linear layer and the gated unit of what it gives, in this format."""
         plain = self._plain(weight, bias)
-        if self.packed:
+        if self.packed and has_units_within_products(plain.weight.dtype):
             return PackedGatedLinear.of(*plain)
-        return GatedLinear(self._where_it_is(plain))
+        return GatedLinear(self.linear(weight, bias))
 
     def heads(
         self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
@@ -232,6 +233,8 @@ class Weights:
 
 
 _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
+_is_made_by_acl = private("torch.ops.mkldnn._is_mkldnn_acl_supported")
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 """Asks whether this CPU has the instructions that oneDNN multiplies bfloat16 with."""
 
 
@@ -323,9 +326,23 @@ def can_be_packed(weight: torch.Tensor, bf16: bool = False) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not why_without(PACKED)
+        # Elsewhere oneDNN's own code may be the reference, and torch's BLAS many times faster.
+        and (_IS_X86 or _is_made_by_acl())
         and (not in_16_bits or _supports_bf16())
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def has_units_within_products(dtype: torch.dtype) -> bool:
+    """Whether gated units are made within oneDNN's packed products, and not after them.
+
+    In 16 bits, of sums that were not rounded yet, and in fewer passes over memory. In 32 bits that
+    gains nothing with AVX512, and costs 2 to 4 percent with AVX2, 16 with a single row.
+
+    On ARM, oneDNN has products made by Arm's Compute Library, which knows no SiLU and no factor:
+    where one is wanted, it makes the product, too, by its reference code, a hundred times slower.
+    """
+    return dtype is torch.bfloat16 and not _is_made_by_acl()
 
 
 def _layers(layers: Sequence[Any], weight_format: WeightFormat) -> tuple[Traceable, ...]:

@@ -51,8 +51,11 @@ _TOLD_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 _FEWEST_TIMES = 3
 """Columns that are named by times, to say that a file stands on its side."""
 
-_YEAR = re.compile(r"(18|19|20|21)\d\d")
-_DATE = re.compile(r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ,].*)?")
+# What may be a number, too; a name, where each is later than the one before it.
+_YEAR_OR_MONTH = re.compile(r"(18|19|20|21)\d\d(\.(0[1-9]|1[0-2]))?")
+_DATE = re.compile(
+    r"(\d{4}[-/]\d{1,2}|\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ,].*)?"
+)
 _NUMBER = re.compile(r"[-+\u2212]?(\d[\d.,'\s\u00a0\u202f]*|[.,]\d+)([eE][-+]?\d+)?")
 
 
@@ -197,10 +200,10 @@ def _check_beginning(rows: Sequence[Sequence[str]], path: str) -> None:
 def _times_at_end(row: Sequence[str]) -> int:
     """How many of the last cells of a row are times, one later than the other."""
     found = list(itertools.takewhile(_DATE.fullmatch, reversed(row)))
-    years = list(itertools.takewhile(_YEAR.fullmatch, reversed(row)))
-    if any(one <= other for one, other in itertools.pairwise(years)):
-        years = []
-    return max(len(found), len(years))
+    likely = list(itertools.takewhile(_YEAR_OR_MONTH.fullmatch, reversed(row)))
+    if any(one <= other for one, other in itertools.pairwise(likely)):
+        likely = []
+    return max(len(found), len(likely))
 
 
 def _is_header(first: Sequence[str], others: Sequence[Sequence[str]], path: str) -> bool:
