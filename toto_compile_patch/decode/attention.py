@@ -198,7 +198,7 @@ class LogSumAttention(_AttentionOfSamples):
     ) -> torch.Tensor:
         with without_autocast(queries.device):
             dtype = values.dtype
-            parts = (queries, keys, values.to(keys.dtype))
+            parts = (queries, keys, values)
             q, k, v = (self.heads.side_by_side(part) for part in parts)
             all_keys, all_values = self.suffix
             own = [*all_keys[: self.step], k], [*all_values[: self.step], v]
