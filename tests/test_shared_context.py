@@ -81,6 +81,29 @@ def test_a_step_reads_the_steps_before_it(monkeypatch: pytest.MonkeyPatch, least
     torch.testing.assert_close(as_a_cpu, attended(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("as_a_cpu", [True, False])
+def test_the_result_has_the_type_of_values(monkeypatch: pytest.MonkeyPatch, as_a_cpu: bool) -> None:
+    """Queries and keys of a model of 16 bits are rotated in 32."""
+    if not as_a_cpu:
+        monkeypatch.setattr(caches, "has_log_sums", lambda device: False)
+    g = torch.Generator().manual_seed(2)
+    context = ContextCache({0: tuple(torch.randn(2, 1, 1, 2, 5, 4, generator=g))}, 5)
+    steps = torch.randn(2, 3, 6, 8, generator=g).bfloat16().float()
+
+    def attended(dtype: torch.dtype) -> torch.Tensor:
+        cache = SamplesCache.empty(context, 6, len(steps))
+        heads = Heads(RowLayout(1, 1, 6, Padding(0)), 2)
+        found = [
+            cache.attention(0, heads, step)(queries, keys, numbers.to(dtype))
+            for step, (queries, keys, numbers) in enumerate(steps)
+        ]
+        return torch.stack(found)
+
+    found, exact = attended(torch.bfloat16), attended(torch.float32)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=1 / 64, atol=1e-3)
+
+
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_samples_as_a_gpu_attends(monkeypatch: pytest.MonkeyPatch, use_kv_cache: bool) -> None:
     model = small_model().model.double()
