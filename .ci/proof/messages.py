@@ -216,7 +216,7 @@ def _keep(said: list[dict[str, str]], all_anew: bool) -> None:
 
 def readable(text: str) -> str:
     """A message without what is of one machine and one run."""
-    text = re.sub(r"(?<![\w:/.])/(?:[^\s/:'\",()]+/)+", "/.../", text)
+    text = re.sub(r"(?:(?<=file://)|(?<![\w:/.]))/(?:[^\s/:'\",()]+/)+", "/.../", text)
     text = re.sub(r"0x[0-9a-f]{6,}", "0x...", text)
     return " ".join(text.split())
 
