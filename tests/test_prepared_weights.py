@@ -245,19 +245,20 @@ class TestGatedUnits:
         found, expected = after.product(rows), made.product(rows)
         torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed)
 
-    def test_those_of_odd_numbers_are_torchs(self) -> None:
-        """Far beyond what its exponential can hold, at infinity, and at what is no number.
-
-        Such products take numbers below 1e-38 for 0, gated unit or not.
-        """
-        one, zero = torch.ones(1, 1).bfloat16(), torch.zeros(1).bfloat16()
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_those_of_odd_numbers_are_torchs(self, dtype: torch.dtype) -> None:
+        """Far beyond what its exponential can hold, at infinity, and at what is no number."""
+        one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
         if not can_be_packed(one):
-            pytest.skip("this processor packs no weights of 16 bits")
-        odd = [0.0, 1e-30, -80.0, -87.5, -89.0, -1e30, 1e30, 3e38, torch.inf]
-        rows = torch.tensor([*odd, -torch.inf, torch.nan]).bfloat16().unsqueeze(1)
-        layer = PackedLinear.of(one, zero)
+            pytest.skip("this processor packs no such weights")
+        odd = [0.0, 1e-30, -80.0, -87.5, -89.0, -1e30, 1e30, 3e38, torch.inf, -torch.inf, torch.nan]
+        if dtype is torch.float32:
+            # Products of 16 bits take it for 0, gated unit or not.
+            odd.append(-1e-40)
+        layer, rows = PackedLinear.of(one, zero), torch.tensor(odd, dtype=dtype).unsqueeze(1)
+        allowed = 1e-6 if dtype is torch.float32 else 1 / 128
         torch.testing.assert_close(
-            layer.silu(rows), silu(rows), equal_nan=True, atol=1e-34, rtol=1 / 128
+            layer.silu(rows), silu(rows), equal_nan=True, atol=1e-34, rtol=allowed
         )
         for factor in (2.0, torch.inf, torch.nan):
             factors = torch.full_like(rows, factor)
@@ -304,8 +305,9 @@ class TestFeedForwards:
         of_one_row = Traceable.of(whole).for_one_row
         assert type(of_one_row) is FeedForward
         assert type(of_one_row.down) is OneRowLinear
-        assert type(of_one_row.up) is GatedLinear
-        assert type(of_one_row.up.linear) is OneRowLinear
+        up = whole.up if isinstance(whole.up, PackedGatedLinear) else whole.up.linear
+        assert isinstance(up, (PackedGatedLinear, PackedLinear))
+        assert of_one_row.up == GatedLinear(OneRowLinear(*up.original))
         row, hidden = torch.randn(1, 4), torch.randn(1, 4)
         found, exact = of_one_row.added_to(hidden, row), plain.added_to(hidden, row)
         allowed = 0.3 if bf16 else 1e-5

@@ -76,15 +76,14 @@ class WeightFormat:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         """A linear layer in this format."""
-        plain = self._plain(weight, bias)
-        return PackedLinear.of(*plain) if self.packed else self._where_it_is(plain)
+        return self._linear(self._plain(weight, bias))
 
     def gated(self, weight: torch.Tensor, bias: torch.Tensor) -> Gated:
         """A linear layer and the gated unit of what it gives, in this format."""
         plain = self._plain(weight, bias)
         if self.packed and has_units_within_products(plain.weight.dtype):
             return PackedGatedLinear.of(*plain)
-        return GatedLinear(self.linear(weight, bias))
+        return GatedLinear(self._linear(plain))
 
     def heads(
         self, weight: torch.Tensor, bias: torch.Tensor, head_dim: int, num_heads: int
@@ -110,6 +109,9 @@ class WeightFormat:
         if self.bf16:
             weight, bias = weight.to(torch.bfloat16), bias.to(torch.bfloat16)
         return PlainLinear(weight, bias)
+
+    def _linear(self, plain: PlainLinear) -> Linear:
+        return PackedLinear.of(*plain) if self.packed else self._where_it_is(plain)
 
     def _where_it_is(self, plain: PlainLinear) -> PlainLinear | GpuLinear | ThreePassLinear:
         if self.three_passes:
@@ -233,9 +235,12 @@ class Weights:
 
 
 _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
-_is_made_by_acl = private("torch.ops.mkldnn._is_mkldnn_acl_supported")
-_IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 """Asks whether this CPU has the instructions that oneDNN multiplies bfloat16 with."""
+
+_is_made_by_acl = private("torch.ops.mkldnn._is_mkldnn_acl_supported")
+"""Asks whether oneDNN has products made by Arm's Compute Library."""
+
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
 class _OfAModel:
