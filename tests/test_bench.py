@@ -15,7 +15,7 @@ import pytest
 import torch
 from toto_cases import tiny_model
 
-from toto_compile_patch.tools import bench, cli, machine
+from toto_compile_patch.tools import bench, cli, machine, models
 from toto_compile_patch.tools.compile_health import CompileHealth
 from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 
@@ -119,6 +119,34 @@ def test_what_to_know_of_a_workload_is_noted() -> None:
         "seeds: 0.34); mean error 5.679, before 5.6",
         "W9: the machine was disturbed (25% of its time stolen, spread 1.7 and 1.1): measure again",
     ]
+
+
+class CountingSide(bench.Side):
+    """Writes down what is done with it."""
+
+    def put_in_force(self) -> None:
+        super().put_in_force()
+        done.append("applied")
+
+    def forecast(self, *asked: Any) -> Any:
+        done.append("forecast")
+        return super().forecast(*asked)
+
+
+done: list[str] = []
+
+
+@pytest.mark.parametrize("settings", [{}, {"runtime": "eager"}])
+def test_a_turn_is_many_forecasts_in_a_row(settings: dict[str, str]) -> None:
+    load = WORKLOADS["W9"]
+    side = CountingSide(models.toto_ts().TotoForecaster(tiny_model().model), settings)
+    trial = bench.Trial(side, load, bench.series(load, torch.device("cpu"), torch.float32))
+    done.clear()
+    trial.take_turn()
+    # As a user's program does, which calls apply() once.
+    assert done[0] == "applied"
+    assert set(done[1:]) == {"forecast"}
+    assert [seconds > 0 for seconds in trial.wall] == [True]
 
 
 @pytest.fixture

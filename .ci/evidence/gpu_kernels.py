@@ -3,18 +3,23 @@
 
     python .ci/evidence/gpu_kernels.py [--workload W4,W2] [--runtime cudagraph] [--json FILE]
 
-A forecast is replayed under torch's profiler. "Busy" is the sum of its kernels' times; what the
-wall clock shows beyond it is the host's, or gaps between kernels.
+A forecast is replayed under torch's profiler. "Busy" is the sum of its kernels' times, and "span"
+the time from the first one's start to the last one's end: the rest of that are gaps between them,
+and what the wall clock shows beyond it is the host's. Python's profiler tells what the host does,
+the functions that take most by themselves, and takes twice as long with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import CodeType
 from typing import Any
 
 import torch
@@ -27,6 +32,7 @@ from toto_compile_patch.tools.workloads import WORKLOADS, chosen
 REPEATS = 30
 SECONDS = 4.0
 LARGEST = 14
+PROFILED = 20
 
 
 def measure(side: bench.Side, name: str) -> dict[str, Any]:
@@ -52,10 +58,13 @@ def measure(side: bench.Side, name: str) -> dict[str, Any]:
         forecast()
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    for event in recorded.events():
-        if event.device_type.name == "CUDA":
-            times[event.name] += event.self_device_time_total
-            counts[event.name] += 1
+    kernels = [event for event in recorded.events() if event.device_type.name == "CUDA"]
+    for event in kernels:
+        times[event.name] += event.self_device_time_total
+        counts[event.name] += 1
+    ends, starts = (
+        [getattr(event.time_range, edge) for event in kernels] for edge in ("end", "start")
+    )
     path = toto_compile_patch.last_path()
     return {
         "runtime": path.runtime if path else "",
@@ -64,11 +73,36 @@ def measure(side: bench.Side, name: str) -> dict[str, Any]:
         "wall_ms": 1e3 * median(wall),
         "kernels": sum(counts.values()),
         "busy_ms": sum(times.values()) / 1e3,
+        "span_ms": (max(ends) - min(starts)) / 1e3 if kernels else 0.0,
         "largest": [
             {"name": kernel[:90], "count": counts[kernel], "ms": spent / 1e3}
             for kernel, spent in times.most_common(LARGEST)
         ],
+        "host": of_the_host(forecast),
     }
+
+
+def of_the_host(forecast: Callable[[], float]) -> list[dict[str, Any]]:
+    """What takes most of the host's time in a forecast, by Python's profiler."""
+    profiled = cProfile.Profile()
+    profiled.runcall(lambda: [forecast() for _ in range(PROFILED)])
+    largest = sorted(profiled.getstats(), key=lambda one: -one.inlinetime)[:LARGEST]
+    return [
+        {
+            "name": in_words(one.code),
+            "calls": one.callcount,
+            "ms": 1e3 * one.inlinetime / PROFILED,
+            "ms_with_what_it_calls": 1e3 * one.totaltime / PROFILED,
+        }
+        for one in largest
+    ]
+
+
+def in_words(code: CodeType | str) -> str:
+    """What a function is called, and where it is."""
+    if isinstance(code, str):
+        return code
+    return f"{code.co_name} ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def main() -> None:
@@ -90,10 +124,12 @@ def main() -> None:
             except RuntimeError as error:
                 one = {"failed": str(error)[:300]}
             found["workloads"][f"{name} {runtime}"] = one
-            head = {key: value for key, value in one.items() if key != "largest"}
+            head = {key: value for key, value in one.items() if key not in ("largest", "host")}
             print(name, runtime, json.dumps(head), flush=True)
             for row in one.get("largest", []):
                 print(f"    {row['ms']:9.3f} ms {row['count']:5} {row['name']}", flush=True)
+            for row in one.get("host", []):
+                print(f"    {row['ms']:9.3f} ms {row['calls']:5} {row['name']}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
 
