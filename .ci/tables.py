@@ -273,7 +273,7 @@ def precisions_table(file: Path) -> str:
             f"{row['of_the_rate']:.1%}",
             f"{row['times_faster']:.2f}",
             f"{row['at_most']:.2f}",
-            *(f"{share:.1%}" for share in row["shares"].values()),
+            *(f"{row['shares'][kind]:.1%}" if row["shares"] else "" for kind in kinds),
         ]
         for name, row in run["shares"].items()
     ]

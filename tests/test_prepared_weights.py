@@ -12,6 +12,7 @@ from toto.model.feed_forward import SwiGLU
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
+from toto_compile_patch import notices
 from toto_compile_patch.decode import weights
 from toto_compile_patch.decode.layer import (
     BYTES_AT_ONCE,
@@ -209,6 +210,39 @@ class TestPacking:
         made = WeightFormat(packed, bf16).heads(torch.randn(12, 4), torch.randn(12), 2, 2)
         assert isinstance(made, HeadProjection)
         assert made.heads_first is (packed or bf16)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "on_x86", "said"),
+    [
+        (False, False, True, 1),
+        (True, False, True, 0),
+        (False, True, True, 0),
+        (False, False, False, 0),
+    ],
+)
+@pytest.mark.parametrize("precision", ["bf16", "model"])
+def test_a_processor_without_instructions_for_16_bits_is_named(
+    amx: bool,
+    avx512_bf16: bool,
+    on_x86: bool,
+    said: int,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(notices, "_logged", {})
+    monkeypatch.setattr(weights, "_has_amx", lambda: amx)
+    monkeypatch.setattr(weights, "_has_avx512_bf16", lambda: avx512_bf16)
+    monkeypatch.setattr(weights, "_IS_X86", on_x86)
+    model = small_model().model
+    with toto_compile_patch.patched("fast_decode", precision=precision, fallback="error"):
+        caplog.clear()
+        for _ in range(2):
+            forecast(model, series(40), PATCH)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (said if precision == "bf16" else 0)
+    assert all("precision='bf16' is slower than float32" in line for line in told)
 
 
 def gated(packed: bool, bf16: bool, features: int = 6) -> tuple[Any, PlainLinear]:

@@ -203,20 +203,28 @@ def test_a_changed_weight_is_followed(
 
 
 @pytest.mark.parametrize("num_samples", [None, 4], ids=["mean", "samples"])
+@pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "unprepared"])
+@pytest.mark.parametrize("precision", ["model", "bf16"])
 def test_within_a_capture_of_the_users_nothing_is_asked(
-    num_samples: int | None, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    prepared: bool,
+    num_samples: int | None,
+    gpu: PretendGpu,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Torch's own advice is to compute once before, by which the weights are prepared."""
+    """Torch's own advice is to compute once before, by which the weights are prepared; they may
+    have changed since."""
+    options = ForecastOptions(precision=precision)
     model = gpu.model(small_model().model)
     request = dataclasses.replace(gpu.request(small_request()), num_samples=num_samples)
-    expected, _ = forecast(model, request, ForecastOptions(runtime="eager"))
+    expected, _ = forecast(model, request, dataclasses.replace(options, runtime="eager"))
+    if not prepared:
+        forecasts.forget_prepared(model)
     gpu.asked.clear()
     with monkeypatch.context() as capture, gpu.capture():
         capture.setattr(torch.cuda, "is_initialized", lambda: True)
         capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        found, ran = forecasts.forecast(
-            model, lambda: ModelParts.of(model), request, ForecastOptions()
-        )
+        found, ran = forecasts.forecast(model, lambda: ModelParts.of(model), request, options)
     assert not gpu.asked
     assert ran.runtime == "eager"
     assert found.shape == expected.shape

@@ -21,6 +21,7 @@ KV_CACHE, POSITIONAL_EMBEDDING, DYNAMO_CONFIG, COMPILE_METHOD, FAST_DECODE = PAT
 )
 COMPILED, GRAPHS, PACKED = "compiled forecasts", "CUDA graphs", "packed weights"
 LOG_SUMS = "fused attention over a context that samples share"
+SLOW_BF16 = "the remark that a processor is slow in 16 bits"
 
 _OF_A_MODULE, _OF_A_COMPILED_MODULE = "a module's ", "a compiled module's "
 
@@ -32,7 +33,7 @@ class PrivateName(NamedTuple):
         path: the name with its module; or an attribute of any module, or of any compiled one.
         used_in: where.
         needed_for: what is left out where it is missing: names of patches, or COMPILED, GRAPHS,
-            PACKED, LOG_SUMS.
+            PACKED, LOG_SUMS, SLOW_BF16.
     """
 
     path: str
@@ -94,6 +95,8 @@ TABLE = (
     PrivateName("torch.ops.mkldnn._linear_pointwise.binary", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._is_mkldnn_bf16_supported", "decode.weights", (PACKED,)),
     PrivateName("torch.ops.mkldnn._is_mkldnn_acl_supported", "decode.weights", (PACKED,)),
+    PrivateName("torch.cpu._is_amx_tile_supported", "decode.weights", (SLOW_BF16,)),
+    PrivateName("torch.cpu._is_avx512_bf16_supported", "decode.weights", (SLOW_BF16,)),
     PrivateName(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
         "decode.attention",

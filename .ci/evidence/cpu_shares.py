@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """What a forecast on a CPU spends its time on, and how near it is to its matrix products alone.
 
-    python .ci/evidence/cpu_shares.py [--workload W1,WL,W6] [--precision model,bf16] [--json FILE]
+    python .ci/evidence/cpu_shares.py [--workload W1,WL,W6] [--precision model,bf16]
+        [--runtime eager,compile] [--json FILE]
 
-"Of the rate": the seconds of the forecast's packed products, made again with the same weights, the
-same numbers of rows and in the same order, but nothing between them and no gated unit within them,
-over the seconds of the forecast. "Times faster" and "at most": the seconds of the first precision
-over those of this one, of the forecasts and of their products alone. All of a workload in turns,
-after a warm-up; medians of the turns' ratios. The shares are of a forecast under torch's profiler,
-by operator. Random weights, the architecture of Toto-Open-Base-1.0.
+"Of the rate": the seconds of the packed products of an eager forecast, made again with the same
+weights, the same numbers of rows and in the same order, but nothing between them and no gated unit
+within them, over the seconds of the forecast. "Times faster" and "at most": the seconds of the
+first precision over those of this one, of the forecasts and of their products alone. All of a
+workload in turns, after a warm-up, short forecasts several times in a row; medians of the turns'
+ratios. The shares are of an eager forecast under torch's profiler, by operator. Random weights, the
+architecture of Toto-Open-Base-1.0.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from toto_compile_patch.tools.workloads import WORKLOADS, Workload
 
 PACKED = torch.ops.mkldnn._linear_pointwise.default
 PACKED_TIMES = torch.ops.mkldnn._linear_pointwise.binary
+
+EAGER = "eager"
 
 KINDS = {
     "packed products": ("mkldnn::_linear_pointwise",),
@@ -93,11 +97,11 @@ class Recorded(TorchDispatchMode):
 
 
 class Trial:
-    """Forecasts of a workload in one precision, by a model of its own."""
+    """Forecasts of a workload in one precision and runtime, by a model of its own."""
 
-    def __init__(self, load: Workload, precision: str, model: str) -> None:
+    def __init__(self, load: Workload, precision: str, runtime: str, model: str) -> None:
         forecaster = models.toto_ts().TotoForecaster(models.load(model).model)
-        self._side = bench.Side(forecaster, {"runtime": "eager", "precision": precision})
+        self._side = bench.Side(forecaster, {"runtime": EAGER, "precision": precision})
         self._load = load
         self._inputs = bench.series(load, torch.device("cpu"), torch.float32)
         self.forecasts: list[float] = []
@@ -106,9 +110,12 @@ class Trial:
         with Recorded() as recorded:
             self.forecast()
         self.recorded = recorded.products
+        self.runtime = runtime
+        self._side = bench.Side(forecaster, {"runtime": runtime, "precision": precision})
+        self._forecast_anew()
 
     def forecast(self) -> None:
-        """The workload's, in the precision in force."""
+        """The workload's, in the precision and runtime in force."""
         self._side.forecast(self._load, self._inputs)
 
     @torch.inference_mode()
@@ -125,7 +132,10 @@ class Trial:
         self.forecasts.append(seconds(self.forecast))
 
     def shares(self) -> dict[str, float]:
-        """Of a forecast under the profiler."""
+        """Of an eager forecast under the profiler; nothing of a compiled one, whose operators are
+        fused."""
+        if self.runtime != EAGER:
+            return {}
         self._forecast_anew()
         return shares(self.forecast)
 
@@ -139,7 +149,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for name in options.workload.split(","):
         found = measured(WORKLOADS[name], options)
-        rows |= {f"{name}, {precision}": row for precision, row in found.items()}
+        rows |= {f"{name}, {how}": row for how, row in found.items()}
         print(json.dumps({name: found}), flush=True)
     print_table(rows)
     if options.json:
@@ -158,6 +168,7 @@ def print_table(rows: dict[str, Any]) -> None:
             f"{row['times_faster']:.2f}",
             f"{row['at_most']:.2f}",
             *(f"{share:.1%}" for share in row["shares"].values()),
+            *[""] * (0 if row["shares"] else len(KINDS) + 1),
         )
         for name, row in rows.items()
     ]
@@ -179,6 +190,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--workload", default="W1,WL,W6", help="names, between commas")
     parser.add_argument("--precision", default="model", help="model, bf16, or both with a comma")
+    parser.add_argument("--runtime", default=EAGER, help="eager, compile, or both with a comma")
     parser.add_argument("--turns", type=positive, default=3)
     parser.add_argument("--model", default="base", help="base, small, demo or a directory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
@@ -186,22 +198,31 @@ def parse() -> argparse.Namespace:
 
 
 def measured(load: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    """Of each precision, the shares of a workload and the ratio of its products to all of it."""
-    trials = {name: Trial(load, name, options.model) for name in options.precision.split(",")}
+    """Of each precision and runtime, the shares of a workload and the ratio of its products to all
+    of it."""
+    trials = {
+        precision if runtime == EAGER else f"{precision}, compiled": Trial(
+            load, precision, runtime, options.model
+        )
+        for runtime in options.runtime.split(",")
+        for precision in options.precision.split(",")
+    }
     stolen = machine.read_stolen()
     for _ in range(options.turns):
         for trial in trials.values():
             trial.take_turn()
     stolen_part = machine.stolen_since(stolen)
-    first = next(iter(trials.values()))
+    firsts: dict[str, Trial] = {}
+    for trial in trials.values():
+        firsts.setdefault(trial.runtime, trial)
     return {
         name: {
             "what": load.describe(),
             "seconds": median(trial.forecasts),
             "of_the_rate": median(of_the_rate := ratios(trial.alone, trial.forecasts)),
             "turns": of_the_rate,
-            "times_faster": median(ratios(first.forecasts, trial.forecasts)),
-            "at_most": median(ratios(first.alone, trial.alone)),
+            "times_faster": median(ratios(firsts[trial.runtime].forecasts, trial.forecasts)),
+            "at_most": median(ratios(firsts[trial.runtime].alone, trial.alone)),
             "packed_gflops": flops(trial.recorded) / median(trial.alone) / 1e9,
             "shares": trial.shares(),
             "stolen": stolen_part,
@@ -219,9 +240,13 @@ def flops(products: list[Product]) -> int:
 
 
 def seconds(what: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    what()
-    return time.perf_counter() - start
+    """Of a call; of a short one, the median of several in a row."""
+    turn: list[float] = []
+    while len(turn) < bench.MOST_IN_A_TURN and sum(turn) < bench.SECONDS_OF_A_TURN:
+        start = time.perf_counter()
+        what()
+        turn.append(time.perf_counter() - start)
+    return median(turn)
 
 
 def shares(forecast: Callable[[], None]) -> dict[str, float]:

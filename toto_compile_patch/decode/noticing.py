@@ -89,6 +89,13 @@ class Noted:
             hashes.new_zeros((), dtype=torch.bool),
         )
 
+    @classmethod
+    def nothing(cls, device: torch.device) -> Noted:
+        """For weights that nobody will ask of again: no number is brought to their device."""
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        turns, seen = none.new_zeros(1), none.new_zeros((), dtype=torch.bool)
+        return cls((), (), (), none, none, turns, seen)
+
     def changed(self, time_steps: int | None = None) -> torch.Tensor:
         """Whether a change is seen, as a boolean on the weights' device, which is not waited for.
 

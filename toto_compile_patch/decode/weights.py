@@ -49,7 +49,8 @@ from toto_compile_patch.decode.noticing import Noted
 from toto_compile_patch.decode.precision import BF16, MODEL, TF32X3
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.locks import Lock
-from toto_compile_patch.private_names import PACKED, private, why_without
+from toto_compile_patch.notices import log_once
+from toto_compile_patch.private_names import PACKED, SLOW_BF16, private, why_without
 from toto_compile_patch.upstream import kind_of
 
 
@@ -71,6 +72,11 @@ class WeightFormat:
     def of(cls, weight: torch.Tensor, precision: str) -> WeightFormat:
         """The format for a model with weights like one of them."""
         bf16 = precision == BF16 and weight.dtype is torch.float32
+        if bf16 and weight.device.type == "cpu" and is_slow_in_16_bits():
+            log_once(
+                f"precision={BF16!r} is slower than float32 on this processor, which has neither "
+                "AMX nor AVX512-BF16: `toto-compile-patch doctor` measures both"
+            )
         three_passes = precision == TF32X3 and weight.is_cuda
         return cls(can_be_packed(weight, bf16), bf16, three_passes)
 
@@ -240,6 +246,10 @@ _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
 _is_made_by_acl = private("torch.ops.mkldnn._is_mkldnn_acl_supported")
 """Asks whether oneDNN has products made by Arm's Compute Library."""
 
+_has_amx = private("torch.cpu._is_amx_tile_supported")
+_has_avx512_bf16 = private("torch.cpu._is_avx512_bf16_supported")
+"""Ask whether this CPU has instructions that multiply bfloat16."""
+
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
@@ -295,8 +305,10 @@ def prepared_weights(
             and not (copied[0].is_cpu and found.noted.changed(time_steps))
         ):
             return found
-        # Noted before they are read: a change that comes in between is seen later.
-        noted = Noted.of(copied)
+        # Noted before they are read: a change that comes in between is seen later. In a capture of
+        # the user's they are part of what is captured, and made again at each replay.
+        in_a_capture = capturing()
+        noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
         made = Weights(
             _layers(backbone.transformer.layers, weight_format),
             Traceable.of(fold(backbone, weight_format.packed)),
@@ -306,7 +318,7 @@ def prepared_weights(
             noted,
             (*parts.parameters, *parts.buffers),
         )
-        if not capturing():
+        if not in_a_capture:
             if copied[0].is_cuda:
                 # Whoever finds them may be on another stream than this thread.
                 torch.cuda.current_stream(copied[0].device).synchronize()
@@ -336,6 +348,13 @@ def can_be_packed(weight: torch.Tensor, bf16: bool = False) -> bool:
         and (not in_16_bits or _supports_bf16())
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_slow_in_16_bits() -> bool:
+    """Whether this CPU is known to multiply bfloat16 more slowly than float32."""
+    if not _IS_X86 or why_without(SLOW_BF16):
+        return False
+    return not (_has_amx() or _has_avx512_bf16())
 
 
 def has_units_within_products(dtype: torch.dtype) -> bool:
