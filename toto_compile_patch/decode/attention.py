@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from toto_compile_patch.decode import fused
-from toto_compile_patch.decode.precision import without_autocast
+from toto_compile_patch.decode.precision import in_type, without_autocast
 from toto_compile_patch.decode.row_layout import Padding, RowLayout
 from toto_compile_patch.private_names import LOG_SUMS, private, why_without
 
@@ -42,6 +42,12 @@ class Heads:
         """``row embed_dim`` to ``batch variate n head head_dim``, a view."""
         return self.layout.unflatten(rows, self.num_heads, -1)
 
+    def of_series(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row embed_dim``, one for each series, to ``series head 1 head_dim``, a view."""
+        series = self.layout.series
+        real = rows if rows.shape[0] == series else rows[:series]
+        return real.view(series, self.num_heads, 1, -1)
+
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
         return self.layout.flatten(heads.transpose(2, 3).flatten(-2))
@@ -52,7 +58,7 @@ def kept_heads(
 ) -> KeysAndValues:
     """Keys and values of a context's rows, of one type; dense if they are kept in its cache."""
     keys, values = heads.split(keys), heads.split(values)
-    values = values.to(keys.dtype)
+    values = in_type(values, keys.dtype)
     return (keys.contiguous(), values.contiguous()) if kept else (keys, values)
 
 
@@ -78,8 +84,8 @@ class CausalAttention:
         heads = kept_heads(self.heads, keys, values, kept=self.cache is not None)
         if self.cache is not None:
             self.cache[self.idx] = heads
-        queries, keys, values = (part.to(dtype) for part in (self.heads.split(queries), *heads))
-        attended = attend_causally(queries, keys, values)
+        parts = (in_type(part, dtype) for part in (self.heads.split(queries), *heads))
+        attended = attend_causally(*parts)
         return self.heads.join(attended)
 
 
@@ -217,7 +223,7 @@ class OwnContextAttention:
 
     Attributes:
         heads: of the rows; ``n`` is 1.
-        cache: keys and values of context and suffix, ``batch variate head max_len head_dim``.
+        cache: keys and values of context and suffix, ``series head max_len head_dim``.
         length: positions that it holds; this one is added.
     """
 
@@ -230,13 +236,11 @@ class OwnContextAttention:
     ) -> torch.Tensor:
         with without_autocast(queries.device):
             all_keys, all_values = self.cache
-            all_keys[..., self.length, :] = self.heads.split(keys)[..., 0, :]
-            all_values[..., self.length, :] = self.heads.split(values)[..., 0, :]
-            seen = slice(None, self.length + 1)
-            attended = attend_causally(
-                self.heads.split(queries), all_keys[..., seen, :], all_values[..., seen, :]
-            )
-            return self.heads.join(attended).to(values.dtype)
+            all_keys.narrow(2, self.length, 1).copy_(self.heads.of_series(keys))
+            all_values.narrow(2, self.length, 1).copy_(self.heads.of_series(values))
+            seen = (part.narrow(2, 0, self.length + 1) for part in self.cache)
+            attended = attend_in_series(self.heads.of_series(queries), *seen)
+            return in_type(self.heads.layout.flatten(attended.flatten(1)), values.dtype)
 
 
 @dataclass(frozen=True)
@@ -263,14 +267,21 @@ def attend_causally(
 
     Takes a query for every key, or for the last one alone.
     """
-    # Four dimensions, the last one dense: what torch's fused kernels take.
-    q, k, v = (_dense(heads.flatten(0, 1)) for heads in (queries, keys, values))
+    attended = attend_in_series(*(heads.flatten(0, 1) for heads in (queries, keys, values)))
+    return attended.view(*queries.shape[:2], *attended.shape[1:])
+
+
+def attend_in_series(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """The same, ``series head seq_len head_dim``."""
+    # The last dimension dense: what torch's fused kernels take.
+    q, k, v = map(_dense, (queries, keys, values))
     if k.shape[2] <= (MOST_FOR_ONE if q.shape[2] == 1 else MOST_FOR_ALL) and has_kernel(q, k, v):
         # Heads within rows, as what follows takes them.
-        attended = attend_to_few(q, k, v).transpose(1, 2)
-    else:
-        attended = scaled_dot_product_attention(q, k, v, is_causal=queries.shape[-2] > 1)
-    return attended.view(*queries.shape[:2], *attended.shape[1:])
+        attended: torch.Tensor = attend_to_few(q, k, v).transpose(1, 2)
+        return attended
+    return scaled_dot_product_attention(q, k, v, is_causal=queries.shape[2] > 1)
 
 
 MOST_FOR_ONE, MOST_FOR_ALL = 128, 32
@@ -287,7 +298,7 @@ def _attend_to_few(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tens
 attend_to_few = fused.operator(
     "attend_to_few(Tensor queries, Tensor keys, Tensor values) -> Tensor", _attend_to_few
 )
-"""Attends as attend_causally does, from ``series head seq_len head_dim`` to ``series seq_len head
+"""Attends as attend_in_series does, from ``series head seq_len head_dim`` to ``series seq_len head
 head_dim``."""
 
 

@@ -42,7 +42,7 @@ class SamplesCache:
         samples: of each series.
         layers: for each time-wise layer by its index, keys and values, written by position, in the
             shape that its attention takes; for a single sample, where no kernel of our own attends,
-            its context's, too, ``batch variate head max_len head_dim``.
+            its context's, too, ``series head max_len head_dim``.
     """
 
     context: ContextCache
@@ -61,7 +61,7 @@ class SamplesCache:
             if samples > 1 or has_kernel(like):
                 return like.new_empty(batch, variates, heads, samples, max_patches, head_dim)
             room = like.new_empty(batch, variates, heads, max_patches, head_dim)
-            return torch.cat([like, room], dim=3)
+            return torch.cat([like, room], dim=3).flatten(0, 1)
 
         layers = context.layers if max_patches else {}
         buffers = {idx: (buffer(k), buffer(v)) for idx, (k, v) in layers.items()}
@@ -70,7 +70,7 @@ class SamplesCache:
     def attention(self, idx: int, heads: Heads, step: int) -> Attend:
         """How a layer attends at a step."""
         context, suffix = self.context.layers[idx], self.layers[idx]
-        if suffix[0].ndim == context[0].ndim:
+        if suffix[0].ndim < context[0].ndim:
             # Within one buffer with the context.
             return OwnContextAttention(heads, suffix, self.context.length + step)
         shared = LogSumAttention if has_log_sums(suffix[0].device) else SharedContextAttention

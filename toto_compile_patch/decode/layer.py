@@ -376,7 +376,8 @@ class ChunkedFeedForward(NamedTuple):
         return torch.cat([self._product(block) for block in self._blocks(rows)])
 
     def _blocks(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return rows.split(BYTES_AT_ONCE // self.dtype.itemsize)
+        at_once = BYTES_AT_ONCE // self.dtype.itemsize
+        return (rows,) if rows.shape[0] <= at_once else rows.split(at_once)
 
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
         return self.down.product(self.up.product(rows))

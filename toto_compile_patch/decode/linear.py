@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from toto_compile_patch.decode import fused, operators
-from toto_compile_patch.decode.precision import exact_products
+from toto_compile_patch.decode.precision import exact_products, in_type
 from toto_compile_patch.private_names import private
 
 _reorder_linear_weight = private("torch.ops.mkldnn._reorder_linear_weight")
@@ -235,20 +235,20 @@ class PackedLinear(NamedTuple):
     def times(self, factor: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Of the product and a factor like it, number by number, the product."""
         result: torch.Tensor = _linear_binary(
-            inputs.to(self.dtype), factor, self.weight, self.bias, "mul"
+            in_type(inputs, self.dtype), factor, self.weight, self.bias, "mul"
         )
         return result
 
     def _followed_by(self, operation: str, inputs: torch.Tensor) -> torch.Tensor:
         # Made of the sums that oneDNN has in float32, before they are rounded or leave the cache.
         result: torch.Tensor = _linear_pointwise(
-            inputs.to(self.dtype), self.weight, self.bias, operation, [], ""
+            in_type(inputs, self.dtype), self.weight, self.bias, operation, [], ""
         )
         return result
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``, in the inputs' type."""
-        return self.product(inputs).to(inputs.dtype)
+        return in_type(self.product(inputs), inputs.dtype)
 
 
 class OneRowLinear(NamedTuple):
@@ -325,7 +325,7 @@ class PackedGatedLinear(NamedTuple):
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``row features`` to half as many as the layer gives, in the weight's type."""
-        inputs = inputs.to(self.value.dtype)
+        inputs = in_type(inputs, self.value.dtype)
         return self.value.times(self.gate.silu(inputs), inputs)
 
 

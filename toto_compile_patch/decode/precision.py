@@ -19,6 +19,11 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def in_type(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers in a type: themselves, mostly. To ask torch for that takes as long as an operator."""
+    return numbers if numbers.dtype is dtype else numbers.to(dtype)
+
+
 def exact_products() -> bool:
     """Whether CUDA multiplies float32 in float32, here and now."""
     if torch.is_autocast_enabled("cuda"):

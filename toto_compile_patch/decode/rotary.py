@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toto_compile_patch.decode import fused
-from toto_compile_patch.decode.precision import at_least_float32
+from toto_compile_patch.decode.precision import at_least_float32, in_type
 from toto_compile_patch.decode.row_layout import RowLayout
 
 KEYS, QUERIES_KEYS = slice(1, 2), slice(0, 2)
@@ -63,7 +63,7 @@ class ComplexRotation(NamedTuple):
 
     Attributes:
         turns: what turns the pairs of features, of queries and keys alike, ``row 1 1 head_dim/2``.
-        scales: xPos scales of queries and of keys, ``row 2 1 head_dim``.
+        scales: xPos scales of queries and of keys, ``row 2 1 head_dim/2 2``.
     """
 
     turns: torch.Tensor
@@ -71,9 +71,10 @@ class ComplexRotation(NamedTuple):
 
     def rotate(self, heads: torch.Tensor, which: slice) -> torch.Tensor:
         """Rotate ``row n head head_dim`` to ``row n embed_dim``: KEYS, or QUERIES_KEYS."""
-        pairs = torch.view_as_complex(heads.to(self.scales.dtype).unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * self.turns).flatten(-2)
-        return turned.mul_(self.scales[:, which]).flatten(-2)
+        in_pairs = in_type(heads, self.scales.dtype).unflatten(-1, (-1, 2))
+        turned = torch.view_as_real(torch.view_as_complex(in_pairs) * self.turns)
+        scales = self.scales if which == QUERIES_KEYS else self.scales[:, which]
+        return turned.mul_(scales).flatten(2)
 
     def at_last_position(self, layout: RowLayout) -> ComplexRotation:
         """Of the rows at a context's last position alone."""
@@ -132,7 +133,8 @@ def rotation(
     angles, scales = _angles_and_scales(frequencies, scales, *place)
     if angles.is_cpu and not in_real_numbers:
         turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
-        return ComplexRotation(*(_for_each_row(layout, table) for table in (turns, scales)))
+        turns, scales = (_for_each_row(layout, table) for table in (turns, scales))
+        return ComplexRotation(turns, scales.unflatten(-1, (-1, 2)))
     tables = _cosines_and_sines(angles, scales)
     return RealRotation(*(_for_each_row(layout, table) for table in tables))
 

@@ -64,7 +64,7 @@ class RowLayout:
         missing = self.padding.missing(rows.shape[0])
         if not missing:
             return rows
-        return torch.cat([rows, rows.new_zeros(1).expand(missing, *rows.shape[1:])])
+        return torch.constant_pad_nd(rows, [0, 0] * (rows.ndim - 1) + [0, missing])
 
     def last_position(self, rows: torch.Tensor) -> torch.Tensor:
         """Those of ``row ...`` that are at the last position."""
