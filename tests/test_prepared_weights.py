@@ -146,6 +146,27 @@ def test_memory_that_a_model_has_given_up_is_seen() -> None:
         assert prepared.have_moved() is False
 
 
+def test_a_single_number_that_torch_edits_is_seen_at_once() -> None:
+    """By the weight's version: few places are compared by their bits at each forecast."""
+    model = small_model().model
+    weight = model.transformer.layers[0].attention.wO.weight
+    before = prepared_weights(model)
+    for row, column in ((1, 9), (7, 3), (20, 4), (30, 11)):
+        with torch.no_grad():
+            weight[row, column] += 1
+        after = prepared_weights(model)
+        assert after is not before
+        before = after
+    assert prepared_weights(model) is before
+
+
+def test_weights_that_were_made_in_inference_mode_have_no_version() -> None:
+    with torch.inference_mode():
+        model = small_model().model
+    prepared = prepared_weights(model)
+    assert prepared_weights(model) is prepared
+
+
 def test_elsewhere_than_on_a_cpu_rows_go_through_a_feed_forward_together() -> None:
     mlp = small_model().model.transformer.layers[0].mlp.to("meta")
     made = weights._feed_forward(mlp[0], mlp[2], WeightFormat(packed=False, bf16=False))
