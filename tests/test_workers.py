@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,28 @@ def test_a_process_that_does_not_end_when_asked_is_killed(monkeypatch: pytest.Mo
         process = worker.receive()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def tidy(_: Iterator[object], begun: Path, ended: Path) -> Iterator[None]:
+    """Leave something to the exit handlers, which they take some time for."""
+
+    def tidy_up() -> None:
+        begun.touch()
+        time.sleep(0.5)
+        ended.touch()
+
+    atexit.register(tidy_up)
+    yield
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+def test_a_process_that_is_ending_is_left_to_its_exit_handlers(tmp_path: Path) -> None:
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with Worker("tidy", tidy, begun, ended) as worker:
+        worker.receive()
+        while not begun.exists():
+            time.sleep(0.01)
+    assert ended.exists()
 
 
 def speak() -> None:

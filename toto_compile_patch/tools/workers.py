@@ -150,6 +150,9 @@ def _serve(stderr: Path, environment: Mapping[str, str], pipe: Connection) -> No
         with suppress(OSError):
             pipe.send((None, said))
         raise SystemExit(1) from error
+    finally:
+        # Nor does a request to end cut them short; a parent that waits in vain kills.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _keep_quiet(stderr: Path) -> None:
