@@ -149,7 +149,7 @@ def test_memory_that_a_model_has_given_up_is_seen() -> None:
 def test_a_single_number_that_torch_edits_is_seen_at_once() -> None:
     """By the weight's version: few places are compared by their bits at each forecast."""
     model = small_model().model
-    weight = model.transformer.layers[0].attention.wO.weight
+    weight = model.unembed.weight
     before = prepared_weights(model)
     for row, column in ((1, 9), (7, 3), (20, 4), (30, 11)):
         with torch.no_grad():

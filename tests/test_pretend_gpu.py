@@ -230,6 +230,9 @@ def test_within_a_capture_of_the_users_nothing_is_asked(
     assert found.shape == expected.shape
     # It draws as the process's own generator would.
     assert num_samples or torch.equal(found.as_subclass(torch.Tensor), expected)
+    # Weights that were made for the capture are not taken for any other forecast.
+    again, _ = forecast(model, request, dataclasses.replace(options, runtime="eager"))
+    assert torch.equal(again, expected)
 
 
 def small_request() -> Request:

@@ -80,7 +80,8 @@ def test_a_process_that_is_ending_is_left_to_its_exit_handlers(tmp_path: Path) -
     begun, ended = tmp_path / "begun", tmp_path / "ended"
     with Worker("tidy", tidy, begun, ended) as worker:
         worker.receive()
-        while not begun.exists():
+        patience = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < patience:
             time.sleep(0.01)
     assert ended.exists()
 

@@ -4,9 +4,9 @@
     python .ci/evidence/gpu_kernels.py [--workload W4,W2] [--runtime cudagraph] [--json FILE]
 
 A forecast is replayed under torch's profiler. "Busy" is the sum of its kernels' times, and "span"
-the time from the first one's start to the last one's end: the rest of that are gaps between them,
-and what the wall clock shows beyond it is the host's. Python's profiler tells what the host does,
-the functions that take most by themselves, and takes twice as long with it.
+the time from the first one's start to the last one's end, which has the gaps between them as well.
+Then Python's profiler lists the functions in which the host spends most time, waiting included; it
+makes a forecast take about twice as long.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def of_the_host(forecast: Callable[[], float]) -> list[dict[str, Any]]:
     return [
         {
             "name": in_words(one.code),
-            "calls": one.callcount,
+            "calls": one.callcount / PROFILED,
             "ms": 1e3 * one.inlinetime / PROFILED,
             "ms_with_what_it_calls": 1e3 * one.totaltime / PROFILED,
         }
@@ -129,7 +129,7 @@ def main() -> None:
             for row in one.get("largest", []):
                 print(f"    {row['ms']:9.3f} ms {row['count']:5} {row['name']}", flush=True)
             for row in one.get("host", []):
-                print(f"    {row['ms']:9.3f} ms {row['calls']:5} {row['name']}", flush=True)
+                print(f"    {row['ms']:9.3f} ms {row['calls']:5g} {row['name']}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -43,7 +43,8 @@ class Heads:
         return self.layout.unflatten(rows, self.num_heads, -1)
 
     def of_series(self, rows: torch.Tensor) -> torch.Tensor:
-        """``row embed_dim``, one for each series, to ``series head 1 head_dim``, a view."""
+        """``row embed_dim``, one for each series and perhaps some to fill up, to ``series head 1
+        head_dim``, a view."""
         series = self.layout.series
         real = rows if rows.shape[0] == series else rows[:series]
         return real.view(series, self.num_heads, 1, -1)
@@ -274,7 +275,7 @@ def attend_causally(
 def attend_in_series(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """The same, ``series head seq_len head_dim``."""
+    """Attends as attend_causally does, ``series head seq_len head_dim``."""
     # The last dimension dense: what torch's fused kernels take.
     q, k, v = map(_dense, (queries, keys, values))
     if k.shape[2] <= (MOST_FOR_ONE if q.shape[2] == 1 else MOST_FOR_ALL) and has_kernel(q, k, v):

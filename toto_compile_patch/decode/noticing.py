@@ -91,7 +91,7 @@ class Noted:
 
     @classmethod
     def nothing(cls, device: torch.device) -> Noted:
-        """For weights that nobody will ask of again: no number is brought to their device."""
+        """For weights that are used once, so that nobody asks whether they have changed."""
         none = torch.empty(0, dtype=torch.int64, device=device)
         turns, seen = none.new_zeros(1), none.new_zeros((), dtype=torch.bool)
         return cls((), (), (), none, none, turns, seen)

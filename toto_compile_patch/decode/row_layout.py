@@ -50,7 +50,7 @@ class RowLayout:
         return self.batch * self.variates
 
     def flatten(self, block: torch.Tensor) -> torch.Tensor:
-        """``batch variate n features`` to ``row features``."""
+        """``... features``, in the order of ``batch variate n``, to ``row features``."""
         return _alike(self.pad(block.reshape(-1, block.shape[-1])))
 
     def unflatten(self, rows: torch.Tensor, *features: int) -> torch.Tensor:

@@ -72,11 +72,6 @@ class WeightFormat:
     def of(cls, weight: torch.Tensor, precision: str) -> WeightFormat:
         """The format for a model with weights like one of them."""
         bf16 = precision == BF16 and weight.dtype is torch.float32
-        if bf16 and weight.device.type == "cpu" and is_slow_in_16_bits():
-            log_once(
-                f"precision={BF16!r} is slower than float32 on this processor, which has neither "
-                "AMX nor AVX512-BF16: `toto-compile-patch doctor` measures both"
-            )
         three_passes = precision == TF32X3 and weight.is_cuda
         return cls(can_be_packed(weight, bf16), bf16, three_passes)
 
@@ -305,9 +300,14 @@ def prepared_weights(
             and not (copied[0].is_cpu and found.noted.changed(time_steps))
         ):
             return found
+        in_a_capture = capturing()
+        if weight_format.bf16 and copied[0].is_cpu and is_slow_in_16_bits():
+            log_once(
+                f"precision={BF16!r} is slower than float32 on this processor, which has neither "
+                "AMX nor AVX512-BF16: `toto-compile-patch doctor` measures both"
+            )
         # Noted before they are read: a change that comes in between is seen later. In a capture of
         # the user's they are part of what is captured, and made again at each replay.
-        in_a_capture = capturing()
         noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
         made = Weights(
             _layers(backbone.transformer.layers, weight_format),

@@ -151,7 +151,7 @@ def _serve(stderr: Path, environment: Mapping[str, str], pipe: Connection) -> No
             pipe.send((None, said))
         raise SystemExit(1) from error
     finally:
-        # Nor does a request to end cut them short; a parent that waits in vain kills.
+        # Exit handlers are not interrupted by another one; a parent that waits in vain kills.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -335,9 +335,9 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
 
 def _left_out(level: str) -> Iterator[Finding]:
     """What else than patches this torch lacks private names for."""
-    from toto_compile_patch.private_names import COMPILED, GRAPHS, LOG_SUMS, PACKED, why_without
+    from toto_compile_patch import private_names as names
 
-    for what in (COMPILED, GRAPHS, PACKED, LOG_SUMS):
-        if why := why_without(what):
-            asked = level if what == COMPILED else "trap"
+    for what in (names.COMPILED, names.GRAPHS, names.PACKED, names.LOG_SUMS, names.SLOW_BF16):
+        if why := names.why_without(what):
+            asked = level if what == names.COMPILED else "trap"
             yield finding("without a private name", level=asked, what=what, why=why)
