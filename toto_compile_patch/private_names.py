@@ -21,7 +21,7 @@ KV_CACHE, POSITIONAL_EMBEDDING, DYNAMO_CONFIG, COMPILE_METHOD, FAST_DECODE = PAT
 )
 COMPILED, GRAPHS, PACKED = "compiled forecasts", "CUDA graphs", "packed weights"
 LOG_SUMS = "fused attention over a context that samples share"
-SLOW_BF16 = "the remark that a processor is slow in 16 bits"
+SLOW_BF16 = "remark on slow products in 16 bits"
 
 _OF_A_MODULE, _OF_A_COMPILED_MODULE = "a module's ", "a compiled module's "
 

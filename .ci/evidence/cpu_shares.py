@@ -64,6 +64,8 @@ KINDS = {
 }
 """Operators of a kind; what is in none of them, sampling above all, is the rest."""
 
+REST = "the rest"
+
 
 class Product(NamedTuple):
     """One packed product of a forecast: inputs of its shape and type, and the weight as it is."""
@@ -112,7 +114,6 @@ class Trial:
         self.recorded = recorded.products
         self.runtime = runtime
         self._side = bench.Side(forecaster, {"runtime": runtime, "precision": precision})
-        self._forecast_anew()
 
     def forecast(self) -> None:
         """The workload's, in the precision and runtime in force."""
@@ -160,6 +161,7 @@ def main() -> None:
 def print_table(rows: dict[str, Any]) -> None:
     from rich.console import Console
 
+    kinds = (*KINDS, REST)
     cells = [
         (
             name,
@@ -167,8 +169,7 @@ def print_table(rows: dict[str, Any]) -> None:
             f"{row['of_the_rate']:.1%}",
             f"{row['times_faster']:.2f}",
             f"{row['at_most']:.2f}",
-            *(f"{share:.1%}" for share in row["shares"].values()),
-            *[""] * (0 if row["shares"] else len(KINDS) + 1),
+            *(f"{row['shares'][kind]:.1%}" if row["shares"] else "" for kind in kinds),
         )
         for name, row in rows.items()
     ]
@@ -178,8 +179,7 @@ def print_table(rows: dict[str, Any]) -> None:
         "of the rate",
         "times faster",
         "at most",
-        *KINDS,
-        "the rest",
+        *kinds,
     )
     Console(width=180).print(table_of(headings, cells))
 
@@ -259,7 +259,7 @@ def shares(forecast: Callable[[], None]) -> dict[str, float]:
         kind: sum(times.pop(operator, 0) for operator in operators) / whole
         for kind, operators in KINDS.items()
     }
-    return {**found, "the rest": sum(times.values()) / whole}
+    return {**found, REST: sum(times.values()) / whole}
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def measure(side: bench.Side, name: str) -> dict[str, Any]:
     for event in kernels:
         times[event.name] += event.self_device_time_total
         counts[event.name] += 1
-    ends, starts = (
-        [getattr(event.time_range, edge) for event in kernels] for edge in ("end", "start")
-    )
+    ends = [event.time_range.end for event in kernels]
+    starts = [event.time_range.start for event in kernels]
     path = toto_compile_patch.last_path()
     return {
         "runtime": path.runtime if path else "",
