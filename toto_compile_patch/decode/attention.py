@@ -45,9 +45,7 @@ class Heads:
     def of_series(self, rows: torch.Tensor) -> torch.Tensor:
         """``row embed_dim``, one for each series and perhaps some to fill up, to ``series head 1
         head_dim``, a view."""
-        series = self.layout.series
-        real = rows if rows.shape[0] == series else rows[:series]
-        return real.view(series, self.num_heads, 1, -1)
+        return self.layout.real(rows).view(self.layout.series, self.num_heads, 1, -1)
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
         """``batch variate head n head_dim`` to ``row embed_dim``, as ``wO`` takes it."""
@@ -105,9 +103,9 @@ class LastPositionAttention:
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        queries = self.heads.split(queries)
-        all_keys, all_values = (part.to(values.dtype) for part in self.cache)
-        return self.heads.join(attend_causally(queries.to(values.dtype), all_keys, all_values))
+        parts = (self.heads.split(queries), *self.cache)
+        attended = attend_causally(*(in_type(part, values.dtype) for part in parts))
+        return self.heads.join(attended)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def _attend_of_samples(
     own = own_keys[..., : step + 1, :], own_values[..., : step + 1, :]
     context = context_keys, context_values
     attended = attend_over_shared_context(of_rows.split(queries), context, own)
-    return of_rows.join(attended).to(values.dtype)
+    return in_type(of_rows.join(attended), values.dtype)
 
 
 attend_of_samples = fused.operator(
@@ -212,7 +210,7 @@ class LogSumAttention(_AttentionOfSamples):
             if self.step < all_keys.shape[0]:
                 all_keys[self.step], all_values[self.step] = k, v
             attended = attend_by_log_sums(q, self.context, own)
-            return self.heads.layout.flatten(attended.flatten(-2)).to(dtype)
+            return in_type(self.heads.layout.flatten(attended.flatten(-2)), dtype)
 
 
 @dataclass(frozen=True)

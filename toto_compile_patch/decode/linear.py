@@ -40,7 +40,7 @@ class PlainLinear(NamedTuple):
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``, in the weight's type."""
-        return linear(inputs.to(self.weight.dtype), self.weight, self.bias)
+        return linear(in_type(inputs, self.weight.dtype), self.weight, self.bias)
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
         """From ``... features`` to ``... features``, in the inputs' type."""
@@ -49,7 +49,7 @@ class PlainLinear(NamedTuple):
 
 def _in_type_of(inputs: torch.Tensor, product: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     # What autocast makes of inputs and weights of one type is left as it is.
-    return product if inputs.dtype == weight.dtype else product.to(inputs.dtype)
+    return product if inputs.dtype is weight.dtype else product.to(inputs.dtype)
 
 
 def _linear_and_sum(

@@ -55,9 +55,13 @@ class RowLayout:
 
     def unflatten(self, rows: torch.Tensor, *features: int) -> torch.Tensor:
         """``row features`` to ``batch variate n features``, these in another shape if given."""
+        shape = self.batch, self.variates, self.count
+        return self.real(rows).view(*shape, *(features or rows.shape[1:]))
+
+    def real(self, rows: torch.Tensor) -> torch.Tensor:
+        """``row ...`` without those that fill up."""
         count = self.series * self.count
-        real = rows if rows.shape[0] == count else rows[:count]
-        return real.view(self.batch, self.variates, self.count, *(features or rows.shape[1:]))
+        return rows if rows.shape[0] == count else rows[:count]
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """Fill up ``row ...`` with rows of zeros."""
