@@ -670,6 +670,20 @@ class TestSignalHandlers:
         assert torch.equal(bench.forecast(request), expected[0])
         assert torch.equal(handled[0], expected[1])
 
+    def test_one_that_forecasts_by_another_graph(self, bench: Bench) -> None:
+        """Graphs share memory: it may write where the outputs of this one were."""
+        request, other = bench.ready(), bench.ready(SAMPLES)
+        expected = bench.eagerly(request)
+        (of_request, _) = graphs._of_models[bench.model]._captured.values()
+
+        def handle() -> None:
+            bench.recorder.launched = lambda: None
+            bench.forecast(other)
+            of_request.outputs[0].fill_(1)
+
+        bench.recorder.launched = handle
+        assert torch.equal(bench.forecast(request), expected)
+
     def test_one_that_frees_the_graph(self, bench: Bench) -> None:
         request = bench.ready()
         expected = bench.eagerly(request)

@@ -440,6 +440,24 @@ def test_a_forecast_on_a_stream_of_its_own_is_made_eagerly() -> None:
         assert path().runtime == "cudagraph", path()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_on_another_gpu_than_the_current_one() -> None:
+    other = torch.device(DEVICE, 1)
+    model = small_model().model.to(other)
+    inputs = on_gpu(series(40, variates=2, batch=2))
+    there = MaskedTimeseries(
+        *(part.to(other) if isinstance(part, torch.Tensor) else part for part in inputs)
+    )
+
+    def drawn() -> torch.Tensor:
+        return values(forecast(model, there, HORIZON, 6, 3))
+
+    with captured(runtime="eager"):
+        eager = drawn()
+    with captured():
+        assert torch.equal(replayed(drawn), eager)
+
+
 def test_threads_forecast_what_they_do_alone() -> None:
     model = gpu_model()
     forecaster = TotoForecaster(model)

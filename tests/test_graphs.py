@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
@@ -15,6 +16,7 @@ import toto_compile_patch
 from toto_compile_patch.decode import forecast as forecasts
 from toto_compile_patch.decode import graphs, runtime
 from toto_compile_patch.decode.recorder import Outputs
+from toto_compile_patch.decode.regions import Compiled
 from toto_compile_patch.path_taken import PathTaken
 
 HORIZON = 3 * PATCH
@@ -102,6 +104,34 @@ def test_the_first_is_not(recorder: CpuRecorder) -> None:
     assert path().runtime == "eager"
     assert "first" in path().reason
     assert not recorder.recorded
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_nothing_is_compiled_in_a_capture(
+    autocast: bool, recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo would ask for the state of CUDA's generator, which must not be asked for there."""
+    traced = CompileCounter()
+    both = runtime.Runtime(runtime.BOTH, Compiled(traced, {}))
+    record, before_and_after = recorder.record, []
+
+    def watched(
+        compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Again, Outputs]:
+        before = traced.frame_count
+        recorded = record(compute, device)
+        before_and_after.append((before, traced.frame_count))
+        return recorded
+
+    monkeypatch.setattr(forecasts, "choose_runtime", lambda *_: both)
+    monkeypatch.setattr(recorder, "record", watched)
+    model = small_model().model
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = [mean(model, variates=2) for _ in range(3)]
+    ((before, after),) = before_and_after
+    assert 0 < before == after
+    assert path().runtime == "compile+cudagraph"
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_a_replay_reads_the_series_that_it_is_given(recorder: CpuRecorder) -> None:

@@ -235,6 +235,37 @@ def test_within_a_capture_of_the_users_nothing_is_asked(
     assert torch.equal(again, expected)
 
 
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_a_users_own_graph_follows_the_weights(
+    precision: str, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It outlives what was prepared before, as torch advises, which nobody may keep alive."""
+    options = ForecastOptions(precision=precision, runtime="eager")
+    model, request = gpu.model(small_model().model), gpu.request(small_request())
+    before, _ = forecast(model, request, options)
+
+    def users(generator: torch.Generator) -> Outputs:
+        found, _ = forecasts.forecast(model, lambda: ModelParts.of(model), request, options)
+        return found, found.new_zeros(1)
+
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_initialized", lambda: True)
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        recorder = TapeRecorder(gpu)
+        graph, (found, _) = recorder.record(users, request.inputs.device)
+    held = (*model.parameters(), *model.buffers(), *request.tensors().values())
+    assert recorder.tapes[0].read_from_outside() <= memory_of(*held)
+    graph.replay(None)
+    assert torch.equal(found.as_subclass(torch.Tensor), before)
+    for weight in model.parameters():
+        weight.data.mul_(1.25)
+    forecasts.forget_prepared(model)
+    after, _ = forecast(model, request, options)
+    assert not torch.equal(after, before)
+    graph.replay(None)
+    assert torch.equal(found.as_subclass(torch.Tensor), after)
+
+
 def small_request() -> Request:
     inputs = series(5 * PATCH, variates=2).series.unsqueeze(0)
     return Request(

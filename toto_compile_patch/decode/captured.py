@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from toto_compile_patch.decode.recorder import Graph, Outputs
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.weights import Weights
+
+_replays: Counter[torch.device] = Counter()
+"""How often a graph was replayed on each device. Its graphs share memory: a replay may write where
+another one's outputs were."""
 
 
 @dataclass
@@ -21,7 +28,6 @@ class Captured:
         weights: what it also reads, kept alive.
         options: how it forecasts.
         size: bytes that capturing it took.
-        replays: how often it was replayed.
         may_go_ahead: whether it may be launched before a forecast is checked: not after a launch
             in vain, until a forecast that was checked has asked for it again.
     """
@@ -32,8 +38,12 @@ class Captured:
     weights: Weights
     options: Any
     size: int
-    replays: int = 0
     may_go_ahead: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is replayed."""
+        return self.inputs.inputs.device
 
     def replay(self, request: Request, seed: int | None) -> Replay:
         """Launch it.
@@ -43,8 +53,8 @@ class Captured:
             seed: of the random numbers; None: none are drawn.
         """
         # Counted first: a signal handler may forecast between any two of these lines.
-        self.replays += 1
-        number = self.replays
+        _replays[self.device] += 1
+        number = _replays[self.device]
         for name, tensor in request.tensors().items():
             getattr(self.inputs, name).copy_(tensor)
         self.graph.replay(seed)
@@ -59,7 +69,7 @@ class Replay:
 
     Attributes:
         captured: what is replayed.
-        number: which of its replays this is.
+        number: which of its device's replays this is.
         seed: with which it draws; None: it draws nothing.
         results: copies of the forecast and of the outcomes of its checks.
     """
@@ -71,5 +81,5 @@ class Replay:
 
     def is_what(self, captured: Captured, seed: int | None) -> bool:
         """Whether a forecast by ``captured`` that draws with ``seed`` can take its outputs."""
-        is_last = self.number == self.captured.replays
+        is_last = self.number == _replays[captured.device]
         return self.captured is captured and is_last and self.seed == seed

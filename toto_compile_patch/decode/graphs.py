@@ -19,7 +19,7 @@ import torch
 from toto_compile_patch.decode.captured import Captured, Replay
 from toto_compile_patch.decode.graph_key import GraphKey, graph_key
 from toto_compile_patch.decode.memory import out_of_memory
-from toto_compile_patch.decode.precision import TorchSettings
+from toto_compile_patch.decode.precision import TorchSettings, without_autocast_cache
 from toto_compile_patch.decode.prepared_model import PreparedModel
 from toto_compile_patch.decode.random_numbers import (
     GivenRandomNumbers,
@@ -119,7 +119,8 @@ class Graphs:
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._seen:
-                made = self._without(asked, FIRST_OF_ITS_SHAPE)
+                with without_autocast_cache(asked.device):
+                    made = self._without(asked, FIRST_OF_ITS_SHAPE)
                 # Only now: what must not be done in a capture has been done.
                 self._note(key, _Seen())
                 return made
@@ -153,7 +154,7 @@ class Graphs:
 
     def clear(self) -> None:
         """Free all graphs."""
-        devices = {captured.inputs.inputs.device for captured in list(self._captured.values())}
+        devices = {captured.device for captured in list(self._captured.values())}
         for device in devices:
             with one_at_a_time(device):
                 self._drop(lambda captured: True)
@@ -178,9 +179,10 @@ class Graphs:
                 name: part.clone() for name, part in asked.request.tensors().items()
             }
             inputs = replace(asked.request, **own)
-            graph, outputs = self._recorder.record(
-                lambda generator: asked.compute(inputs, GivenRandomNumbers(generator)), device
-            )
+            with without_autocast_cache(device):
+                graph, outputs = self._recorder.record(
+                    lambda generator: asked.compute(inputs, GivenRandomNumbers(generator)), device
+                )
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
             if out_of_memory(error):

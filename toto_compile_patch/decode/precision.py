@@ -42,6 +42,26 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+@contextmanager
+def without_autocast_cache(device: torch.device) -> Iterator[None]:
+    """Surrounds a capture, and the forecast before it that warms up: what autocast caches would be
+    memory of the graph's that others use.
+
+    Compiled code is made for one state of the cache, on or off, even where autocast is off; and
+    nothing must be compiled in a capture.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 @dataclass(frozen=True)
 class Precision:
     """The precision of the matrix products in the transformer's layers of a float32 model.

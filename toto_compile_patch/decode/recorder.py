@@ -16,6 +16,10 @@ from toto_compile_patch.private_names import GRAPHS, private, why_without
 Outputs = tuple[torch.Tensor, torch.Tensor]
 """A forecast, and the outcomes of its checks (see ``device_checks``)."""
 
+# No comparison of strings: torch's version is of a class of its own.
+_REGISTERS_GENERATORS = torch.__version__ < "2.14"
+"""Whether a graph must be told of its generator. Newer releases find out, and warn if told."""
+
 
 class Graph(Protocol):
     """What was captured."""
@@ -86,10 +90,12 @@ class CudaRecorder:
     def record(
         self, compute: Callable[[torch.Generator], Outputs], device: torch.device
     ) -> tuple[Graph, Outputs]:
-        graph = torch.cuda.CUDAGraph()
-        generator = torch.Generator(device)
-        graph.register_generator_state(generator)
-        with torch.cuda.device(device), _autocast_without_cache(), _nothing_collected():
+        with torch.cuda.device(device), _nothing_collected():
+            graph = torch.cuda.CUDAGraph()
+            generator = torch.Generator(device)
+            if _REGISTERS_GENERATORS:
+                # Its seed will lie on the current device, whatever the generator's is.
+                graph.register_generator_state(generator)
             # A thread's handle cannot be made during a capture.
             torch.cuda.current_blas_handle()
             stream, pool = self._stream(device), self._pool(device)
@@ -168,18 +174,6 @@ def _end_by_hand(device: torch.device, pool: Any) -> None:
 
 def _clear_workspaces() -> None:
     private("torch._C._cuda_clearCublasWorkspaces")()
-
-
-@contextmanager
-def _autocast_without_cache() -> Iterator[None]:
-    """What autocast caches would be memory of the graph's that others use."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager

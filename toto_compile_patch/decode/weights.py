@@ -292,7 +292,10 @@ def prepared_weights(
     # Made outside inference mode, whose tensors other threads could not use freely.
     with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
         settings, identity = ModelSettings.of(backbone), Identity.of(parts, copied)
-        found = of_this_model.by_format.get(weight_format)
+        # A graph of the user's outlives what was prepared before, and is to follow the weights: in
+        # a capture they are prepared anew, as a part of what is captured.
+        in_a_capture = capturing()
+        found = None if in_a_capture else of_this_model.by_format.get(weight_format)
         if (
             found is not None
             and found.settings == settings
@@ -300,14 +303,12 @@ def prepared_weights(
             and not (copied[0].is_cpu and found.noted.changed(time_steps))
         ):
             return found
-        in_a_capture = capturing()
         if weight_format.bf16 and copied[0].is_cpu and is_slow_in_16_bits():
             log_once(
                 f"precision={BF16!r} is slower than float32 on this processor, which has neither "
                 "AMX nor AVX512-BF16: `toto-compile-patch doctor` measures both"
             )
-        # Noted before they are read: a change that comes in between is seen later. In a capture of
-        # the user's they are part of what is captured, and made again at each replay.
+        # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
         made = Weights(
             _layers(backbone.transformer.layers, weight_format),
