@@ -34,6 +34,9 @@ SLICES = 2
 CASES_OF_OTHER_TESTS = 16
 """For each of these there is one mean and one forecast of samples here: they are slower."""
 
+HEAD_IS_FINITE = True
+"""The answer to the one question when weights are prepared."""
+
 NOTHING_WRONG = [False, False, False]
 """The answer to the one question of a forecast: which of its checks failed."""
 
@@ -161,13 +164,13 @@ def test_a_forecast_of_shapes_alone(samples: bool, cases: int) -> None:
     for number in range(cases // CASES_OF_OTHER_TESTS // 2):
         case = Case.random(2 * number + samples)
         request, expected = on_host(case, samples)
-        with PretendGpu(NOWHERE, answers=[NOTHING_WRONG]) as gpu:
+        with PretendGpu(NOWHERE, answers=[HEAD_IS_FINITE, NOTHING_WRONG]) as gpu:
             found, _ = forecast(
                 gpu.model(case.build()), gpu.request(request), ForecastOptions(runtime="eager")
             )
         assert found.shape == expected.shape
         assert found.dtype == expected.dtype
-        assert [name for name, _ in gpu.asked] == ["tolist"]
+        assert [name for name, _ in gpu.asked] == ["__bool__", "tolist"]
 
 
 @pytest.mark.parametrize(

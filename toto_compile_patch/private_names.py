@@ -82,6 +82,7 @@ TABLE = (
     PrivateName(_OF_A_MODULE + "_parameters", "decode.modules", (FAST_DECODE,)),
     PrivateName(_OF_A_MODULE + "_buffers", "decode.modules", (FAST_DECODE,)),
     PrivateName("torch.Tensor._version", "decode.weights", (FAST_DECODE,)),
+    PrivateName("torch._C._len_torch_dispatch_stack", "decode.weights", (FAST_DECODE,)),
     PrivateName("torch._dynamo.mark_dynamic", "decode.regions", (COMPILED,)),
     PrivateName("torch._dynamo.exc.RecompileError", "decode.regions", (COMPILED,)),
     PrivateName("torch._inductor.config.get_config_copy", "decode.compile_call", (COMPILED,)),

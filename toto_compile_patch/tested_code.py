@@ -56,8 +56,20 @@ FINGERPRINTS = {
 is that of toto-ts; other carriers keep the same definition in a module of another name."""
 
 INHERITED = (
-    "toto.model.attention.TimeWiseMultiheadAttention.forward",
-    "toto.model.attention.SpaceWiseMultiheadAttention.forward",
+    *(
+        f"toto.model.attention.{kind}.{method}"
+        for kind in ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
+        for method in (
+            "forward",
+            "get_qkv",
+            "positional_embedding",
+            "run_attention",
+            "rearrange_inputs",
+            "rearrange_output",
+        )
+    ),
+    "toto.model.rope.TimeAwareRotaryEmbedding.forward",
+    "toto.model.rope.TimeAwareRotaryEmbedding.get_seq_pos",
     "toto.model.toto.Toto.compile",
 )
 """What is replaced or relied on and has no definition of its own in those releases: a definition

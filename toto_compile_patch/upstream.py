@@ -34,21 +34,28 @@ BYPASSED_METHODS_OF_FORECASTER = (
 )
 """What a subclass of ``TotoForecaster`` may override. The last two came with toto-ts 0.2.0."""
 
+_METHODS_OF_ATTENTION = (
+    "forward",
+    "get_qkv",
+    "positional_embedding",
+    "run_attention",
+    "rearrange_inputs",
+    "rearrange_output",
+)
+
 _BYPASSED_METHODS = {
     "TotoBackbone": ("forward", "backbone", "allocate_kv_cache"),
     "Transformer": ("forward", "_get_mask"),
     "TransformerLayer": ("forward",),
-    "BaseMultiheadAttention": (
+    "BaseMultiheadAttention": _METHODS_OF_ATTENTION,
+    "TimeWiseMultiheadAttention": _METHODS_OF_ATTENTION,
+    "SpaceWiseMultiheadAttention": _METHODS_OF_ATTENTION,
+    "TimeAwareRotaryEmbedding": (
+        "rotate_queries_and_keys",
+        "get_scale",
         "forward",
-        "get_qkv",
-        "positional_embedding",
-        "run_attention",
-        "rearrange_inputs",
-        "rearrange_output",
+        "get_seq_pos",
     ),
-    "TimeWiseMultiheadAttention": ("forward",),
-    "SpaceWiseMultiheadAttention": ("forward",),
-    "TimeAwareRotaryEmbedding": ("rotate_queries_and_keys", "get_scale"),
     "RMSNorm": ("forward",),
     "SwiGLU": ("forward",),
     "PatchEmbedding": ("forward", "_patchify"),
@@ -58,6 +65,15 @@ _BYPASSED_METHODS = {
     "CausalStdMeanScaler": ("__call__",),
     "CausalPatchStdMeanScaler": ("__call__",),
 }
+
+
+_IMPORTED = (
+    ("BaseMultiheadAttention", "torch.nn.functional", "scaled_dot_product_attention"),
+    ("TimeAwareRotaryEmbedding", "rotary_embedding_torch", "apply_rotary_emb"),
+    ("Transformer", "model.util", "make_batched_block_mask"),
+    ("TotoForecaster", "gluonts.torch.distributions", "AffineTransformed"),
+)
+"""A class whose module imports something, from where, and its name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +143,20 @@ class TotoCode:
             (self.module_of(self.TotoBackbone), "KVCache"),
             (self.TotoForecaster, "create_affine_transformed"),
         )
+
+    @cached_property
+    def imported(self) -> tuple[tuple[ModuleType, str, Any], ...]:
+        """What its modules import and ``decode`` does in its own way: where, by which name, and
+        what that is."""
+        found = []
+        for owner, home, name in _IMPORTED:
+            module = self.module_of(getattr(self, owner))
+            # A carrier may have a copy of its own.
+            copies = [one for known, one in self.modules.items() if known.endswith("." + home)]
+            source = copies[0] if copies else sys.modules.get(home)
+            if hasattr(source, name) and hasattr(module, name):
+                found.append((module, name, getattr(source, name)))
+        return tuple(found)
 
 
 _lock = Lock()

@@ -16,6 +16,7 @@ from toto_compile_patch.decode import weights as weights_of
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import (
     DeviceChecks,
+    NotFiniteError,
     WeightsChangedError,
     raise_for,
 )
@@ -154,6 +155,8 @@ def _begin(
     runtime = choose_runtime(options.runtime, model, device)
     time_steps = min(request.horizon, backbone.patch_embed.patch_size)
     weights = prepared_weights(backbone, options.precision, time_steps, parts)
+    if not weights.head_is_finite:
+        raise NotFiniteError("unembedding or output distribution have weights that are not finite")
     prepared = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
     # On a CPU that was seen to already, and in a capture of the user's nothing can be asked.
     unseen = device.type != "cpu" and not capturing()

@@ -56,6 +56,10 @@ class FoldedHead(NamedTuple):
                 raw = whole.apply(hidden)
         return raw.unflatten(-1, (-1, self.kinds, self.components))
 
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are finite, which is asked of their device."""
+        return bool(self.weight.isfinite().all() & self.bias.isfinite().all())
+
     def for_time_steps(self, time_steps: int) -> FoldedHead:
         """The head of the patch's first time steps alone."""
         rows = time_steps * self.kinds * self.components

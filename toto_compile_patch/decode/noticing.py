@@ -113,7 +113,7 @@ class Noted:
         if self.factors.is_cpu:
             # Each in one thread: many small parallel regions suffer where cores are wanted.
             same = all(map(torch.equal, places, bits)) and self._stretch_is_same(int(turn))
-            return torch.tensor(not same)
+            return torch.tensor(not same, device="cpu")
         changed = (_joined(places) != _joined(bits)).any()
         if self.stretches:
             words = torch.cat([stretch.index_select(0, turn) for stretch in self.stretches], dim=1)

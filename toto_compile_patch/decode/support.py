@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from toto_compile_patch.decode.modules import ModelParts, name_of
+from toto_compile_patch.decode.places import ATTENTIONS, misplaced, own_tensor
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.private_names import private
 from toto_compile_patch.upstream import (
@@ -23,9 +24,8 @@ from toto_compile_patch.upstream import (
 
 _SCALERS = ("StdMeanScaler", "CausalStdMeanScaler", "CausalPatchStdMeanScaler")
 _DISTRIBUTIONS = ("StudentTOutput", "MixtureOfStudentTsOutput")
-_ATTENTIONS = ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
 _MODULES = {
-    *_ATTENTIONS,
+    *ATTENTIONS,
     *_DISTRIBUTIONS,
     "TotoBackbone",
     "Transformer",
@@ -47,6 +47,7 @@ _FORWARDS = {
     kind: kind.forward for kind in (torch.nn.Dropout, torch.nn.Linear, torch.nn.Sequential)
 }
 """Torch's own, in whose place ``decode`` multiplies, or does nothing."""
+_CALL = torch.nn.Module.__call__
 _transforms_are_active = private("torch._C._are_functorch_transforms_active")
 _is_tracing = private("torch._C._is_tracing")
 _dispatch_mode = private("torch._C._get_dispatch_mode")
@@ -114,13 +115,15 @@ def known_parts(forecaster: Any, backbone: Any, request: Request) -> ModelParts:
     Raises:
         RefusedError: it does not: the forecast has to be upstream's.
     """
-    _refuse_for(_other_code(forecaster, backbone) or _other_model(backbone))
-    parts = ModelParts.of(backbone)
-    _refuse_for(
-        _other_modules(backbone, parts.modules)
-        or _other_weights(backbone, parts.parameters)
-        or _other_request(backbone, request)
-    )
+    _refuse_for(_other_code(forecaster, backbone) or _hooks_of_wrapper(forecaster.model, backbone))
+    try:
+        _refuse_for(_other_model(backbone))
+        parts = ModelParts.of(backbone)
+        _refuse_for(_other_modules(backbone, parts.modules) or _other_places(backbone))
+    except AttributeError as error:
+        reason = f"the model is not as upstream makes it: {error}"
+        raise RefusedError(Refusal(reason, upstream_decides=True)) from error
+    _refuse_for(_other_weights(backbone, parts.parameters) or _other_request(backbone, request))
     return parts
 
 
@@ -140,6 +143,9 @@ def _other_code(forecaster: Any, backbone: Any) -> Refusal | None:
     for owner, attribute in (place for code in codes for place in code.bypassed):
         if why_unknown(owner, attribute):
             return Refusal(f"{symbol(owner, attribute)} has been replaced", cure)
+    for module, name, imported in (place for code in codes for place in code.imported):
+        if vars(module).get(name) is not imported:
+            return Refusal(f"{symbol(module, name)} has been replaced", cure)
     for attribute in BYPASSED_METHODS_OF_FORECASTER:
         theirs = getattr(own and own.TotoForecaster, attribute, None)
         if (
@@ -149,6 +155,13 @@ def _other_code(forecaster: Any, backbone: Any) -> Refusal | None:
             return Refusal(
                 f"this forecaster has its own {attribute}", "forecast with a plain TotoForecaster"
             )
+    return None
+
+
+def _hooks_of_wrapper(model: Any, backbone: Any) -> Refusal | None:
+    """What ``torch.compile(model)`` returns is a module, too, whose hooks act at each call."""
+    if model is not backbone and (model._forward_hooks or model._forward_pre_hooks):
+        return Refusal("the compiled model has hooks", "remove them before forecasting")
     return None
 
 
@@ -184,6 +197,11 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
         if not known and not kind.__module__.startswith("xformers."):
             what = f"a {kind.__module__}.{kind.__qualname__}, not upstream's module"
             return Refusal(f"{_name_of(module, backbone)} is {what}", _cure_of_a_module(kind))
+        if kind.__call__ is not _CALL:
+            return Refusal(f"{kind.__qualname__}.__call__ has been replaced", "take that out")
+        if name := own_tensor(module):
+            reason = f"{name} of {_name_of(module, backbone)} is no torch.nn.Parameter"
+            return Refusal(reason, "make it one: its changes are not noticed otherwise")
         if own_attributes["training"] and _drops(module):
             reason = "the model is in training mode, in which its dropout acts"
             return Refusal(reason, "call forecaster.model.eval()")
@@ -197,6 +215,11 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
     return None
 
 
+def _other_places(backbone: Any) -> Refusal | None:
+    reason = misplaced(backbone)
+    return Refusal(reason, upstream_decides=True) if reason else None
+
+
 def _drops(module: Any) -> bool:
     """Whether a module leaves values out at random while it is training.
 
@@ -205,7 +228,7 @@ def _drops(module: Any) -> bool:
     """
     if isinstance(module, torch.nn.Dropout):
         return module.p != 0
-    return kind_of(module) in _ATTENTIONS and bool(module.dropout != 0)
+    return kind_of(module) in ATTENTIONS and bool(module.dropout != 0)
 
 
 def _cure_of_a_module(kind: type) -> str:
@@ -238,6 +261,9 @@ def _other_weights(backbone: Any, weights: list[torch.nn.Parameter]) -> Refusal 
         if type(weight) is not torch.nn.Parameter or weight.layout is not torch.strided:
             name = name_of(weight, backbone.named_parameters())
             return Refusal(f"{name} is a {type(weight).__name__}, not a dense torch.nn.Parameter")
+        if weight.is_neg():
+            name = name_of(weight, backbone.named_parameters())
+            return Refusal(f"{name} is a view that torch negates when it is read", "clone it")
         if weight.dtype is not dtype or weight.device != device:
             reason = "the weights are not all on one device and of one type"
             return Refusal(reason, "convert them: forecaster.model.to(device, dtype)")

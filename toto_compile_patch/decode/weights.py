@@ -165,12 +165,14 @@ class Identity(NamedTuple):
         device: theirs.
         pointers: to the memory of its parameters and buffers.
         copied: version, shape and strides of each weight that is not read where it is.
+        children: of its modules, by their names: what a layer is made of.
     """
 
     dtype: torch.dtype
     device: torch.device
     pointers: list[int]
     copied: list[tuple[int | None, torch.Size, tuple[int, ...]]]
+    children: list[dict[str, torch.nn.Module | None]]
 
     @classmethod
     def of(cls, parts: ModelParts, copied: Sequence[torch.Tensor]) -> Identity:
@@ -181,11 +183,12 @@ class Identity(NamedTuple):
             first.device,
             _pointers((*parts.parameters, *parts.buffers)),
             [(_version(w), w.shape, w.stride()) for w in copied],
+            parts.children,
         )
 
 
 def _pointers(tensors: Iterable[torch.Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+    return [tensor.data_ptr() for tensor in tensors if tensor.layout is torch.strided]
 
 
 def _version(weight: torch.Tensor) -> int | None:
@@ -206,6 +209,8 @@ class Weights:
             prepared anew.
         noted: the bits of those that were copied.
         held: the model's parameters and buffers, so that none is freed which a CUDA graph reads.
+        head_is_finite: whether the head holds no NaN and no infinite number; True where it cannot
+            be asked. Upstream looks at all parameters of its distribution.
         number: tells them from any that were prepared before or after.
     """
 
@@ -216,6 +221,7 @@ class Weights:
     identity: Identity = field(repr=False)
     noted: Noted = field(repr=False)
     held: tuple[torch.Tensor, ...] = field(repr=False)
+    head_is_finite: bool
     number: int = field(default_factory=itertools.count().__next__)
 
     @property
@@ -244,6 +250,9 @@ _is_made_by_acl = private("torch.ops.mkldnn._is_mkldnn_acl_supported")
 _has_amx = private("torch.cpu._is_amx_tile_supported")
 _has_avx512_bf16 = private("torch.cpu._is_avx512_bf16_supported")
 """Ask whether this CPU has instructions that multiply bfloat16."""
+
+_modes_on_the_stack = private("torch._C._len_torch_dispatch_stack")
+"""How many modes of ``torch.utils._python_dispatch`` are in force in this thread."""
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
@@ -293,8 +302,10 @@ def prepared_weights(
     with torch.inference_mode(False), torch.no_grad(), of_this_model.lock.held:
         settings, identity = ModelSettings.of(backbone), Identity.of(parts, copied)
         # A graph of the user's outlives what was prepared before, and is to follow the weights: in
-        # a capture they are prepared anew, as a part of what is captured.
+        # a capture they are prepared anew, as a part of what is captured. What is made under a mode
+        # of the user's, which may change all numbers, ends with it.
         in_a_capture = capturing()
+        kept = not in_a_capture and not _modes_on_the_stack()
         found = None if in_a_capture else of_this_model.by_format.get(weight_format)
         if (
             found is not None
@@ -310,16 +321,18 @@ def prepared_weights(
             )
         # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
+        head = fold(backbone, weight_format.packed)
         made = Weights(
             _layers(backbone.transformer.layers, weight_format),
-            Traceable.of(fold(backbone, weight_format.packed)),
+            Traceable.of(head),
             weight_format.packed,
             settings,
             identity,
             noted,
             (*parts.parameters, *parts.buffers),
+            in_a_capture or head.is_finite(),
         )
-        if not in_a_capture:
+        if kept:
             if copied[0].is_cuda:
                 # Whoever finds them may be on another stream than this thread.
                 torch.cuda.current_stream(copied[0].device).synchronize()

@@ -136,6 +136,11 @@ def _fast(
         return error.refusal
     except NotFiniteError as error:
         return not_finite(error)
+    except AssertionError as error:
+        if __debug__:
+            raise
+        # With ``python -O``, upstream's code asserts nothing, and forecasts.
+        return Refusal(str(error), "see that each patch is of one group")
     if ran.unexpected:
         log_once(f"forecasts run in runtime {ran.runtime}: {ran.reason}")
     return result, PathTaken("fast", ran.reason, ran.runtime, ran.graphs, ran.graph_bytes)

@@ -1,0 +1,80 @@
+"""Whether the parts of a model lie where decoding looks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from toto_compile_patch.upstream import kind_of
+
+ATTENTIONS = ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
+_TIME_WISE = ATTENTIONS[0]
+
+_PARAMETERS = {
+    torch.nn.Linear: ("weight", "bias"),
+    torch.nn.LayerNorm: ("weight", "bias"),
+    "RMSNorm": ("scale",),
+}
+"""What a module's parameters are called, by its kind."""
+
+
+def own_tensor(module: torch.nn.Module) -> str:
+    """A weight of a module that is no parameter of it, but a buffer or any tensor; else empty.
+
+    What becomes of such a one is not noticed.
+    """
+    names = _PARAMETERS.get(type(module)) or _PARAMETERS.get(kind_of(module), ())
+    absent = (name for name in names if name not in module._parameters)
+    return next((name for name in absent if getattr(module, name) is not None), "")
+
+
+def misplaced(backbone: Any) -> str:
+    """What is not where upstream's own constructor puts it; empty where all is.
+
+    Raises:
+        AttributeError: something is missing.
+    """
+    transformer = backbone.transformer
+    if kind_of(transformer) != "Transformer" or type(transformer.layers) is not torch.nn.ModuleList:
+        return "the transformer is not upstream's"
+    if len(transformer.layers) != backbone.num_layers:
+        return f"the transformer has {len(transformer.layers)} layers, not {backbone.num_layers}"
+    if getattr(transformer, "fusion", None) is not getattr(backbone, "fusion", None):
+        return "the transformer's fusion is not the model's"
+    embedding, output = backbone.patch_embed, backbone.output_distribution
+    if kind_of(embedding) != "PatchEmbedding" or type(embedding.projection) is not torch.nn.Linear:
+        return "the patch embedding is not upstream's"
+    projections = [backbone.unembed, output.df, output.loc_proj, output.scale_proj]
+    if kind_of(output) == "MixtureOfStudentTsOutput":
+        projections.append(output.mixture_weights)
+    if not all(map(_is_whole, projections)):
+        return "unembedding or output distribution are not linear layers with a bias each"
+    for idx, layer in enumerate(transformer.layers):
+        if why := _misplaced_in(layer, transformer.rotary_emb):
+            return f"of transformer.layers.{idx}, {why}"
+    return ""
+
+
+def _misplaced_in(layer: Any, rotary: Any) -> str:
+    attention = layer.attention
+    kind = kind_of(attention)
+    if kind_of(layer) != "TransformerLayer" or kind not in ATTENTIONS:
+        return "layer or attention are not upstream's"
+    if not (_is_whole(attention.wQKV) and _is_whole(attention.wO)):
+        return "the attention's projections are not linear layers with a bias each"
+    axis = type(attention).attention_axis
+    if attention.attention_axis is not axis or layer.attention_axis is not axis:
+        return "the attention axis has been changed"
+    if attention.rotary_emb is not (rotary if kind == _TIME_WISE else None):
+        return "the rotary embedding is not the transformer's"
+    if kind == _TIME_WISE and 2 * rotary.freqs.shape[-1] != attention.head_dim:
+        return "the rotary embedding does not turn whole heads"
+    for norm in (layer.norm1, layer.norm2):
+        if kind_of(norm) == "RMSNorm" and not norm.eps >= 0:
+            return "a norm has a negative eps"
+    return ""
+
+
+def _is_whole(linear: Any) -> bool:
+    return type(linear) is torch.nn.Linear and linear.bias is not None
