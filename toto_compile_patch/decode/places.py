@@ -11,11 +11,11 @@ from toto_compile_patch.upstream import kind_of
 ATTENTIONS = ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
 _TIME_WISE = ATTENTIONS[0]
 
-_PARAMETERS = {
+_PARAMETERS: dict[type, tuple[str, ...]] = {
     torch.nn.Linear: ("weight", "bias"),
     torch.nn.LayerNorm: ("weight", "bias"),
-    "RMSNorm": ("scale",),
 }
+_PARAMETERS_OF_UPSTREAMS: dict[str, tuple[str, ...]] = {"RMSNorm": ("scale",)}
 """What a module's parameters are called, by its kind."""
 
 
@@ -24,9 +24,12 @@ def own_tensor(module: torch.nn.Module) -> str:
 
     What becomes of such a one is not noticed.
     """
-    names = _PARAMETERS.get(type(module)) or _PARAMETERS.get(kind_of(module), ())
-    absent = (name for name in names if name not in module._parameters)
-    return next((name for name in absent if getattr(module, name) is not None), "")
+    names = _PARAMETERS.get(type(module)) or _PARAMETERS_OF_UPSTREAMS.get(kind_of(module), ())
+    parameters = module._parameters
+    for name in names:
+        if name not in parameters and getattr(module, name) is not None:
+            return name
+    return ""
 
 
 def misplaced(backbone: Any) -> str:
@@ -50,31 +53,38 @@ def misplaced(backbone: Any) -> str:
         projections.append(output.mixture_weights)
     if not all(map(_is_whole, projections)):
         return "unembedding or output distribution are not linear layers with a bias each"
+    rotary = transformer.rotary_emb
+    turned = 2 * rotary.freqs.shape[-1]
     for idx, layer in enumerate(transformer.layers):
-        if why := _misplaced_in(layer, transformer.rotary_emb):
+        if why := _misplaced_in(layer, rotary, turned):
             return f"of transformer.layers.{idx}, {why}"
     return ""
 
 
-def _misplaced_in(layer: Any, rotary: Any) -> str:
-    attention = layer.attention
+def _misplaced_in(layer: Any, rotary: Any, turned: int) -> str:
+    # Looked up where modules keep them, which takes a fraction of the time.
+    parts = layer._modules
+    attention: Any = parts.get("attention")
     kind = kind_of(attention)
     if kind_of(layer) != "TransformerLayer" or kind not in ATTENTIONS:
         return "layer or attention are not upstream's"
-    if not (_is_whole(attention.wQKV) and _is_whole(attention.wO)):
+    own = attention._modules
+    if not (_is_whole(own.get("wQKV")) and _is_whole(own.get("wO"))):
         return "the attention's projections are not linear layers with a bias each"
     axis = type(attention).attention_axis
     if attention.attention_axis is not axis or layer.attention_axis is not axis:
         return "the attention axis has been changed"
-    if attention.rotary_emb is not (rotary if kind == _TIME_WISE else None):
-        return "the rotary embedding is not the transformer's"
-    if kind == _TIME_WISE and 2 * rotary.freqs.shape[-1] != attention.head_dim:
-        return "the rotary embedding does not turn whole heads"
-    for norm in (layer.norm1, layer.norm2):
+    if kind == _TIME_WISE:
+        if own.get("rotary_emb") is not rotary:
+            return "the rotary embedding is not the transformer's"
+        if turned != attention.head_dim:
+            return "the rotary embedding does not turn whole heads"
+    for norm in (parts.get("norm1"), parts.get("norm2")):
         if kind_of(norm) == "RMSNorm" and not norm.eps >= 0:
             return "a norm has a negative eps"
     return ""
 
 
 def _is_whole(linear: Any) -> bool:
-    return type(linear) is torch.nn.Linear and linear.bias is not None
+    """Whether it is a linear layer with a bias."""
+    return type(linear) is torch.nn.Linear and linear._parameters.get("bias") is not None
