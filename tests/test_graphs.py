@@ -106,11 +106,22 @@ def test_the_first_is_not(recorder: CpuRecorder) -> None:
     assert not recorder.recorded
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_nothing_is_compiled_in_a_capture(
-    autocast: bool, recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+    autocast: bool, more: int, threads: int, recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dynamo would ask for the state of CUDA's generator, which must not be asked for there."""
+    """Dynamo would ask for the state of CUDA's generator, which must not be asked for there.
+
+    Code is compiled for a number of threads, and may have been for another one before.
+    """
     traced = CompileCounter()
     both = runtime.Runtime(runtime.BOTH, Compiled(traced, {}))
     record, before_and_after = recorder.record, []
@@ -127,7 +138,9 @@ def test_nothing_is_compiled_in_a_capture(
     monkeypatch.setattr(recorder, "record", watched)
     model = small_model().model
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = [mean(model, variates=2) for _ in range(3)]
+        found = [mean(model, variates=2)]
+        torch.set_num_threads(threads + more)
+        found += [mean(model, variates=2) for _ in range(2)]
     ((before, after),) = before_and_after
     assert 0 < before == after
     assert path().runtime == "compile+cudagraph"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 import toto.inference.forecaster
 import toto.model.attention
+import toto.model.distribution
 import toto.model.rope
 import toto.model.transformer
 from torch import nn
@@ -38,8 +42,8 @@ def reverted() -> Iterator[None]:
     toto_compile_patch.revert()
 
 
-def mean(model: Any, use_kv_cache: bool = True) -> torch.Tensor:
-    return values(forecast(model, series(64, variates=2), HORIZON, use_kv_cache=use_kv_cache))
+def mean(model: Any, use_kv_cache: bool = True, horizon: int = HORIZON) -> torch.Tensor:
+    return values(forecast(model, series(64, variates=2), horizon, use_kv_cache=use_kv_cache))
 
 
 def outcome(make: Callable[[], torch.Tensor]) -> torch.Tensor | str:
@@ -233,10 +237,6 @@ def broken_head(model: Any) -> None:
     model.output_distribution.df.bias.data[0] = float("nan")
 
 
-def broken_beyond_the_horizon(model: Any) -> None:
-    model.unembed.bias.data[-1] = float("inf")
-
-
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -252,7 +252,6 @@ def broken_beyond_the_horizon(model: Any) -> None:
         (negated_view, "unembed.weight is a view that torch negates"),
         (no_transformer, "the model is not as upstream makes it"),
         (broken_head, "weights that are not finite"),
-        (broken_beyond_the_horizon, "weights that are not finite"),
     ],
 )
 def test_a_model_that_was_changed(
@@ -264,6 +263,51 @@ def test_a_model_that_was_changed(
         return mean(model, use_kv_cache)
 
     check(made, upstreams=reason)
+
+
+def test_a_head_that_is_broken_beyond_the_horizon() -> None:
+    """Upstream looks at the whole patch."""
+
+    def made() -> torch.Tensor:
+        model = small_model().model
+        model.unembed.bias.data[-1] = float("inf")
+        return mean(model, horizon=PATCH // 2)
+
+    check(made, upstreams="weights that are not finite")
+
+
+def test_a_component_that_is_switched_off() -> None:
+    def made() -> torch.Tensor:
+        model = small_model().model
+        model.output_distribution.mixture_weights.bias.data[0] = -torch.inf
+        return mean(model)
+
+    check(made)
+
+
+@pytest.mark.skipif(not hasattr(TotoBackbone, "enable_variate_labels"), reason="none before 0.2.0")
+def test_a_fusion_of_the_model_alone() -> None:
+    def made() -> torch.Tensor:
+        model = small_model().model
+        torch.manual_seed(1)
+        model.enable_variate_labels()
+        model.transformer.fusion = None
+        return mean(model)
+
+    check(made, upstreams="fusion is not the model's")
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_a_module_that_leads_back_to_its_model(precision: str) -> None:
+    """What was prepared keeps neither alive."""
+    model = small_model().model
+    model.transformer.layers[0].owner = [model]
+    toto_compile_patch.apply("fast_decode", precision=precision, fallback="error")
+    mean(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_buffer_that_has_no_memory_of_its_own() -> None:
@@ -313,6 +357,9 @@ def louder(original: Any) -> Any:
         (toto.model.rope, "apply_rotary_emb"),
         (toto.model.transformer, "make_batched_block_mask"),
         (toto.inference.forecaster, "AffineTransformed"),
+        (toto.model.distribution, "StudentT"),
+        (TimeAwareRotaryEmbedding.__base__, "forward"),
+        (TimeAwareRotaryEmbedding.__base__, "get_seq_pos"),
         (nn.Module, "__call__"),
         (TotoBackbone, "__call__"),
         (TransformerLayer, "__call__"),
@@ -328,6 +375,28 @@ def test_code_that_was_replaced(owner: Any, name: str, monkeypatch: pytest.Monke
             return mean(small_model().model)
 
     check(made, upstreams="has been replaced")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("torch.nn.functional", "scaled_dot_product_attention"),
+        ("rotary_embedding_torch", "apply_rotary_emb"),
+        ("gluonts.torch.distributions", "AffineTransformed"),
+    ],
+)
+def test_a_source_that_is_replaced_after_the_import(
+    source: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Toto's modules have the original."""
+    module = import_module(source)
+
+    def made() -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, louder(getattr(module, name)))
+            return mean(small_model().model)
+
+    check(made)
 
 
 class Louder(TorchDispatchMode):

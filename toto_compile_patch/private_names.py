@@ -72,6 +72,7 @@ TABLE = (
     PrivateName("torch._C._get_dispatch_mode", "decode.support", (FAST_DECODE,)),
     PrivateName("torch._C._TorchDispatchModeKey.FAKE", "decode.support", (FAST_DECODE,)),
     PrivateName("torch._C._TorchDispatchModeKey.PROXY", "decode.support", (FAST_DECODE,)),
+    PrivateName("torch.nn.Module._wrapped_call_impl", "decode.support", (FAST_DECODE,)),
     PrivateName("torch.nn.modules.module._global_forward_hooks", "decode.support", (FAST_DECODE,)),
     PrivateName(
         "torch.nn.modules.module._global_forward_pre_hooks", "decode.support", (FAST_DECODE,)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -67,13 +67,21 @@ _BYPASSED_METHODS = {
 }
 
 
-_IMPORTED = (
-    ("BaseMultiheadAttention", "torch.nn.functional", "scaled_dot_product_attention"),
-    ("TimeAwareRotaryEmbedding", "rotary_embedding_torch", "apply_rotary_emb"),
-    ("Transformer", "model.util", "make_batched_block_mask"),
-    ("TotoForecaster", "gluonts.torch.distributions", "AffineTransformed"),
+_FROM_ELSEWHERE = (
+    ("BaseMultiheadAttention", "scaled_dot_product_attention", "torch"),
+    ("TimeAwareRotaryEmbedding", "apply_rotary_emb", "rotary_embedding_torch"),
+    ("Transformer", "make_batched_block_mask", ""),
+    ("TotoForecaster", "AffineTransformed", "gluonts"),
+    ("StudentTOutput", "StudentT", "gluonts"),
 )
-"""A class whose module imports something, from where, and its name."""
+"""What ``decode`` does in its own way and a class's module imports: its name there, and the package
+that defines it, if the carrier does not."""
+
+_INHERITED_FROM_ELSEWHERE = (
+    ("TimeAwareRotaryEmbedding", "forward", "rotary_embedding_torch"),
+    ("TimeAwareRotaryEmbedding", "get_seq_pos", "rotary_embedding_torch"),
+)
+"""Likewise, what a class inherits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,18 +153,34 @@ class TotoCode:
         )
 
     @cached_property
-    def imported(self) -> tuple[tuple[ModuleType, str, Any], ...]:
-        """What its modules import and ``decode`` does in its own way: where, by which name, and
-        what that is."""
-        found = []
-        for owner, home, name in _IMPORTED:
-            module = self.module_of(getattr(self, owner))
-            # A carrier may have a copy of its own.
-            copies = [one for known, one in self.modules.items() if known.endswith("." + home)]
-            source = copies[0] if copies else sys.modules.get(home)
-            if hasattr(source, name) and hasattr(module, name):
-                found.append((module, name, getattr(source, name)))
-        return tuple(found)
+    def from_elsewhere(self) -> tuple[tuple[Any, str, str], ...]:
+        """What ``decode`` does in its own way and is imported or inherited: owner, attribute, and
+        the package that defines it, if the carrier does not."""
+        modules = ((self.module_of(getattr(self, one)), *rest) for one, *rest in _FROM_ELSEWHERE)
+        classes = ((getattr(self, one), *rest) for one, *rest in _INHERITED_FROM_ELSEWHERE)
+        every = (*modules, *classes)
+        return tuple((one, name, home) for one, name, home in every if hasattr(one, name))
+
+    def is_from(self, home: str, occupant: Any) -> bool:
+        """Whether a function or class is defined by a package or by this carrier.
+
+        Whoever wraps a function makes it say what the original says of itself, but for where its
+        code is.
+        """
+        while is_torchs_decorator(occupant):
+            occupant = occupant.__wrapped__
+        if isinstance(occupant, BuiltinFunctionType):
+            return home == "torch"
+        code = getattr(occupant, "__globals__", {}).get("__name__")
+        place = str(occupant.__module__ if isinstance(occupant, type) else code)
+        return place in self.modules or (home != "" and place.partition(".")[0] == home)
+
+
+def is_torchs_decorator(occupant: Any) -> bool:
+    """Whether a function is what torch, by ``autocast`` say, puts around another."""
+    if not isinstance(occupant, FunctionType) or "__wrapped__" not in vars(occupant):
+        return False
+    return str(occupant.__globals__.get("__name__")).startswith("torch.")
 
 
 _lock = Lock()
@@ -311,6 +335,21 @@ def why_unknown(owner: Any, attribute: str) -> str | None:
     if reason is None and code is not None:
         _tested[owner, attribute] = current, code
     return reason
+
+
+def is_replaced(code: TotoCode, owner: Any, attribute: str, home: str) -> bool:
+    """Whether what is imported or inherited at a place is another one than it should be."""
+    current = getattr(owner, attribute, None)
+    if _from_home.get((owner, attribute)) is current:
+        return False
+    if not code.is_from(home, current):
+        return True
+    _from_home[owner, attribute] = current
+    return False
+
+
+_from_home: dict[tuple[Any, str], Any] = {}
+"""What was found at a place and is the right one."""
 
 
 def _undecorated(current: Any) -> Any:

@@ -16,7 +16,6 @@ from toto_compile_patch.decode import weights as weights_of
 from toto_compile_patch.decode.compile_call import without_compiling
 from toto_compile_patch.decode.device_checks import (
     DeviceChecks,
-    NotFiniteError,
     WeightsChangedError,
     raise_for,
 )
@@ -41,6 +40,7 @@ from toto_compile_patch.decode.runtime import (
     forget_compiled,
     ran_uncompiled,
 )
+from toto_compile_patch.decode.support import RefusedError, broken_head
 from toto_compile_patch.decode.weights import prepared_weights
 
 
@@ -158,7 +158,7 @@ def _begin(
     # What draws by upstream's code has it looked at all.
     draws_as_upstream = numbers is None and request.num_samples is not None
     if not (weights.head_is_finite or draws_as_upstream):
-        raise NotFiniteError("unembedding or output distribution have weights that are not finite")
+        raise RefusedError(broken_head())
     prepared = PreparedModel(backbone, weights, runtime.regions, Precision(options.precision))
     # On a CPU that was seen to already, and in a capture of the user's nothing can be asked.
     unseen = device.type != "cpu" and not capturing()

@@ -28,7 +28,7 @@ from toto_compile_patch.decode.random_numbers import (
 )
 from toto_compile_patch.decode.recorder import CudaRecorder, Outputs, Recorder
 from toto_compile_patch.decode.request import Request, RequestShape
-from toto_compile_patch.decode.runtime import Ran, Runtime
+from toto_compile_patch.decode.runtime import BOTH, Ran, Runtime
 from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.locks import Lock
 
@@ -119,8 +119,7 @@ class Graphs:
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._seen:
-                with without_autocast_cache(asked.device):
-                    made = self._without(asked, FIRST_OF_ITS_SHAPE)
+                made = self._without(asked, FIRST_OF_ITS_SHAPE)
                 # Only now: what must not be done in a capture has been done.
                 self._note(key, _Seen())
                 return made
@@ -180,6 +179,10 @@ class Graphs:
             }
             inputs = replace(asked.request, **own)
             with without_autocast_cache(device):
+                if asked.runtime.name == BOTH:
+                    # Code is compiled for the settings of a process. Where they have changed since
+                    # the first forecast it is compiled now, and not in the capture.
+                    asked.compute(asked.request, asked.numbers)
                 graph, outputs = self._recorder.record(
                     lambda generator: asked.compute(inputs, GivenRandomNumbers(generator)), device
                 )

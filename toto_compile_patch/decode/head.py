@@ -20,6 +20,9 @@ from toto_compile_patch.decode.linear import (
 from toto_compile_patch.decode.precision import at_least_float32, without_autocast
 from toto_compile_patch.upstream import kind_of
 
+LOGITS = 3
+"""The kind of parameter that the logits are, after degrees of freedom, location and scale."""
+
 
 class FoldedHead(NamedTuple):
     """Unembedding and projections in one matrix.
@@ -57,8 +60,14 @@ class FoldedHead(NamedTuple):
         return raw.unflatten(-1, (-1, self.kinds, self.components))
 
     def is_finite(self) -> bool:
-        """Whether all of its numbers are finite, which is asked of their device."""
-        return bool(self.weight.isfinite().all() & self.bias.isfinite().all())
+        """Whether all of its numbers are finite, which is asked of their device.
+
+        The logits of a mixture may switch off a component.
+        """
+        bias = self.bias.unflatten(0, (-1, self.kinds, self.components))
+        others, logits = bias[:, :LOGITS], bias[:, LOGITS:]
+        finite = self.weight.isfinite().all() & others.isfinite().all()
+        return bool(finite & (logits < torch.inf).all())
 
     def for_time_steps(self, time_steps: int) -> FoldedHead:
         """The head of the patch's first time steps alone."""

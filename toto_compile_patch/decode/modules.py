@@ -19,13 +19,11 @@ class ModelParts(NamedTuple):
         modules: the model and all modules within it, each once.
         parameters: theirs; what several share comes as often.
         buffers: likewise.
-        children: of each module that has any, by their names.
     """
 
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
     buffers: list[torch.Tensor]
-    children: list[dict[str, nn.Module | None]]
 
     @property
     def root(self) -> Any:
@@ -35,11 +33,9 @@ class ModelParts(NamedTuple):
     @classmethod
     def of(cls, root: nn.Module) -> ModelParts:
         """Those of a model, or of a part of one."""
-        modules, parameters, buffers, children = [root], [], [], []
+        modules, parameters, buffers = [root], [], []
         known = {root}
         for module in modules:
-            if module._modules:
-                children.append(module._modules.copy())
             for child in module._modules.values():
                 if child is not None and child not in known:
                     known.add(child)
@@ -53,7 +49,7 @@ class ModelParts(NamedTuple):
                 for buffer in module._buffers.values():
                     if buffer is not None:
                         buffers.append(buffer)
-        return cls(modules, parameters, buffers, children)
+        return cls(modules, parameters, buffers)
 
 
 def name_of(part: object, named: Iterable[tuple[str, object]]) -> str:

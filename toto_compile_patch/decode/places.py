@@ -15,14 +15,16 @@ _PARAMETERS: dict[type, tuple[str, ...]] = {
     torch.nn.Linear: ("weight", "bias"),
     torch.nn.LayerNorm: ("weight", "bias"),
 }
-_PARAMETERS_OF_UPSTREAMS: dict[str, tuple[str, ...]] = {"RMSNorm": ("scale",)}
 """What a module's parameters are called, by its kind."""
+
+_PARAMETERS_OF_UPSTREAMS: dict[str, tuple[str, ...]] = {"RMSNorm": ("scale",)}
+"""Likewise, for upstream's modules."""
 
 
 def own_tensor(module: torch.nn.Module) -> str:
     """A weight of a module that is no parameter of it, but a buffer or any tensor; else empty.
 
-    What becomes of such a one is not noticed.
+    Changes to such a tensor would go unnoticed.
     """
     names = _PARAMETERS.get(type(module)) or _PARAMETERS_OF_UPSTREAMS.get(kind_of(module), ())
     parameters = module._parameters

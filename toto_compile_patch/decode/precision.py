@@ -44,11 +44,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def without_autocast_cache(device: torch.device) -> Iterator[None]:
-    """Surrounds a capture, and the forecast before it that warms up: what autocast caches would be
-    memory of the graph's that others use.
+    """Surrounds a capture: what autocast caches would be memory of the graph's that others use.
 
-    Compiled code is made for one state of the cache, on or off, even where autocast is off; and
-    nothing must be compiled in a capture.
+    Where autocast is off the cache is left as it is: compiled code is made for one state of it.
     """
     if not torch.is_autocast_enabled(device.type):
         yield

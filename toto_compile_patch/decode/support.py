@@ -17,6 +17,7 @@ from toto_compile_patch.private_names import private
 from toto_compile_patch.upstream import (
     BYPASSED_METHODS_OF_FORECASTER,
     code_of,
+    is_replaced,
     kind_of,
     symbol,
     why_unknown,
@@ -47,7 +48,8 @@ _FORWARDS = {
     kind: kind.forward for kind in (torch.nn.Dropout, torch.nn.Linear, torch.nn.Sequential)
 }
 """Torch's own, in whose place ``decode`` multiplies, or does nothing."""
-_CALL = torch.nn.Module.__call__
+_CALL = private("torch.nn.Module._wrapped_call_impl")
+"""What a module's ``__call__`` is."""
 _transforms_are_active = private("torch._C._are_functorch_transforms_active")
 _is_tracing = private("torch._C._is_tracing")
 _dispatch_mode = private("torch._C._get_dispatch_mode")
@@ -109,6 +111,12 @@ def not_finite(error: Exception) -> Refusal:
     return Refusal(str(error), cure, upstream_decides=True)
 
 
+def broken_head() -> Refusal:
+    """Weights from which no distribution can be made, where upstream checks its parameters."""
+    reason = "unembedding or output distribution have weights that are not finite"
+    return Refusal(reason, "load weights that are finite", upstream_decides=True)
+
+
 def known_parts(forecaster: Any, backbone: Any, request: Request) -> ModelParts:
     """What a model consists of, where the decode path knows all about it and about the request.
 
@@ -143,9 +151,10 @@ def _other_code(forecaster: Any, backbone: Any) -> Refusal | None:
     for owner, attribute in (place for code in codes for place in code.bypassed):
         if why_unknown(owner, attribute):
             return Refusal(f"{symbol(owner, attribute)} has been replaced", cure)
-    for module, name, imported in (place for code in codes for place in code.imported):
-        if vars(module).get(name) is not imported:
-            return Refusal(f"{symbol(module, name)} has been replaced", cure)
+    for code in codes:
+        for owner, attribute, home in code.from_elsewhere:
+            if is_replaced(code, owner, attribute, home):
+                return Refusal(f"{symbol(owner, attribute)} has been replaced", cure)
     for attribute in BYPASSED_METHODS_OF_FORECASTER:
         theirs = getattr(own and own.TotoForecaster, attribute, None)
         if (
@@ -198,7 +207,8 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
             what = f"a {kind.__module__}.{kind.__qualname__}, not upstream's module"
             return Refusal(f"{_name_of(module, backbone)} is {what}", _cure_of_a_module(kind))
         if kind.__call__ is not _CALL:
-            return Refusal(f"{kind.__qualname__}.__call__ has been replaced", "take that out")
+            owner = next(base for base in kind.__mro__ if "__call__" in vars(base))
+            return Refusal(f"{symbol(owner, '__call__')} has been replaced", "take that out")
         if name := own_tensor(module):
             reason = f"{name} of {_name_of(module, backbone)} is no torch.nn.Parameter"
             return Refusal(reason, "make it one: its changes are not noticed otherwise")
@@ -217,7 +227,8 @@ def _other_modules(backbone: Any, modules: list[torch.nn.Module]) -> Refusal | N
 
 def _other_places(backbone: Any) -> Refusal | None:
     reason = misplaced(backbone)
-    return Refusal(reason, upstream_decides=True) if reason else None
+    cure = "build the model by its constructor"
+    return Refusal(reason, cure, upstream_decides=True) if reason else None
 
 
 def _drops(module: Any) -> bool:

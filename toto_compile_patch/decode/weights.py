@@ -13,7 +13,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 
@@ -165,14 +165,15 @@ class Identity(NamedTuple):
         device: theirs.
         pointers: to the memory of its parameters and buffers.
         copied: version, shape and strides of each weight that is not read where it is.
-        children: of its modules, by their names: what a layer is made of.
+        children: of each of its modules, by their names: what a layer is made of. References that
+            keep nothing alive, since a module may lead back to its model.
     """
 
     dtype: torch.dtype
     device: torch.device
     pointers: list[int]
     copied: list[tuple[int | None, torch.Size, tuple[int, ...]]]
-    children: list[dict[str, torch.nn.Module | None]]
+    children: list[list[tuple[str, ReferenceType[torch.nn.Module] | None]]]
 
     @classmethod
     def of(cls, parts: ModelParts, copied: Sequence[torch.Tensor]) -> Identity:
@@ -183,12 +184,19 @@ class Identity(NamedTuple):
             first.device,
             _pointers((*parts.parameters, *parts.buffers)),
             [(_version(w), w.shape, w.stride()) for w in copied],
-            parts.children,
+            [_children(module) for module in parts.modules if module._modules],
         )
 
 
 def _pointers(tensors: Iterable[torch.Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors if tensor.layout is torch.strided]
+
+
+def _children(
+    module: torch.nn.Module,
+) -> list[tuple[str, ReferenceType[torch.nn.Module] | None]]:
+    children = module._modules.items()
+    return [(name, None if child is None else ref(child)) for name, child in children]
 
 
 def _version(weight: torch.Tensor) -> int | None:
@@ -234,11 +242,7 @@ class Weights:
 
         As long as it has not, its memory is not freed, even if the model has another one now.
         """
-        try:
-            return _pointers(self.held) != self.identity.pointers
-        except RuntimeError:
-            # A tensor that has no memory of its own, a sparse one, has been put in its place.
-            return True
+        return _pointers(self.held) != self.identity.pointers
 
 
 _supports_bf16 = private("torch.ops.mkldnn._is_mkldnn_bf16_supported")
