@@ -55,18 +55,20 @@ FINGERPRINTS = {
 0.1.7 and in AutoGluon 1.5 and 1.6: as many as there are versions of its code among them. Its name
 is that of toto-ts; other carriers keep the same definition in a module of another name."""
 
+METHODS_OF_ATTENTION = (
+    "forward",
+    "get_qkv",
+    "positional_embedding",
+    "run_attention",
+    "rearrange_inputs",
+    "rearrange_output",
+)
+
 INHERITED = (
     *(
         f"toto.model.attention.{kind}.{method}"
         for kind in ("TimeWiseMultiheadAttention", "SpaceWiseMultiheadAttention")
-        for method in (
-            "forward",
-            "get_qkv",
-            "positional_embedding",
-            "run_attention",
-            "rearrange_inputs",
-            "rearrange_output",
-        )
+        for method in METHODS_OF_ATTENTION
     ),
     "toto.model.rope.TimeAwareRotaryEmbedding.forward",
     "toto.model.rope.TimeAwareRotaryEmbedding.get_seq_pos",

@@ -20,7 +20,7 @@ from toto_compile_patch.carriers import AUTOGLUON, KNOWN, TOTO, place_of
 from toto_compile_patch.errors import UnsupportedTotoError
 from toto_compile_patch.fingerprint import fingerprint
 from toto_compile_patch.locks import Lock
-from toto_compile_patch.tested_code import HOW_TO_COMPARE
+from toto_compile_patch.tested_code import HOW_TO_COMPARE, METHODS_OF_ATTENTION
 
 TESTED_VERSIONS = "toto-ts 0.1.3, 0.1.4 and 0.2.0, and AutoGluon 1.5 and 1.6"
 
@@ -34,22 +34,13 @@ BYPASSED_METHODS_OF_FORECASTER = (
 )
 """What a subclass of ``TotoForecaster`` may override. The last two came with toto-ts 0.2.0."""
 
-_METHODS_OF_ATTENTION = (
-    "forward",
-    "get_qkv",
-    "positional_embedding",
-    "run_attention",
-    "rearrange_inputs",
-    "rearrange_output",
-)
-
 _BYPASSED_METHODS = {
     "TotoBackbone": ("forward", "backbone", "allocate_kv_cache"),
     "Transformer": ("forward", "_get_mask"),
     "TransformerLayer": ("forward",),
-    "BaseMultiheadAttention": _METHODS_OF_ATTENTION,
-    "TimeWiseMultiheadAttention": _METHODS_OF_ATTENTION,
-    "SpaceWiseMultiheadAttention": _METHODS_OF_ATTENTION,
+    "BaseMultiheadAttention": METHODS_OF_ATTENTION,
+    "TimeWiseMultiheadAttention": METHODS_OF_ATTENTION,
+    "SpaceWiseMultiheadAttention": METHODS_OF_ATTENTION,
     "TimeAwareRotaryEmbedding": (
         "rotate_queries_and_keys",
         "get_scale",
