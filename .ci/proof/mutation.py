@@ -72,7 +72,12 @@ TESTS = {
     ),
     "decode/scaling": ("tests/test_scaling.py", *_EQUALITY, *_OTHER_WAYS, "tests/test_fused.py"),
     "decode/sampling": (*_EQUALITY, *_SAMPLES, *_OTHER_WAYS),
-    "decode/head": ("tests/test_head.py", *_EQUALITY, *_OTHER_WAYS),
+    "decode/head": (
+        "tests/test_head.py",
+        *_EQUALITY,
+        *_OTHER_WAYS,
+        "tests/test_other_models.py",
+    ),
     "decode/attention": (
         "tests/test_rotation.py",
         "tests/test_shared_context.py",
@@ -87,6 +92,7 @@ TESTS = {
         "tests/test_fast_decode.py::TestChangedWeights",
         "tests/test_runtime.py::TestPrecision",
         "tests/test_graph_key.py",
+        "tests/test_other_models.py",
     ),
 }
 """The tests of each module, in the order of pytest."""
