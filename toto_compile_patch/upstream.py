@@ -41,12 +41,7 @@ _BYPASSED_METHODS = {
     "BaseMultiheadAttention": METHODS_OF_ATTENTION,
     "TimeWiseMultiheadAttention": METHODS_OF_ATTENTION,
     "SpaceWiseMultiheadAttention": METHODS_OF_ATTENTION,
-    "TimeAwareRotaryEmbedding": (
-        "rotate_queries_and_keys",
-        "get_scale",
-        "forward",
-        "get_seq_pos",
-    ),
+    "TimeAwareRotaryEmbedding": ("rotate_queries_and_keys", "get_scale", "forward", "get_seq_pos"),
     "RMSNorm": ("forward",),
     "SwiGLU": ("forward",),
     "PatchEmbedding": ("forward", "_patchify"),
@@ -158,20 +153,13 @@ class TotoCode:
         Whoever wraps a function makes it say what the original says of itself, but for where its
         code is.
         """
-        while is_torchs_decorator(occupant):
+        while _is_torchs_decorator(occupant):
             occupant = occupant.__wrapped__
         if isinstance(occupant, BuiltinFunctionType):
             return home == "torch"
         code = getattr(occupant, "__globals__", {}).get("__name__")
         place = str(occupant.__module__ if isinstance(occupant, type) else code)
         return place in self.modules or (home != "" and place.partition(".")[0] == home)
-
-
-def is_torchs_decorator(occupant: Any) -> bool:
-    """Whether a function is what torch, by ``autocast`` say, puts around another."""
-    if not isinstance(occupant, FunctionType) or "__wrapped__" not in vars(occupant):
-        return False
-    return str(occupant.__globals__.get("__name__")).startswith("torch.")
 
 
 _lock = Lock()
@@ -350,6 +338,13 @@ def _undecorated(current: Any) -> Any:
     if type(current) is FunctionType and _is_torchs_wrapper(current):
         return vars(current)["__wrapped__"]
     return current
+
+
+def _is_torchs_decorator(occupant: Any) -> bool:
+    """Whether a function is what torch, by ``autocast`` say, puts around another."""
+    if not isinstance(occupant, FunctionType) or "__wrapped__" not in vars(occupant):
+        return False
+    return str(occupant.__globals__.get("__name__")).startswith("torch.")
 
 
 def _is_torchs_wrapper(function: FunctionType) -> bool:

@@ -41,10 +41,11 @@ def misplaced(backbone: Any) -> str:
         AttributeError: something is missing.
     """
     transformer = backbone.transformer
-    if kind_of(transformer) != "Transformer" or type(transformer.layers) is not torch.nn.ModuleList:
+    layers = transformer.layers
+    if kind_of(transformer) != "Transformer" or type(layers) is not torch.nn.ModuleList:
         return "the transformer is not upstream's"
-    if len(transformer.layers) != backbone.num_layers:
-        return f"the transformer has {len(transformer.layers)} layers, not {backbone.num_layers}"
+    if len(layers) != backbone.num_layers:
+        return f"the transformer has {len(layers)} layers, not {backbone.num_layers}"
     if getattr(transformer, "fusion", None) is not getattr(backbone, "fusion", None):
         return "the transformer's fusion is not the model's"
     embedding, output = backbone.patch_embed, backbone.output_distribution
@@ -57,7 +58,7 @@ def misplaced(backbone: Any) -> str:
         return "unembedding or output distribution are not linear layers with a bias each"
     rotary = transformer.rotary_emb
     turned = 2 * rotary.freqs.shape[-1]
-    for idx, layer in enumerate(transformer.layers):
+    for idx, layer in enumerate(layers):
         if why := _misplaced_in(layer, rotary, turned):
             return f"of transformer.layers.{idx}, {why}"
     return ""
