@@ -364,10 +364,14 @@ def louder(original: Any) -> Any:
         (TotoBackbone, "__call__"),
         (TransformerLayer, "__call__"),
         (nn.Linear, "__call__"),
+        (nn.functional, "linear"),
+        (nn.functional, "silu"),
+        (nn.functional, "softmax"),
+        (nn.functional, "softplus"),
     ],
 )
 def test_code_that_was_replaced(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that a class inherits, or that a module imports, too."""
+    """A name that a class inherits, that a module imports, or that torch's modules call, too."""
 
     def made() -> torch.Tensor:
         with monkeypatch.context() as patch:

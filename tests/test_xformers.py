@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from toto_cases import PATCH, forecast, series, small_model, values
@@ -66,3 +68,18 @@ def test_it_is_the_same_model_as_without(precision: str, monkeypatch: pytest.Mon
         layers = prepared_weights(theirs, precision).layers
     assert torch.equal(*found)
     assert all(hasattr(layer.real.feed_forward, "down") for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("toto.model.attention", "memory_efficient_attention"), ("toto.model.util", "rms_norm")],
+)
+def test_its_functions_that_were_replaced(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module(module), name, lambda *_: None)
+    with (
+        toto_compile_patch.patched("fast_decode", fallback="error"),
+        pytest.raises(toto_compile_patch.FallbackError, match=f"{name} has been replaced"),
+    ):
+        forecast(small_model().model, series(40), HORIZON)

@@ -55,6 +55,8 @@ _BYPASSED_METHODS = {
 
 _FROM_ELSEWHERE = (
     ("BaseMultiheadAttention", "scaled_dot_product_attention", "torch"),
+    ("BaseMultiheadAttention", "memory_efficient_attention", "xformers"),
+    ("RMSNorm", "rms_norm", "xformers"),
     ("TimeAwareRotaryEmbedding", "apply_rotary_emb", "rotary_embedding_torch"),
     ("Transformer", "make_batched_block_mask", ""),
     ("TotoForecaster", "AffineTransformed", "gluonts"),
@@ -68,6 +70,10 @@ _INHERITED_FROM_ELSEWHERE = (
     ("TimeAwareRotaryEmbedding", "get_seq_pos", "rotary_embedding_torch"),
 )
 """Likewise, what a class inherits."""
+
+_FUNCTIONS_OF_TORCH = ("linear", "silu", "softmax", "softplus")
+"""Likewise, what upstream's code and torch's modules take from ``torch.nn.functional`` at each
+call, where others may replace it, to multiply in fewer bits say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +146,12 @@ class TotoCode:
 
     @cached_property
     def from_elsewhere(self) -> tuple[tuple[Any, str, str], ...]:
-        """What ``decode`` does in its own way and is imported or inherited: owner, attribute, and
-        the package that defines it, if the carrier does not."""
+        """What ``decode`` does in its own way and another package defines: owner, attribute, and
+        that package, empty where the carrier itself does."""
         modules = ((self.module_of(getattr(self, one)), *rest) for one, *rest in _FROM_ELSEWHERE)
         classes = ((getattr(self, one), *rest) for one, *rest in _INHERITED_FROM_ELSEWHERE)
-        every = (*modules, *classes)
+        functions = ((torch.nn.functional, name, "torch") for name in _FUNCTIONS_OF_TORCH)
+        every = (*modules, *classes, *functions)
         return tuple((one, name, home) for one, name, home in every if hasattr(one, name))
 
     def is_from(self, home: str, occupant: Any) -> bool:
