@@ -230,6 +230,10 @@ def clients_table(file: Path) -> str:
     return markdown(headings, rows, legend)
 
 
+def from_to(ratios: list[float]) -> str:
+    return f"{times(min(ratios))} to {times(max(ratios))}"
+
+
 def many_table(file: Path) -> str:
     """Windows one by one, and those of one shape together."""
     if not file.exists():
@@ -240,11 +244,13 @@ def many_table(file: Path) -> str:
             f"{name}, {row['what'].replace(' samples', '')}",
             f"{row['alone_ms']:.3g} ms",
             f"{row['many_ms']:.3g} ms",
-            f"**{times(median(row['ratios']))}**",
+            f"**{times(median(row['ratios']))}** ({from_to(row['ratios'])})",
         ]
         for name, row in run["many"].items()
     ]
-    headings = "| windows of | a window, by `forecast` | by `forecast_many` | times faster |"
+    headings = (
+        "| windows of | a window, by `forecast` | by `forecast_many` | times faster (the turns) |"
+    )
     count = next(iter(run["many"].values()))["windows"]
     legend = f"{count} windows, both patched, in turns; {run['model']}; {run['device']}, "
     return markdown(headings, rows, f"{legend}torch {run['torch']}, {run['date']}.")

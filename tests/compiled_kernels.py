@@ -14,7 +14,7 @@ from triton.runtime.jit import JITFunction
 
 from toto_compile_patch.decode import gpu_kernels
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = (70, 75, 80, 86, 90, 100)
 HEADS, SIZE, EMBED, PATCH = 12, 64, 768, 64
 
 

@@ -23,6 +23,7 @@ from toto_compile_patch.decode import attention, fused, random_numbers
 from toto_compile_patch.decode.request import Request
 
 DEVICE = torch.device("cuda", 0)
+CAPABILITY = (9, 0)
 HOST, NOWHERE = "cpu", "meta"
 
 QUESTIONS = {
@@ -116,6 +117,9 @@ class PretendGpu(TorchFunctionMode):
         stream = SimpleNamespace(synchronize=lambda: None)
         self._patches.enter_context(patch.object(torch, "Generator", HostGenerator))
         self._patches.enter_context(patch.object(torch.cuda, "current_stream", lambda _: stream))
+        self._patches.enter_context(
+            patch.object(torch.cuda, "get_device_capability", lambda _: CAPABILITY)
+        )
         self._patches.enter_context(patch.object(fused, "are_there", lambda _: self._kernels))
         # The formulas take heads of any size.
         self._patches.enter_context(patch.object(attention, "LEAST_SIDE", 1))

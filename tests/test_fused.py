@@ -31,9 +31,9 @@ def test_interpreted_they_compute_their_formulas() -> None:
 
 
 @pytest.mark.slow
-def test_they_compile_for_gpus_of_two_generations() -> None:
+def test_they_compile_for_gpus_of_all_generations() -> None:
     pytest.importorskip("triton")
-    assert run("compiled_kernels.py").split() == ["80", "90"]
+    assert run("compiled_kernels.py").split() == ["70", "75", "80", "86", "90", "100"]
 
 
 class TestWhereThereAreNone:
@@ -58,6 +58,30 @@ class TestWhereThereAreNone:
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU, for which it can")
         assert "compiling them failed (" in self.reason(caplog)
+
+    @pytest.mark.parametrize(
+        ("capability", "version", "given_up"),
+        [
+            ((12, 0), "3.3.0", fused.OF_BLOCKS),
+            ((12, 0), "3.3.1", ()),
+            ((12, 0), "3.10.0", ()),
+            ((9, 0), "3.3.0", ()),
+        ],
+    )
+    def test_triton_is_too_old_for_some(
+        self,
+        capability: tuple[int, int],
+        version: str,
+        given_up: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Not found out by compiling them, which would print pages."""
+        triton = pytest.importorskip("triton")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(triton, "__version__", version)
+        fused.are_there(3)
+        assert {(3, name) for name in given_up} == fused._given_up
 
     def test_one_cannot_be_launched(self, caplog: pytest.LogCaptureFixture) -> None:
         """As on a GPU that is too small for it; here, with a tensor that is on none."""

@@ -13,8 +13,8 @@ from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
+from toto_compile_patch.decode import context, generation, graphs, runtime
 from toto_compile_patch.decode import forecast as forecasts
-from toto_compile_patch.decode import graphs, runtime
 from toto_compile_patch.decode.recorder import Outputs
 from toto_compile_patch.decode.regions import Compiled
 from toto_compile_patch.path_taken import PathTaken
@@ -288,6 +288,106 @@ def test_other_graphs_go_where_memory_ran_out(
     recorder.fails = error("something")
     mean(model, 16)
     assert path().graphs == left
+
+
+def no_memory_while(held: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have contexts fail for want of memory while graphs hold it; grows with each failure."""
+    encode, failures = context.encode, []
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if graphs_held := held():
+            failures.append(graphs_held)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(generation, "encode", fail)
+    return failures
+
+
+def graphs_of(*models: Any) -> int:
+    kept = [graphs.kept_for(model) for model in models]
+    return sum(len(one._captured) for one in kept if one is not None)
+
+
+@pytest.mark.fault(
+    injected="memory ends that graphs hold, another model's among them",
+    where="a forecast without a graph",
+    observed="all graphs of the device are freed",
+    afterwards="the forecast is made, with the same numbers",
+)
+@pytest.mark.parametrize("drawn", [False, True], ids=["mean", "samples"])
+def test_memory_that_graphs_hold_is_given_up_for_a_forecast(
+    drawn: bool, recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = (small_model(seed=seed).model for seed in (0, 1))
+
+    def made() -> torch.Tensor:
+        count, at_once = (8, 4) if drawn else (None, 10)
+        return values(forecast(model, series(24), HORIZON, count, at_once))
+
+    expected = made()
+    for one in (model, other):
+        mean(one)
+        mean(one)
+    assert graphs_of(model, other) == 2
+    failures = no_memory_while(lambda: graphs_of(model, other), monkeypatch)
+    graphs.kept_for(model)._seen.clear()  # type: ignore[union-attr]
+    assert torch.equal(made(), expected)
+    assert failures == [2]
+    assert path().taken == "fast"
+    assert not graphs_of(model, other)
+    # Without graphs that could be given up, it is an error.
+    monkeypatch.setattr(generation, "encode", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        mean(model, 56)
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_samples_are_not_halved_where_graphs_can_be_given_up(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer at once draw other numbers."""
+    model, other = (small_model(seed=seed).model for seed in (0, 1))
+    expected = values(forecast(model, series(24), HORIZON, 8, 8))
+    mean(other)
+    mean(other)
+    decode, sizes = generation._decode, []
+
+    def fail(model: Any, request: Any, context: Any, count: int, *args: Any) -> torch.Tensor:
+        sizes.append(count)
+        if graphs_of(other):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(model, request, context, count, *args)
+
+    monkeypatch.setattr(generation, "_decode", fail)
+    graphs.kept_for(model)._seen.clear()  # type: ignore[union-attr]
+    assert torch.equal(values(forecast(model, series(24), HORIZON, 8, 8)), expected)
+    assert sizes == [8, 8]
+
+
+def test_a_replay_without_memory_is_a_forecast_without_a_graph(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model().model
+    expected = mean(model)
+    mean(model)
+    monkeypatch.setattr(Again, "replay", no_memory)
+    assert torch.equal(mean(model), expected)
+    assert (path().runtime, path().graphs) == ("eager", 0)
+
+
+def test_another_models_graphs_go_where_a_capture_has_no_memory(recorder: CpuRecorder) -> None:
+    """They share the memory that was too little."""
+    model, other = (small_model(seed=seed).model for seed in (0, 1))
+    mean(other)
+    mean(other)
+    mean(model)
+    recorder.fails = torch.OutOfMemoryError("no more")
+    mean(model)
+    assert not graphs_of(other)
 
 
 def test_where_nothing_can_be_captured(recorder: CpuRecorder) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretend_gpu import PretendGpu
 from torch.nn.functional import linear, silu
 from toto.model.feed_forward import SwiGLU
 from toto_cases import PATCH, forecast, series, small_model, values
@@ -264,6 +265,32 @@ def test_a_processor_without_instructions_for_16_bits_is_named(
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == (said if precision == "bf16" else 0)
     assert all("precision='bf16' is slower than float32" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "said"),
+    [
+        ((7, 5), "bf16", "may be slower than float32 on this GPU"),
+        ((8, 0), "bf16", ""),
+        ((7, 5), "tf32x3", "multiplies as precision='model' does"),
+        ((8, 6), "tf32x3", "multiplies as precision='model' does"),
+        ((8, 0), "tf32x3", ""),
+        ((9, 0), "tf32x3", ""),
+        ((7, 0), "tf32", ""),
+        ((7, 0), "model", ""),
+    ],
+)
+def test_a_precision_that_is_of_no_use_on_a_gpu_is_named(
+    capability: tuple[int, int], precision: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PretendGpu() as gpu:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        weight = gpu.tensor(torch.ones(2, 2))
+        weight_format = WeightFormat.of(weight, precision)
+        found = weights._gains_nothing(weight_format, precision, weight.device)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+    assert weight_format.three_passes == (precision == "tf32x3" and not said)
 
 
 def gated(packed: bool, bf16: bool, features: int = 6) -> tuple[Any, PlainLinear]:

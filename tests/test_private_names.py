@@ -185,19 +185,6 @@ def test_a_forecast_that_was_to_be_compiled_says_what_that_lacks(
     assert path.reason == f"torch {torch.__version__} has no torch._dynamo.mark_dynamic"
 
 
-def test_a_torch_for_cpus_alone_lacks_nothing(
-    take_out: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "_cuda_clearCublasWorkspaces"
-    monkeypatch.setattr(torch._C, name, None, raising=False)
-    take_out(f"torch._C.{name}")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert [row.path for row in missing_names()] == [f"torch._C.{name}"]
-    monkeypatch.setattr(torch.version, "cuda", None)
-    private_names._exists.cache_clear()
-    assert not missing_names()
-
-
 def test_a_name_that_is_not_in_the_table_is_a_mistake() -> None:
     with pytest.raises(KeyError, match=r"torch\.nonsense"):
         private_names.private("torch.nonsense")

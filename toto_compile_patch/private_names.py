@@ -19,7 +19,7 @@ KV_CACHE, POSITIONAL_EMBEDDING, DYNAMO_CONFIG, COMPILE_METHOD, FAST_DECODE = PAT
     "compile_method",
     "fast_decode",
 )
-COMPILED, GRAPHS, PACKED = "compiled forecasts", "CUDA graphs", "packed weights"
+COMPILED, PACKED = "compiled forecasts", "packed weights"
 LOG_SUMS = "fused attention over a context that samples share"
 SLOW_BF16 = "remark on slow products in 16 bits"
 
@@ -32,8 +32,8 @@ class PrivateName(NamedTuple):
     Attributes:
         path: the name with its module; or an attribute of any module, or of any compiled one.
         used_in: where.
-        needed_for: what is left out where it is missing: names of patches, or COMPILED, GRAPHS,
-            PACKED, LOG_SUMS, SLOW_BF16.
+        needed_for: what is left out where it is missing: names of patches, or COMPILED, PACKED,
+            LOG_SUMS, SLOW_BF16.
     """
 
     path: str
@@ -91,7 +91,6 @@ TABLE = (
         "torch._dynamo.backends.cudagraphs.CudagraphsBackend", "decode.compile_call", (COMPILED,)
     ),
     PrivateName("torch.library.Library._destroy", "decode.operators", (COMPILED,)),
-    PrivateName("torch._C._cuda_clearCublasWorkspaces", "decode.recorder", (GRAPHS,)),
     PrivateName("torch.ops.mkldnn._reorder_linear_weight", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._linear_pointwise", "decode.linear", (PACKED,)),
     PrivateName("torch.ops.mkldnn._linear_pointwise.binary", "decode.linear", (PACKED,)),
@@ -138,9 +137,6 @@ def why_without(what: str) -> str:
 
 @cache
 def _exists(path: str) -> bool:
-    if path == "torch._C._cuda_clearCublasWorkspaces" and torch.version.cuda is None:
-        # A build for CPUs, where there is nothing to capture.
-        return True
     return private(path) is not MissingName
 
 

@@ -36,11 +36,12 @@ def main() -> None:
     for name in options.workload.split(","):
         rows[name] = measured(forecaster, WORKLOADS[name], options)
         print(json.dumps({name: rows[name]}), flush=True)
+        if options.json:
+            # As far as it has come: it may be cut short.
+            facts = machine.facts(options.device) | {"model": models.describe(options.model)}
+            options.json.write_text(json.dumps({**facts, "many": rows}, indent=2) + "\n")
     headings = ("workload", "one by one", "forecast_many", "times faster", "pairs")
     print_table(headings, rows)
-    if options.json:
-        facts = machine.facts(options.device) | {"model": models.describe(options.model)}
-        options.json.write_text(json.dumps({**facts, "many": rows}, indent=2) + "\n")
 
 
 def parse() -> argparse.Namespace:

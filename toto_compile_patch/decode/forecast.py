@@ -1,5 +1,5 @@
 """Makes one forecast: checks the model, prepares the weights, chooses the runtime, runs it, and
-starts over if a weight has changed meanwhile."""
+starts over if a weight has changed meanwhile, or if memory ran out that graphs held."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toto_compile_patch.decode.device_checks import (
 )
 from toto_compile_patch.decode.generation import generate
 from toto_compile_patch.decode.graphs import AskedForecast
-from toto_compile_patch.decode.memory import said_clearly
+from toto_compile_patch.decode.memory import out_of_memory, said_clearly
 from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.precision import MODEL, Precision
 from toto_compile_patch.decode.prepared_model import PreparedModel
@@ -128,18 +128,25 @@ def _until_weights_stay(
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
     device, backbone = request.inputs.device, without_compiling(model)
+    why_no_graph = ""
     while True:
         try:
             # On a CPU, several threads forecast at once. Elsewhere others may begin while this one
             # waits for its outcomes.
             with nullcontext() if device.type == "cpu" else graphs.one_at_a_time(device):
-                begun = _begin(model, look, request, options, numbers)
+                begun = _begin(model, look, request, options, numbers, why_no_graph)
             if not capturing():
                 raise_for(begun.outcomes)
             return begun.result, begun.ran
         except WeightsChangedError:
             forget_prepared(backbone)
             look = partial(ModelParts.of, backbone)
+        except (RuntimeError, MemoryError) as error:
+            # Upstream's random numbers cannot be drawn again.
+            final = why_no_graph or numbers is None or capturing() or not out_of_memory(error)
+            if final or not graphs.free(device):
+                raise
+            why_no_graph = "there was no memory for it"
 
 
 def _begin(
@@ -148,6 +155,7 @@ def _begin(
     request: Request,
     options: ForecastOptions,
     numbers: RandomNumbers | None,
+    why_no_graph: str,
 ) -> _Begun:
     device, backbone = request.inputs.device, without_compiling(model)
     launched = ahead.launch(backbone, request, options, numbers)
@@ -176,11 +184,11 @@ def _begin(
         checks = DeviceChecks(device)
         checks.forbid(WeightsChangedError, weights.noted.changed(time_steps))
         raise_for(checks.outcomes())
-    if runtime.captures and isinstance(numbers, OwnRandomNumbers):
+    if runtime.captures and isinstance(numbers, OwnRandomNumbers) and not why_no_graph:
         asked = AskedForecast(prepared, request, options, runtime, numbers, compute, launched)
         result, outcomes, ran = graphs.run(asked)
     else:
-        runtime = runtime.without_graphs()
+        runtime = runtime.without_graphs(why_no_graph)
         result, outcomes = compute(request, numbers)
         ran = Ran(runtime.name, runtime.reason, unexpected=bool(runtime.reason))
     if failure := runtime.regions.failure:

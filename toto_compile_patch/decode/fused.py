@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.recorder import capturing
@@ -23,6 +24,10 @@ _logger = logging.getLogger("toto_compile_patch")
 
 LEAST_CAPABILITY = (7, 0)
 """Triton compiles for GPUs of this capability and later ones."""
+
+OF_BLOCKS = ("attend_to_few", "attend_of_samples")
+"""Kernels that multiply blocks. Triton before 3.3.1 (torch 2.7.0 has 3.3.0) cannot compile them for
+capability 12 (GeForce RTX 50): it would fill standard error with its own code, in each process."""
 
 NAMESPACE = "toto_compile_patch"
 _libraries: dict[str, torch.library.Library] = {}
@@ -118,10 +123,19 @@ def _found_out(device: int) -> str:
     """Why a GPU has no kernels of our own; empty where it has, seen by launching one."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    capability = torch.cuda.get_device_capability(device) if torch.version.cuda else (0, 0)
+    if capability < LEAST_CAPABILITY:
         return "Triton does not compile for it"
+    import triton
+
     from toto_compile_patch.decode import gpu_kernels
 
+    if capability[0] == 12 and TorchVersion(triton.__version__) < "3.3.1":
+        _given_up.update((device, name) for name in OF_BLOCKS)
+        why = f"triton {triton.__version__} cannot compile theirs, 3.3.1 can"
+        _logger.info("torch's operators attend on GPU %d: %s", device, why)
+    # The first kernel that is ever launched: for a GPU that it does not know, Triton raises an
+    # error here, and ends the process where some of the others are compiled.
     with torch.cuda.device(device):
         numbers = torch.ones(1, 2, device="cuda")
         found = gpu_kernels.gated(numbers).item()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from toto_compile_patch.decode import graphs
 from toto_compile_patch.decode.caches import SuffixCache, suffix_cache
 from toto_compile_patch.decode.context import Context, embed, encode
 from toto_compile_patch.decode.device_checks import DeviceChecks, NotFiniteError
@@ -118,8 +119,9 @@ def _drawn(
             next_patch = Drawn(model, count, numbers)
             chunk = _decode(model, request, context, count, next_patch, checks, suffix)
         except (RuntimeError, MemoryError) as error:
-            shared = count == 1 or numbers.windows > 1
-            if shared or not out_of_memory(error) or capturing():
+            final = count == 1 or numbers.windows > 1 or not out_of_memory(error) or capturing()
+            # Where graphs can be given up, the forecast starts over without them.
+            if final or graphs.are_kept_on(request.inputs.device):
                 raise
             at_once = count // 2
             _logger.info("memory ran out: samples are decoded %d at a time", at_once)

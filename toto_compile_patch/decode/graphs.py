@@ -7,6 +7,7 @@ copies its series into the graph's own tensors, replays the graph and copies the
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from toto_compile_patch.decode.request import Request, RequestShape
 from toto_compile_patch.decode.runtime import BOTH, Ran, Runtime
 from toto_compile_patch.errors import in_a_line
 from toto_compile_patch.locks import Lock
+
+_logger = logging.getLogger("toto_compile_patch")
 
 MOST_GRAPHS = 16
 """Graphs kept for a model; the one that was not used for longest goes first."""
@@ -153,10 +156,17 @@ class Graphs:
 
     def clear(self) -> None:
         """Free all graphs."""
-        devices = {captured.device for captured in list(self._captured.values())}
-        for device in devices:
+        for device in {captured.device for captured in list(self._captured.values())}:
             with one_at_a_time(device):
-                self._drop(lambda captured: True)
+                self.drop_of(device)
+
+    def are_kept_on(self, device: torch.device) -> bool:
+        """Whether there is a graph on a device."""
+        return any(captured.device == device for captured in list(self._captured.values()))
+
+    def drop_of(self, device: torch.device) -> None:
+        """Free the graphs on a device, whose lock is held."""
+        self._drop(lambda captured: captured.device == device)
 
     def _drop(self, which: Callable[[Captured], bool]) -> None:
         for key in [key for key, captured in self._captured.items() if which(captured)]:
@@ -189,7 +199,7 @@ class Graphs:
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
             if out_of_memory(error):
-                self._drop(lambda captured: True)
+                free(device)
             self._note(key, seen.failed(error))
             return None
         self._captured[key] = Captured(graph, inputs, outputs, weights, options, size)
@@ -248,6 +258,26 @@ def forget(backbone: Any = None) -> None:
     for graphs in gone:
         if graphs is not None:
             graphs.clear()
+
+
+def are_kept_on(device: torch.device) -> bool:
+    """Whether there are graphs on a device, of whichever model."""
+    with _lock.held:
+        return any(graphs.are_kept_on(device) for graphs in list(_of_models.values()))
+
+
+def free(device: torch.device) -> bool:
+    """Free the graphs on a device, of all models, since these share memory that serves nothing
+    else; whether there were any."""
+    there_were = are_kept_on(device)
+    with _lock.held:
+        every = list(_of_models.values())
+    if there_were:
+        _logger.info("memory ran out on %s: its CUDA graphs are freed", device)
+        with one_at_a_time(device):
+            for graphs in every:
+                graphs.drop_of(device)
+    return there_were
 
 
 @contextmanager

@@ -7,7 +7,14 @@ import torch
 _ALLOCATOR = "can't allocate memory"
 _ONEDNN = ("could not create a primitive", "could not create a memory", "could not execute a")
 _STANDARD = ("bad_alloc", "bad allocation")
-_TRITON = "Triton Error [CUDA]: out of memory"
+_DEVICES = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "Triton Error [CUDA]: out of memory",
+)
+"""What torch's own memory does not say: libraries, drivers and modules of code take memory, too."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -15,7 +22,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and _says(
-        error, (_ALLOCATOR, _TRITON, *_ONEDNN, *_STANDARD)
+        error, (_ALLOCATOR, *_DEVICES, *_ONEDNN, *_STANDARD)
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 import torch
-
-from toto_compile_patch.private_names import GRAPHS, private, why_without
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
 """A forecast, and the outcomes of its checks (see ``device_checks``)."""
@@ -19,6 +18,11 @@ Outputs = tuple[torch.Tensor, torch.Tensor]
 # No comparison of strings: torch's version is of a class of its own.
 _REGISTERS_GENERATORS = torch.__version__ < "2.14"
 """Whether a graph must be told of its generator. Newer releases find out, and warn if told."""
+
+_NO_CACHE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+"""With this variable torch gives no memory in a capture."""
+
+_Made = TypeVar("_Made")
 
 
 class Graph(Protocol):
@@ -55,10 +59,17 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class _CudaGraph:
-    """A graph, and the generator of the random numbers that it draws."""
+    """A graph.
+
+    Attributes:
+        graph: torch's.
+        generator: of the random numbers that it draws.
+        alive: the graphs whose pool it shares, itself among them.
+    """
 
     graph: Any
     generator: torch.Generator
+    alive: WeakSet[Any]
 
     def replay(self, seed: int | None) -> None:
         if seed is not None:
@@ -66,6 +77,7 @@ class _CudaGraph:
         self.graph.replay()
 
     def reset(self) -> None:
+        self.alive.discard(self.graph)
         self.graph.reset()
 
 
@@ -76,10 +88,11 @@ class CudaRecorder:
         self._streams: dict[torch.device, Any] = {}
         self._pools: dict[torch.device, Any] = {}
         self._alive: dict[torch.device, WeakSet[Any]] = {}
+        self._workspaces: dict[torch.device, tuple[Any, Any]] = {}
 
     def why_not(self, device: torch.device) -> str:
-        if reason := why_without(GRAPHS):
-            return reason
+        if _NO_CACHE in os.environ:
+            return f"{_NO_CACHE} is set"
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 return "the forecast is itself being captured"
@@ -96,29 +109,22 @@ class CudaRecorder:
             if _REGISTERS_GENERATORS:
                 # Its seed will lie on the current device, whatever the generator's is.
                 graph.register_generator_state(generator)
-            # A thread's handle cannot be made during a capture.
-            torch.cuda.current_blas_handle()
-            stream, pool = self._stream(device), self._pool(device)
-            # What cuBLAS works in shall belong to this graph alone, before and after.
-            _clear_workspaces()
             # Memory that torch holds for others cannot be taken during a capture.
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
+            stream = self._stream(device)
+            self._keep_workspaces(device, stream)
             try:
-                # Not by ``torch.cuda.graph``: it collects garbage, which takes longer than all
-                # else, and may leave its stream in force where a capture fails.
-                with torch.cuda.stream(stream):
-                    # Only this thread's mistakes count: others may go on meanwhile.
-                    graph.capture_begin(pool, capture_error_mode="thread_local")
-                    outputs = compute(generator)
-                    graph.capture_end()
+                pool = self._pool(device)
+                outputs = _capture(graph, stream, pool, device, lambda: compute(generator))
             except BaseException:
-                self._give_up(graph, device, stream)
+                # Torch may not have let go of it.
+                self._pools.pop(device, None)
+                self._alive.pop(device, None)
                 raise
-            finally:
-                _clear_workspaces()
-        self._alive.setdefault(device, WeakSet()).add(graph)
-        return _CudaGraph(graph, generator), outputs
+        alive = self._alive.setdefault(device, WeakSet())
+        alive.add(graph)
+        return _CudaGraph(graph, generator, alive), outputs
 
     def bytes_held(self, device: torch.device) -> int:
         with torch.cuda.device(device):
@@ -138,28 +144,75 @@ class CudaRecorder:
             self._pools[device] = torch.cuda.graph_pool_handle()
         return self._pools[device]
 
-    def _give_up(self, graph: Any, device: torch.device, stream: Any) -> None:
-        """End a capture that failed.
+    def _keep_workspaces(self, device: torch.device, stream: Any) -> None:
+        """Have cuBLAS work in memory that stays, whoever clears torch's table of it.
 
-        Where torch cannot end it, torch goes on giving out the pool's memory, keeps the pool for
-        ever, and (2.7) believes its random generator to be captured until a capture succeeds.
+        Torch keeps that memory by thread and stream. It is given by the first product that needs it
+        and, where that is captured, out of the capture's pool, which lives as long as a graph of
+        it. Graphs know its address; a table that is cleared (as torch does for compiled code with
+        graphs) gives it back. So products are captured before each forecast in a pool of their own,
+        whose first graph is kept for good: some 10 MB of a GPU, 35 of an H100.
         """
-        pool = self._pools.pop(device, None)
-        self._alive.pop(device, None)
-        with torch.cuda.stream(stream):
+        factor = torch.ones(16, 16, device=device)
+
+        def multiply() -> None:
+            torch.mm(factor, factor)
+            torch.addmm(factor[0], factor, factor)
+
+        # A thread's handle cannot be made during a capture.
+        multiply()
+        graph = torch.cuda.CUDAGraph()
+        kept, pool = self._workspaces.get(device, (None, None))
+        pool = torch.cuda.graph_pool_handle() if kept is None else pool
+        _capture(graph, stream, pool, device, multiply)
+        if kept is None:
+            self._workspaces[device] = graph, pool
+
+
+def _capture(
+    graph: Any, stream: Any, pool: Any, device: torch.device, compute: Callable[[], _Made]
+) -> _Made:
+    """Capture a computation in a graph; where that fails, leave no capture open."""
+    # Not by ``torch.cuda.graph``: it collects garbage, which takes longer than all else, and may
+    # leave its stream in force where a capture fails.
+    with torch.cuda.stream(stream):
+        try:
+            # Only this thread's mistakes count: others may go on meanwhile.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            made = compute()
+            graph.capture_end()
+        except BaseException:
             try:
                 graph.capture_end()
             except RuntimeError:
                 _end_by_hand(device, pool)
-            with suppress(RuntimeError):
-                empty = torch.cuda.CUDAGraph()
-                empty.capture_begin(capture_error_mode="thread_local")
-                torch.zeros(1, device=device)
+                _capture_nothing(device)
+            raise
+    return made
+
+
+def _capture_nothing(device: torch.device) -> None:
+    """After a capture that torch could not end: torch 2.7 believes its random generator to be
+    captured until a capture succeeds."""
+    with suppress(RuntimeError):
+        # Before it begins: there may be no memory for it.
+        number = torch.zeros(1, device=device)
+        pool, empty = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        empty.capture_begin(pool, capture_error_mode="thread_local")
+        try:
+            number.zero_()
+        finally:
+            try:
                 empty.capture_end()
+            except RuntimeError:
+                _end_by_hand(device, pool)
 
 
 def _end_by_hand(device: torch.device, pool: Any) -> None:
-    """Take back what torch's allocator was told when a capture began."""
+    """Take back what torch's allocator was told when a capture began.
+
+    Else torch goes on giving out the pool's memory, and keeps the pool for ever.
+    """
     end = getattr(torch._C, "_cuda_endAllocateToPool", None)
     end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)
     release = getattr(torch._C, "_cuda_releasePool", None)
@@ -170,10 +223,6 @@ def _end_by_hand(device: torch.device, pool: Any) -> None:
         end(index, pool)
         # The use of a pool is counted: once for this capture, unless the end above was refused.
         release(index, pool)
-
-
-def _clear_workspaces() -> None:
-    private("torch._C._cuda_clearCublasWorkspaces")()
 
 
 @contextmanager

@@ -46,7 +46,7 @@ from toto_compile_patch.decode.linear import (
 )
 from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.noticing import Noted
-from toto_compile_patch.decode.precision import BF16, MODEL, TF32X3
+from toto_compile_patch.decode.precision import BF16, MODEL, TF32X3, has_fast_tf32
 from toto_compile_patch.decode.recorder import capturing
 from toto_compile_patch.locks import Lock
 from toto_compile_patch.notices import log_once
@@ -72,7 +72,7 @@ class WeightFormat:
     def of(cls, weight: torch.Tensor, precision: str) -> WeightFormat:
         """The format for a model with weights like one of them."""
         bf16 = precision == BF16 and weight.dtype is torch.float32
-        three_passes = precision == TF32X3 and weight.is_cuda
+        three_passes = precision == TF32X3 and weight.is_cuda and has_fast_tf32(weight.device)
         return cls(can_be_packed(weight, bf16), bf16, three_passes)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
@@ -318,11 +318,8 @@ def prepared_weights(
             and not (copied[0].is_cpu and found.noted.changed(time_steps))
         ):
             return found
-        if weight_format.bf16 and copied[0].is_cpu and is_slow_in_16_bits():
-            log_once(
-                f"precision={BF16!r} is slower than float32 on this processor, which has neither "
-                "AMX nor AVX512-BF16: `toto-compile-patch doctor` measures both"
-            )
+        if remark := _gains_nothing(weight_format, precision, copied[0].device):
+            log_once(f"precision={precision!r} {remark}")
         # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
         head = fold(backbone, weight_format.packed)
@@ -366,6 +363,23 @@ def can_be_packed(weight: torch.Tensor, bf16: bool = False) -> bool:
         and (not in_16_bits or _supports_bf16())
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _gains_nothing(weight_format: WeightFormat, precision: str, device: torch.device) -> str:
+    """What to say of a precision that is of no use on a device; else empty."""
+    measured = "`toto-compile-patch doctor` measures both"
+    if weight_format.bf16 and device.type == "cpu" and is_slow_in_16_bits():
+        missing = "which has neither AMX nor AVX512-BF16"
+        return f"is slower than float32 on this processor, {missing}: {measured}"
+    if device.type != "cuda":
+        return ""
+    if weight_format.bf16 and torch.cuda.get_device_capability(device) < (8, 0):
+        missing = "whose tensor cores do not know bfloat16"
+        return f"may be slower than float32 on this GPU, {missing}: {measured}"
+    if precision == TF32X3 and not weight_format.three_passes:
+        why = "three products in TF32 would take longer on this GPU than one in float32"
+        return f"multiplies as precision={MODEL!r} does: {why}"
+    return ""
 
 
 def is_slow_in_16_bits() -> bool:

@@ -337,7 +337,7 @@ def _left_out(level: str) -> Iterator[Finding]:
     """What else than patches this torch lacks private names for."""
     from toto_compile_patch import private_names as names
 
-    for what in (names.COMPILED, names.GRAPHS, names.PACKED, names.LOG_SUMS, names.SLOW_BF16):
+    for what in (names.COMPILED, names.PACKED, names.LOG_SUMS, names.SLOW_BF16):
         if why := names.why_without(what):
             asked = level if what == names.COMPILED else "trap"
             yield finding("without a private name", level=asked, what=what, why=why)

@@ -1,0 +1,239 @@
+"""What torch is told of captures, above all of those that fail, on a GPU that is none.
+
+The stand-ins keep account as torch does: of captures that are open, of pools that are in use, and
+of memory that is asked for while a capture is open.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from toto_compile_patch.decode import recorder
+from toto_compile_patch.decode.recorder import CudaRecorder, Outputs
+
+# Where the stand-ins compute.
+DEVICE = torch.device("cpu")
+
+
+class InvalidatedError(RuntimeError):
+    """The capture has been spoilt, and cannot be ended."""
+
+
+class Cuda:
+    """A device.
+
+    Attributes:
+        open: the graph that is being captured; None: none is.
+        in_use: how many captures use a pool.
+        giving_out: the pool that memory is given out of.
+        spoilt: whether the open capture cannot be ended.
+        captured: pools of the captures that succeeded, in order.
+        cannot_end: how many captures, from now on, cannot be ended.
+        short: whether there is no memory.
+    """
+
+    def __init__(self) -> None:
+        self.open: Graph | None = None
+        self.in_use: Counter[int] = Counter()
+        self.giving_out: int | None = None
+        self.spoilt = False
+        self.captured: list[int] = []
+        self.cannot_end = 0
+        self.short = False
+        self._pools = 0
+
+    def new_pool(self) -> int:
+        self._pools += 1
+        return self._pools
+
+    def end_giving_out(self, device: int, pool: int) -> None:
+        if self.giving_out != pool:
+            raise RuntimeError("not giving out of this pool")
+        self.giving_out = None
+
+    def release(self, device: int, pool: int) -> None:
+        self.in_use[pool] -= 1
+        assert self.in_use[pool] >= 0
+
+    def zeros(self, size: int, device: Any) -> torch.Tensor:
+        if self.short:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.empty(size).zero_()
+
+
+class Graph:
+    """A graph of a device."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._pool: int | None = None
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        pass
+
+    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        assert self._cuda.open is None
+        assert self._cuda.giving_out is None
+        assert capture_error_mode == "thread_local"
+        self._cuda.open, self._cuda.giving_out = self, pool
+        self._cuda.in_use[pool] += 1
+        self._pool = pool
+
+    def capture_end(self) -> None:
+        cuda = self._cuda
+        if cuda.open is not self or self._pool is None:
+            raise RuntimeError("nothing is captured")
+        if cuda.cannot_end:
+            cuda.cannot_end -= 1
+            cuda.spoilt = True
+        cuda.open = None
+        if cuda.spoilt:
+            cuda.spoilt = False
+            self._pool = None
+            raise InvalidatedError("capture was invalidated")
+        cuda.end_giving_out(0, self._pool)
+        cuda.captured.append(self._pool)
+
+    def reset(self) -> None:
+        if self._pool is not None:
+            self._cuda.release(0, self._pool)
+            self._pool = None
+
+    def __del__(self) -> None:
+        assert self._cuda.open is not self
+        self.reset()
+
+
+@contextmanager
+def nothing(*_: Any) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    made = Cuda()
+    monkeypatch.setattr(recorder, "_REGISTERS_GENERATORS", True)
+    for name, stand_in in {
+        "CUDAGraph": lambda: Graph(made),
+        "Stream": lambda device: object(),
+        "current_device": lambda: 0,
+        "device": nothing,
+        "empty_cache": lambda: None,
+        "graph_pool_handle": made.new_pool,
+        "stream": nothing,
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name, function in {
+        "_cuda_endAllocateToPool": made.end_giving_out,
+        "_cuda_releasePool": made.release,
+    }.items():
+        monkeypatch.setattr(torch._C, name, function, raising=False)
+    monkeypatch.setattr(torch, "zeros", made.zeros)
+    yield made
+    assert made.open is None, "a capture is open"
+    assert made.giving_out is None, "memory is given out of a pool"
+
+
+def nothing_to_compute(generator: torch.Generator) -> Outputs:
+    return torch.empty(1), torch.empty(1)
+
+
+def test_a_pool_serves_all_graphs_while_one_lives(cuda: Cuda) -> None:
+    capturing = CudaRecorder()
+    first, _ = capturing.record(nothing_to_compute, DEVICE)
+    second, _ = capturing.record(nothing_to_compute, DEVICE)
+    (pool,) = set(cuda.captured[1::2])
+    first.reset()
+    third, _ = capturing.record(nothing_to_compute, DEVICE)
+    assert cuda.captured[-1] == pool
+    # They are held here, as a traceback in a notebook would hold them.
+    second.reset()
+    third.reset()
+    assert cuda.in_use[pool] == 0
+    capturing.record(nothing_to_compute, DEVICE)
+    assert cuda.captured[-1] != pool
+
+
+class TestWhatCublasWorksIn:
+    def test_it_is_taken_before_in_a_pool_of_its_own(self, cuda: Cuda) -> None:
+        capturing = CudaRecorder()
+        graphs = [capturing.record(nothing_to_compute, DEVICE)[0] for _ in range(3)]
+        workspaces, forecasts = cuda.captured[::2], cuda.captured[1::2]
+        assert len(set(workspaces)) == len(set(forecasts)) == 1
+        assert set(workspaces).isdisjoint(forecasts)
+        assert len(graphs) == 3
+
+    def test_that_pool_lives_for_good(self, cuda: Cuda) -> None:
+        capturing = CudaRecorder()
+        for _ in range(3):
+            capturing.record(nothing_to_compute, DEVICE)[0].reset()
+            assert cuda.in_use == {1: 1} | dict.fromkeys(set(cuda.captured) - {1}, 0)
+
+    def test_others_table_of_it_is_left_alone(
+        self, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cleared() -> None:
+            raise AssertionError("what others' graphs work in would be freed")
+
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", cleared, raising=False)
+        CudaRecorder().record(nothing_to_compute, DEVICE)
+
+    def test_without_memory_for_it_nothing_is_captured(self, cuda: Cuda) -> None:
+        capturing = CudaRecorder()
+        cuda.cannot_end = 1
+        with pytest.raises(InvalidatedError):
+            capturing.record(nothing_to_compute, DEVICE)
+        assert not cuda.in_use[1]
+        capturing.record(nothing_to_compute, DEVICE)
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["", "without memory"])
+@pytest.mark.parametrize("spoilt", [False, True], ids=["", "spoilt"])
+@pytest.mark.parametrize("cannot_end", [0, 1], ids=["", "the last one, too"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ValueError, KeyboardInterrupt])
+@pytest.mark.fault(
+    injected="an error or an interrupt; memory ends; a capture that cannot be ended",
+    where="a capture on a stand-in for CUDA",
+    observed="it is raised; no capture is left open, no pool in use",
+    afterwards="the next one captures",
+)
+def test_a_capture_that_fails_leaves_none_open(
+    error: type[BaseException], cannot_end: int, spoilt: bool, short: bool, cuda: Cuda
+) -> None:
+    def fail(generator: torch.Generator) -> Outputs:
+        cuda.spoilt, cuda.short, cuda.cannot_end = spoilt, short, 0
+        if spoilt:
+            # After the one that is spoilt.
+            cuda.cannot_end = 2 * cannot_end
+        raise error("no more")
+
+    capturing = CudaRecorder()
+    kept, _ = capturing.record(nothing_to_compute, DEVICE)
+    with pytest.raises(error, match="no more"):
+        capturing.record(fail, DEVICE)
+    assert cuda.open is None
+    assert cuda.giving_out is None
+    cuda.short, cuda.cannot_end = False, 0
+    again, _ = capturing.record(nothing_to_compute, DEVICE)
+    # In another pool: torch may not have let go of the one that failed.
+    assert cuda.captured[-1] != cuda.captured[1]
+    kept.reset()
+    again.reset()
+    assert +cuda.in_use == {1: 1}
+
+
+def test_where_torch_keeps_no_memory(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives none in a capture then."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for name in ("current_stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    assert not CudaRecorder().why_not(DEVICE)
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    assert CudaRecorder().why_not(DEVICE) == "PYTORCH_NO_CUDA_MEMORY_CACHING is set"
