@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from functools import partial, wraps
 from pathlib import Path
+from traceback import walk_tb
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -439,6 +444,208 @@ def test_what_the_fast_path_does_not_know_is_forecast_one_by_one() -> None:
     toto_compile_patch.apply(fallback="upstream")
     assert_equal(list(forecast_many(one, every, HORIZON)), expected)
     hook.remove()
+
+
+def normalised(inputs: torch.Tensor, generate: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Somebody's own scaling, which was written for one window."""
+    level, spread = inputs.mean(), inputs.std() + 1
+    made: torch.Tensor = generate((inputs - level) / spread, *args, **kwargs) * spread + level
+    return made
+
+
+@pytest.mark.parametrize("where", ["subclass", "instance", "class"])
+def test_methods_that_were_written_for_one_window_get_one(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Normalised(TotoForecaster):  # type: ignore[misc]
+        def generate_mean(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return normalised(inputs, super().generate_mean, *args, **kwargs)
+
+    every, model = windows(12, 40, 2), forecaster().model
+    one = Normalised(model) if where == "subclass" else TotoForecaster(model)
+    if where == "instance":
+        generate = partial(TotoForecaster.generate_mean, one)
+        monkeypatch.setattr(one, "generate_mean", partial(normalised, generate=generate))
+    if where == "class":
+        original = TotoForecaster.forecast
+
+        @wraps(original)
+        def forecast(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            level = inputs.series.mean()
+            made = original(self, inputs._replace(series=inputs.series - level), *args, **kwargs)
+            return type(made)(mean=made.mean + level, samples=made.samples)
+
+        monkeypatch.setattr(TotoForecaster, "forecast", forecast)
+    expected = alone(one, every)
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+
+
+def test_a_model_that_only_upstreams_forecaster_knows() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.inner, self.patch_embed = model, model.patch_embed
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    every, one = windows(6), TotoForecaster(Wrapped(forecaster().model))
+    expected = [values(one.forecast(window, HORIZON, use_kv_cache=False)) for window in every]
+    toto_compile_patch.apply(fallback="upstream")
+    assert_equal(list(forecast_many(one, every, HORIZON, use_kv_cache=False)), expected)
+    one.model = None
+    found = list(forecast_many(one, every, HORIZON))
+    assert [type(failed) for failed in found] == [FailedForecast] * len(every)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_window_that_is_no_named_tuple(place: int) -> None:
+    every, one = [series(40, 2, 1, dtype=torch.float64) for _ in range(4)], forecaster()
+    expected = alone(one, every)
+    every[place] = SimpleNamespace(**every[place]._asdict())  # type: ignore[call-overload]
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+
+
+def test_a_generator_may_write_to_its_windows_again() -> None:
+    every, one = [series(40, 2, dtype=torch.float64) for _ in range(5)], forecaster()
+    every = [w._replace(series=w.series * (1 + index)) for index, w in enumerate(every)]
+    expected = alone(one, every)
+
+    def feed() -> Iterator[MaskedTimeseries]:
+        buffer = every[0]._replace(series=every[0].series.clone())
+        for window in every:
+            # Past what torch knows of.
+            buffer.series.numpy()[:] = window.series.numpy()
+            yield buffer
+            buffer.series.numpy()[:] = 7
+
+    toto_compile_patch.apply(fallback="error")
+    assert_equal(list(forecast_many(one, feed(), HORIZON)), expected)
+
+
+@pytest.mark.skipif(not HAS_EXOGENOUS, reason="this Toto has no exogenous variables")
+def test_a_generator_may_write_to_its_futures_again() -> None:
+    one = forecaster()
+    every = [series(40, 2, dtype=torch.float64)._replace(num_exogenous_variables=1)] * 4
+    futures = [torch.full((1, HORIZON), float(number)).double() for number in range(4)]
+    toto_compile_patch.apply(fallback="error")
+
+    def found(given: Any) -> list[torch.Tensor]:
+        made = forecast_many(one, every, HORIZON, future_exogenous_variables=given)
+        return [values(forecast) for forecast in made]
+
+    def feed() -> Iterator[torch.Tensor]:
+        buffer = torch.empty(1, HORIZON).double()
+        for future in futures:
+            yield buffer.copy_(future)
+            buffer.zero_()
+
+    expected = found(futures)
+    assert not torch.equal(expected[1], expected[2])
+    assert all(map(torch.equal, found(feed()), expected))
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, lambda seeds: [np.int64(one) for one in seeds], torch.tensor, pd.Series]
+)
+def test_seeds_of_other_types(kind: Any) -> None:
+    every, one = windows(4), forecaster()
+    toto_compile_patch.apply(fallback="error")
+
+    def drawn(seeds: Any) -> list[torch.Tensor]:
+        return [values(f) for f in forecast_many(one, every, HORIZON, 4, 2, seed=seeds)]
+
+    assert all(map(torch.equal, drawn(kind([3, 1, 4, 1])), drawn([3, 1, 4, 1])))
+    assert all(map(torch.equal, drawn(np.int64(5)), drawn(5)))
+
+
+def test_a_seed_that_is_none_is_named() -> None:
+    given = forecast_many(forecaster(), windows(2), HORIZON, 4, 4, seed=[1, None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"seed must be a whole number, .*, not None"):
+        list(given)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int64])
+def test_numbers_of_other_types(kind: Any) -> None:
+    every, one = windows(4), forecaster()
+    toto_compile_patch.apply(fallback="error")
+    numbers = (HORIZON, 100, 50)
+    memory = 2**30 if kind is np.int64 else 100
+    expected = list(forecast_many(one, every, *numbers, seed=1, memory=memory))
+    found = list(forecast_many(one, every, *map(kind, numbers), seed=1, memory=kind(memory)))
+    assert all(map(torch.equal, map(values, found), map(values, expected)))
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_failed_forecast_holds_no_tensors(patched: bool) -> None:
+    one, broken = forecaster(), series(40, 2, dtype=torch.float64)
+    broken.series[0, 5] = torch.nan
+    if patched:
+        toto_compile_patch.apply(fallback="upstream")
+    (failed,) = forecast_many(one, [broken], HORIZON, 4, 4)
+    assert isinstance(failed, FailedForecast)
+    error: BaseException | None = failed.error
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            assert not any(isinstance(v, torch.Tensor) for v in frame.f_locals.values())
+        error = error.__context__
+
+
+def test_each_look_at_a_failed_forecast_tells_of_itself_alone() -> None:
+    (failed,) = forecast_many(forecaster(), ["no series"], HORIZON)  # type: ignore[list-item]
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(AttributeError) as raised:
+            _ = failed.mean
+        lengths.add(len(raised.traceback))
+    assert len(lengths) == 1
+    again = pickle.loads(pickle.dumps(failed))
+    with pytest.raises(AttributeError, match="series"):
+        _ = again.mean
+    assert again.index == failed.index
+
+
+class OutOfTime(Exception):
+    """What a limit of time raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+@pytest.mark.parametrize("many", [True, False], ids=["many", "one"])
+@pytest.mark.fault(
+    injected="a limit of time, an ordinary error that a signal's handler raises",
+    where="any moment of forecast_many, and of a forecast",
+    observed="it is raised",
+    afterwards="forecasts are as before",
+)
+def test_a_limit_of_time_reaches_whoever_set_it(many: bool) -> None:
+    rang = []
+
+    def handler(*_: Any) -> None:
+        rang.append(True)
+        raise OutOfTime
+
+    signal.signal(signal.SIGVTALRM, handler)
+    toto_compile_patch.apply(fallback="error")
+    one, every = forecaster(), windows(12)
+
+    def make() -> list[Any]:
+        if many:
+            return list(forecast_many(one, every, HORIZON, 4, 4, seed=1))
+        return [one.forecast(every[1], HORIZON) for _ in range(12)]
+
+    expected, reached = make(), 0
+    for moment in range(60):
+        signal.setitimer(signal.ITIMER_VIRTUAL, (1 + moment) / 1000)
+        try:
+            make()
+        except OutOfTime:
+            reached += 1
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    assert reached == len(rang) > 5
+    assert all(map(torch.equal, map(values, make()), map(values, expected)))
 
 
 @pytest.mark.slow

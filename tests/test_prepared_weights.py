@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -145,6 +147,42 @@ def test_memory_that_a_model_has_given_up_is_seen() -> None:
         assert prepared.have_moved() is True
         torch.utils.swap_tensors(weight, elsewhere)
         assert prepared.have_moved() is False
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parameter_can_be_swapped(dtype: torch.dtype, precision: str) -> None:
+    """Torch does so for those that want conversions to swap; it refuses what has views."""
+    model = small_model(num_layers=4, spacewise_every_n_layers=2).model.to(dtype)
+    inputs = series(40, 2, dtype=dtype)
+    upstream = values(forecast(model.double(), series(40, 2, dtype=torch.float64), PATCH))
+    model.to(dtype)
+    with toto_compile_patch.patched("fast_decode", precision=precision, fallback="error"):
+        forecast(model, inputs, PATCH)
+        for parameter in model.parameters():
+            torch.utils.swap_tensors(parameter, torch.nn.Parameter(parameter.detach().clone()))
+        forecast(model, inputs, PATCH)
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            model.double()
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+        found = values(forecast(model, series(40, 2, dtype=torch.float64), PATCH))
+    torch.testing.assert_close(found, upstream, rtol=1e-5, atol=1e-3)
+
+
+def test_weights_of_another_type_go_when_the_model_is_converted() -> None:
+    """All that was prepared holds the tensors that it was made of."""
+    model = small_model().model
+    freed = [ref(prepared_weights(model, precision)) for precision in ("model", "bf16")]
+    held = ref(model.unembed.weight.data)
+    assert None not in [one() for one in freed]
+    model.double()
+    kept = prepared_weights(model)
+    gc.collect()
+    assert [one() for one in freed] == [None, None]
+    assert held() is None
+    assert prepared_weights(model) is kept
 
 
 def test_a_single_number_that_torch_edits_is_seen_at_once() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import random
+import signal
 import stat
 import subprocess
 import sys
@@ -423,6 +424,36 @@ class TestWhatIsNoFailureOfTheCompilers:
             forecast(model, series(40), HORIZON)
         assert path().reason.startswith("it raised OutOfMemoryError")
         short.clear()
+        forecast(model, series(40), HORIZON)
+        assert path() == PathTaken("fast", runtime="compile")
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there are no such signals")
+    @pytest.mark.fault(
+        injected="a limit of time, an error that a signal's handler raises",
+        where="compiling",
+        observed="the compiler's error, which tells of it, as without the patches",
+        afterwards="the next forecast is compiled",
+    )
+    def test_a_limit_of_time(self) -> None:
+        armed = [True]
+
+        def slow(graph: Any, inputs: Any) -> Any:
+            if armed:
+                signal.raise_signal(signal.SIGUSR1)
+            return graph
+
+        def out_of_time(*_: Any) -> None:
+            raise TimeoutError("it takes too long")
+
+        model = compiled_by(slow)
+        toto_compile_patch.apply("fast_decode", fallback="error")
+        before = signal.signal(signal.SIGUSR1, out_of_time)
+        try:
+            with pytest.raises(Exception, match="it takes too long"):
+                forecast(model, series(40), HORIZON)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        armed.clear()
         forecast(model, series(40), HORIZON)
         assert path() == PathTaken("fast", runtime="compile")
 

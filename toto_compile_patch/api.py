@@ -677,10 +677,12 @@ def forecast_many(
     """Forecast many windows, of any lengths and numbers of variates, those of one shape together.
 
     Each forecast is what ``forecaster.forecast`` gives for that window alone: the same mean, up to
-    rounding, and samples of the same distribution. Windows are read as they are needed, and a
-    forecast comes as soon as its group, and those before it, are made. Where ``fast_decode`` is not
-    applied, or with ``rng="upstream"``, or where the fast path does not know the model, windows are
-    forecast one by one: the same code serves both sides of a comparison.
+    rounding, and samples of the same distribution. Windows are read ahead, until those of a shape
+    fill a group, and a forecast comes as soon as its group, and those before it, are made: a source
+    that waits for a forecast before it gives the next window is for ``forecaster.forecast``. Where
+    ``fast_decode`` is not applied, or with ``rng="upstream"``, or where the fast path does not know
+    the model or the forecaster has methods of its own, windows are forecast one by one: the same
+    code serves both sides of a comparison.
 
     A window that cannot be forecast costs itself alone: a ``FailedForecast`` stands in its place,
     which holds its error, and raises it when it is asked for a mean or samples. So does one that
@@ -726,8 +728,7 @@ def forecast_many(
         use_kv_cache,
         memory,
         reseeds=num_samples is not None and seed is not None,
-    )
-    asked.check(windows)
+    ).checked(windows)
     return many.forecasts(asked, many.in_order(windows, future_exogenous_variables, seed, asked))
 
 

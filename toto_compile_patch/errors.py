@@ -1,8 +1,13 @@
-"""The exceptions that users may want to catch, and how any error is told in a line."""
+"""The exceptions that users may want to catch, how any error is told in a line, and whose it is."""
 
 from __future__ import annotations
 
 import re
+import signal
+from functools import partial
+from traceback import walk_tb
+from types import CodeType
+from typing import Any
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -11,6 +16,28 @@ def in_a_line(error: BaseException) -> str:
     """An error's type and the first line of what it says, uncoloured, cut to 200 characters."""
     lines = _COLOUR.sub("", str(error)).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ")
+
+
+def is_of_a_signal(error: BaseException) -> bool:
+    """Whether an error was raised by the handler of a signal.
+
+    It may have come at any moment, and has nothing to do with what was going on: it tells of a
+    limit of time, say, and is for whoever set that.
+    """
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code in handlers for frame in frames)
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """The code that a handler runs: a function, a method, or whatever else can be called."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if not callable(handler):
+        return None
+    if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = type(handler).__call__
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
 
 
 class TotoCompilePatchError(Exception):

@@ -23,8 +23,16 @@ class FailedForecast:
     index: int
     error: Exception
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_raised_at", self.error.__traceback__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it was raised cannot be pickled.
+        return FailedForecast, (self.index, self.error)
+
     def _raise(self, *args: Any) -> NoReturn:
-        raise self.error
+        # Else it would tell of every look before this one as well.
+        raise self.error.with_traceback(vars(self)["_raised_at"])
 
     mean = samples = median = std = property(_raise)
     quantile = _raise

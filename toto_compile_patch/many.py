@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Integral
+from traceback import clear_frames
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from toto_compile_patch.decode.generation import batch_within
 from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, drawn_for_each, seed_from
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.weights import ModelSettings
-from toto_compile_patch.errors import in_a_line
+from toto_compile_patch.errors import in_a_line, is_of_a_signal
 from toto_compile_patch.failed_forecast import FailedForecast
 from toto_compile_patch.patches.fast_decode import fast_or_error
 from toto_compile_patch.settings import in_force
@@ -58,11 +60,14 @@ class Asked:
     memory: int
     reseeds: bool
 
-    def check(self, windows: Any) -> None:
+    def checked(self, windows: Any) -> Asked:
         """Check what is the same for all windows: else each of them would complain.
 
         Args:
             windows: all of them.
+
+        Returns:
+            The same in Python's own numbers: sizes follow from them that numpy's may not hold.
 
         Raises:
             TypeError: something is of another type than is needed.
@@ -88,9 +93,16 @@ class Asked:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.num_samples is not None and self.num_samples % self.samples_per_batch:
             raise ValueError(
-                f"num_samples must be a multiple of samples_per_batch: {self.num_samples} is none "
-                f"of {self.samples_per_batch}"
+                f"num_samples must be a multiple of samples_per_batch: {self.num_samples} is no "
+                f"multiple of {self.samples_per_batch}"
             )
+        return replace(
+            self,
+            horizon=int(self.horizon),
+            num_samples=None if self.num_samples is None else int(self.num_samples),
+            samples_per_batch=int(self.samples_per_batch),
+            memory=int(self.memory),
+        )
 
     def forecast(self, inputs: Any, future: torch.Tensor | None) -> Any:
         """Ask the forecaster, for a window or a batch of them."""
@@ -119,12 +131,23 @@ class Window:
         inputs: the ``MaskedTimeseries``.
         future: known future values of its exogenous variates, ``[batch] exogenous horizon``.
         seed: its own.
+        lent: whether its tensors may be written to when the next window is asked for, as a
+            generator does that cuts all windows out of one buffer.
     """
 
     index: int
     inputs: Any
     future: torch.Tensor | None
     seed: int
+    lent: bool
+
+    def kept(self) -> Window:
+        """The same, with tensors that are nobody else's."""
+        if not self.lent:
+            return self
+        own = {name: getattr(self.inputs, name).clone() for name in _TENSORS}
+        future = None if self.future is None else self.future.clone()
+        return replace(self, inputs=self.inputs._replace(**own), future=future, lent=False)
 
 
 class _Shape(NamedTuple):
@@ -171,14 +194,18 @@ def in_order(
     if isinstance(seeds, Iterable):
         every_seed = iter(seeds)
     elif seeds is not None:
-        seed_of_all = seeds
+        seed_of_all = _as_seed(seeds)
     elif asked.num_samples is not None and _grouped(asked.forecaster):
         seed_of_all = _drawn_seed()
     every_future = None if futures is None else iter(futures)
+    lent = not all(isinstance(given, (list, tuple, NoneType)) for given in (inputs, futures))
     for index, one in enumerate(inputs):
-        seed = seed_of(seed_of_all, index) if every_seed is None else _of("seed", every_seed)
+        if every_seed is None:
+            seed = seed_of(seed_of_all, index)
+        else:
+            seed = _as_seed(_of("seed", every_seed))
         future = None if every_future is None else _of("future_exogenous_variables", every_future)
-        yield Window(index, one, future, seed)
+        yield Window(index, one, future, seed, lent)
     for name, rest in (("seed", every_seed), ("future_exogenous_variables", every_future)):
         if rest is not None and next(rest, _NONE) is not _NONE:
             raise ValueError(f"{name} has more items than there are windows: give one for each")
@@ -192,6 +219,20 @@ def _of(name: str, every: Iterator[Any]) -> Any:
     if (one := next(every, _NONE)) is _NONE:
         raise ValueError(f"{name} has fewer items than there are windows: give one for each")
     return one
+
+
+def _as_seed(value: Any) -> int:
+    """A seed of whatever type, numpy's and torch's among them, as ``torch.manual_seed`` reads it.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    try:
+        return int(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"seed must be a whole number, or one for each window, not {value!r}"
+        ) from None
 
 
 def _drawn_seed() -> int:
@@ -240,9 +281,9 @@ class _Line:
         if shape is None:
             self._keep(window.index, _alone(self._asked, window))
         else:
-            self._waiting.setdefault(shape, []).append(window)
+            self._waiting.setdefault(shape, []).append(window.kept())
             self._bytes += _bytes_of(window.inputs)
-            if len(self._waiting[shape]) >= self._size(shape):
+            if len(self._waiting[shape]) >= self._sizes[shape]:
                 self._forecast(shape)
         yield from self._due()
         while self._bytes > self._asked.memory and self._waiting:
@@ -257,15 +298,19 @@ class _Line:
             yield from self._due()
 
     def _shape_of(self, window: Window) -> _Shape | None:
+        """The shape of a window, for which it is then known how many are forecast together; None
+        where it, or the model, is unusual: it is forecast alone."""
         if not _grouped(self._asked.forecaster):
             return None
-        return _shape(window, without_compiling(self._asked.forecaster.model))
-
-    def _size(self, shape: _Shape) -> int:
-        """How many windows of a shape are forecast together."""
-        if shape not in self._sizes:
-            self._sizes[shape] = _group_size(self._asked, self._waiting[shape][0])
-        return self._sizes[shape]
+        try:
+            shape = _shape(window, without_compiling(self._asked.forecaster.model))
+            if shape is not None and shape not in self._sizes:
+                self._sizes[shape] = _group_size(self._asked, window)
+        except Exception as error:
+            if is_of_a_signal(error):
+                raise
+            return None
+        return shape
 
     def _forecast(self, shape: _Shape) -> None:
         windows = self._waiting.pop(shape)
@@ -297,7 +342,9 @@ def _group(asked: Asked, windows: list[Window]) -> list[Any]:
         return []
     try:
         return _together(asked, windows)
-    except Exception:
+    except Exception as error:
+        if is_of_a_signal(error):
+            raise
         if len(windows) > 1:
             half = len(windows) // 2
             return [*_group(asked, windows[:half]), *_group(asked, windows[half:])]
@@ -337,8 +384,20 @@ def _alone(asked: Asked, window: Window) -> Any:
 
 
 def _failed(window: Window, error: Exception) -> FailedForecast:
+    _free_what_it_holds(error)
     _logger.info("window %d cannot be forecast: %s", window.index, in_a_line(error))
     return FailedForecast(window.index, error)
+
+
+def _free_what_it_holds(error: BaseException) -> None:
+    """Free the tensors of the calls in which an error was raised, and those that led to it: as much
+    as a forecast takes, for each window that failed."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__
 
 
 def _empty(windows: list[Window]) -> list[bool]:
@@ -365,12 +424,17 @@ def _no_value() -> ValueError:
 
 
 def _grouped(forecaster: Any) -> bool:
-    """Whether the fast path makes this forecaster's forecasts, by its own random numbers."""
+    """Whether the fast path makes this forecaster's forecasts, by its own random numbers, and
+    nothing but upstream's code and the fast path's sees the inputs: others may take a batch for
+    one window."""
     code = code_of(forecaster)
     if code is None or in_force().rng != "fast":
         return False
-    theirs = code.TotoForecaster
-    if "forecast" in vars(forecaster) or type(forecaster).forecast is not theirs.forecast:
+    kind, theirs = type(forecaster), code.TotoForecaster
+    for name in ("forecast", "generate_mean", "generate_samples"):
+        if name in vars(forecaster) or getattr(kind, name) is not getattr(theirs, name):
+            return False
+    if not code.is_from("", theirs.forecast):
         return False
     return registry.state_of(_FAST_DECODE, code)[0] is State.APPLIED
 

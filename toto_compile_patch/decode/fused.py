@@ -18,7 +18,7 @@ from torch.torch_version import TorchVersion
 
 from toto_compile_patch.decode.memory import out_of_memory
 from toto_compile_patch.decode.recorder import capturing
-from toto_compile_patch.errors import in_a_line
+from toto_compile_patch.errors import in_a_line, is_of_a_signal
 
 _logger = logging.getLogger("toto_compile_patch")
 
@@ -68,7 +68,7 @@ def _by_kernel(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
             except Exception as error:
                 # Nothing has been computed: a smaller GPU lacks the memory of a block, say. What
                 # fails in a capture may not fail elsewhere.
-                if out_of_memory(error) or capturing():
+                if out_of_memory(error) or capturing() or is_of_a_signal(error):
                     raise
                 _given_up.add((device, name))
                 why = in_a_line(error)
@@ -107,6 +107,8 @@ def are_there(device: int) -> bool:
         try:
             _why_not[device] = why = _found_out(device)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             # Memory that is short now may not be so later.
             if out_of_memory(error):
                 return False

@@ -24,7 +24,7 @@ from toto_compile_patch.decode.operators import Attend
 from toto_compile_patch.decode.rotary import RealRotation, Rotation
 from toto_compile_patch.decode.row_layout import Padding
 from toto_compile_patch.decode.sampling import StudentT
-from toto_compile_patch.errors import in_a_line
+from toto_compile_patch.errors import in_a_line, is_of_a_signal
 from toto_compile_patch.private_names import private
 from toto_compile_patch.tracing import own_code
 
@@ -152,7 +152,8 @@ class Compiled(Regions):
                 result = self._run_compiled(region, part, hidden, *rows, attend=attend)
         except Exception as error:
             # A region has no effect but its result, and what it would write again.
-            if out_of_memory(error) or _unwanted_compilation(error):
+            inner = getattr(error, "inner_exception", error)
+            if out_of_memory(error) or _unwanted_compilation(error) or is_of_a_signal(inner):
                 raise
             self.failure = f"compiling failed ({in_a_line(error)})"
             return super()._run(region, part, hidden, *rows, attend=attend)

@@ -320,6 +320,10 @@ def prepared_weights(
             return found
         if remark := _gains_nothing(weight_format, precision, copied[0].device):
             log_once(f"precision={precision!r} {remark}")
+        # What was prepared of a model before it was moved or converted holds its earlier weights.
+        for other, older in list(of_this_model.by_format.items()):
+            if kept and older.identity.pointers != identity.pointers:
+                del of_this_model.by_format[other]
         # Noted before they are read: a change that comes in between is seen later.
         noted = Noted.nothing(copied[0].device) if in_a_capture else Noted.of(copied)
         head = fold(backbone, weight_format.packed)
@@ -467,7 +471,8 @@ def _alone(attention: Any, project: Projection, weight_format: WeightFormat) -> 
 
 def _thirds(queries_keys_values: PlainLinear) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Weight and bias of the keys, and of the values."""
-    weight, bias = queries_keys_values
+    # Torch swaps no parameter with another tensor that is known to have views.
+    weight, bias = (part.detach() for part in queries_keys_values)
     return zip(weight.chunk(3)[1:], bias.chunk(3)[1:], strict=True)
 
 

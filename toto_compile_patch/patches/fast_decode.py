@@ -26,7 +26,7 @@ from toto_compile_patch.decode.support import (
     other_mode,
     unusual,
 )
-from toto_compile_patch.errors import FallbackError
+from toto_compile_patch.errors import FallbackError, is_of_a_signal
 from toto_compile_patch.notices import log_once, warn_once
 from toto_compile_patch.path_taken import PathTaken, attempt, note
 from toto_compile_patch.settings import in_force
@@ -125,6 +125,8 @@ def _fast(
         labelled = getattr(backbone, "fusion", None) is not None
         request = Request.of(arguments, labelled=labelled)
     except Exception as error:
+        if is_of_a_signal(error):
+            raise
         # Whatever cannot be read: upstream's code complains of it in its own words.
         return unusual(error)
     settings = in_force()
