@@ -349,7 +349,6 @@ def proof_tables() -> dict[str, str]:
         "faults": faults.table(),
         "inputs": inputs.table(),
         "matrix": matrix.table(),
-        "matrix-short": matrix.short_table(),
         "messages": messages.table(),
         "random": random_forecasts.table(),
         "release": release.table(),

@@ -27,23 +27,6 @@ def table() -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", legend])
 
 
-def short_table() -> str:
-    """What was tested with each torch, and how many tests failed: for the README."""
-    by_torch: dict[str, list[dict[str, Any]]] = {}
-    for row in rows():
-        by_torch.setdefault(row["versions"]["torch"].partition("+")[0], []).append(row)
-    lines = ["| torch | Toto | wrapt | Python | tests that failed |", f"|{' --- |' * 5}"]
-    for torch, of_it in sorted(by_torch.items(), key=lambda item: numbers(item[0])):
-        cells = [torch, ", ".join(sorted({toto_of(row) for row in of_it}))]
-        for name in ("wrapt", "Python"):
-            versions = {row["versions"][name] for row in of_it}
-            cells.append(", ".join(sorted(versions, key=numbers)))
-        failed, passed = (sum(row[count] for row in of_it) for count in ("failed", "passed"))
-        lines.append(f"| {' | '.join(cells)} | {failed} of {failed + passed:,} |")
-    last = max(row["date"] for row in rows())
-    return "\n".join([*lines, "", f"{len(rows())} combinations, {last}."])
-
-
 def rows() -> list[dict[str, Any]]:
     """What the runs kept, in the order of the list of combinations."""
     return list(json.loads(RESULTS.read_text()).values())
@@ -53,8 +36,3 @@ def toto_of(row: dict[str, Any]) -> str:
     """The distribution that Toto came from, and its version."""
     [found] = [f"{name} {row['versions'][name]}" for name in TOTO if name in row["versions"]]
     return found
-
-
-def numbers(version: str) -> list[int]:
-    """The numbers of a version, to sort by: 3.10 comes after 3.9."""
-    return [int(part) for part in version.partition("+")[0].split(".")]
