@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toto_compile_patch.errors import is_of_a_signal
+from toto_compile_patch.errors import is_of_a_signal, that_led_to
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there are no such signals")
 
@@ -71,6 +71,35 @@ def error_of(raises: Callable[[], object]) -> Exception:
 def test_of_a_handler(kind: str, handled: Callable[[Any], None]) -> None:
     handled(HANDLERS[kind])
     assert is_of_a_signal(error_of(lambda: signal.raise_signal(signal.SIGUSR1)))
+
+
+def test_what_was_raised_for_one_of_a_handler(handled: Callable[[Any], None]) -> None:
+    def wrapped() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except OutOfTime:
+            raise ValueError from None
+
+    handled(function)
+    error = error_of(wrapped)
+    assert is_of_a_signal(error)
+    assert [type(one) for one in that_led_to(error)] == [ValueError, OutOfTime]
+
+
+def test_what_was_dealt_with_before_is_no_part_of_it(handled: Callable[[Any], None]) -> None:
+    """Whoever is out of time may forecast less, which fails for another reason."""
+
+    def less() -> None:
+        raise LookupError
+
+    handled(function)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    except OutOfTime:
+        error = error_of(less)
+    assert type(error.__context__) is OutOfTime
+    assert that_led_to(error) == [error]
+    assert not is_of_a_signal(error)
 
 
 def test_of_somebody_else(handled: Callable[[Any], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,29 @@ class TestWhereThereAreNone:
         monkeypatch.setattr(gpu_kernels, "gated", without_memory)
         with pytest.raises(torch.OutOfMemoryError):
             fused._by_kernel("gated", linear.gated_unit)(torch.ones(2, 8))
+        assert not fused._given_up
+
+    def test_a_limit_of_time_is_raised(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Triton wraps what is raised while it compiles."""
+        gpu_kernels = pytest.importorskip("toto_compile_patch.decode.gpu_kernels")
+
+        def out_of_time(*_: Any) -> None:
+            raise TimeoutError
+
+        def compiled(up: torch.Tensor) -> torch.Tensor:
+            try:
+                signal.raise_signal(signal.SIGUSR1)
+            except TimeoutError:
+                raise ValueError("it cannot be compiled") from None
+            return up
+
+        monkeypatch.setattr(gpu_kernels, "gated", compiled)
+        before = signal.signal(signal.SIGUSR1, out_of_time)
+        try:
+            with pytest.raises(ValueError, match="cannot be compiled"):
+                fused._by_kernel("gated", linear.gated_unit)(torch.ones(2, 8))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
         assert not fused._given_up
 
     def test_in_a_capture_that_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:

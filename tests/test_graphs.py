@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.multiprocessing.reductions import StorageWeakRef
 from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, forecast, series, small_model, values
 
@@ -377,6 +380,45 @@ def test_a_replay_without_memory_is_a_forecast_without_a_graph(
     monkeypatch.setattr(Again, "replay", no_memory)
     assert torch.equal(mean(model), expected)
     assert (path().runtime, path().graphs) == ("eager", 0)
+
+
+def test_graphs_of_weights_that_were_converted_go(recorder: CpuRecorder) -> None:
+    """They hold the earlier weights."""
+    model = small_model().model
+    mean(model)
+    mean(model)
+    held = StorageWeakRef(model.unembed.weight.untyped_storage())
+    assert graphs_of(model) == 1
+    model.double()
+    forecast(model, series(40, dtype=torch.float64), HORIZON)
+    gc.collect()
+    assert not graphs_of(model)
+    assert held.expired()
+
+
+@pytest.mark.fault(
+    injected="a limit of time, an error that a signal's handler raises",
+    where="a capture",
+    observed="it is raised",
+    afterwards="the next forecast of the shape captures",
+)
+def test_a_limit_of_time_in_a_capture(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_time(*_: Any) -> None:
+        raise RuntimeError("it takes too long")
+
+    model = small_model().model
+    expected = mean(model)
+    before = signal.signal(signal.SIGUSR1, out_of_time)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="too long"):
+            patch.setattr(recorder, "record", lambda *_: signal.raise_signal(signal.SIGUSR1))
+            mean(model)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert torch.equal(mean(model), expected)
+    assert path().runtime == "cudagraph"
 
 
 def test_another_models_graphs_go_where_a_capture_has_no_memory(recorder: CpuRecorder) -> None:

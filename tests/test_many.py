@@ -499,13 +499,15 @@ def test_a_model_that_only_upstreams_forecaster_knows() -> None:
     assert [type(failed) for failed in found] == [FailedForecast] * len(every)
 
 
+@pytest.mark.parametrize("lent", [True, False], ids=["generator", "list"])
 @pytest.mark.parametrize("place", [0, 2])
-def test_a_window_that_is_no_named_tuple(place: int) -> None:
+def test_a_window_that_is_no_named_tuple(place: int, lent: bool) -> None:
     every, one = [series(40, 2, 1, dtype=torch.float64) for _ in range(4)], forecaster()
     expected = alone(one, every)
     every[place] = SimpleNamespace(**every[place]._asdict())  # type: ignore[call-overload]
     toto_compile_patch.apply(fallback="error")
-    assert_equal(list(forecast_many(one, every, HORIZON)), expected)
+    given = iter(every) if lent else every
+    assert_equal(list(forecast_many(one, given, HORIZON)), expected)
 
 
 def test_a_generator_may_write_to_its_windows_again() -> None:
@@ -558,12 +560,14 @@ def test_seeds_of_other_types(kind: Any) -> None:
         return [values(f) for f in forecast_many(one, every, HORIZON, 4, 2, seed=seeds)]
 
     assert all(map(torch.equal, drawn(kind([3, 1, 4, 1])), drawn([3, 1, 4, 1])))
-    assert all(map(torch.equal, drawn(np.int64(5)), drawn(5)))
+    for seed in (np.int64(5), np.array(5), torch.tensor(5)):
+        assert all(map(torch.equal, drawn(seed), drawn(5)))
 
 
-def test_a_seed_that_is_none_is_named() -> None:
-    given = forecast_many(forecaster(), windows(2), HORIZON, 4, 4, seed=[1, None])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"seed must be a whole number, .*, not None"):
+@pytest.mark.parametrize("seed", [[1, None], "12", 2.7, [1, float("inf")], [1, float("nan")]])
+def test_what_is_no_seed_is_named(seed: Any) -> None:
+    given = forecast_many(forecaster(), windows(2), HORIZON, 4, 4, seed=seed)
+    with pytest.raises(TypeError, match=r"seed must be a whole number, .*, not"):
         list(given)
 
 
@@ -612,14 +616,14 @@ class OutOfTime(Exception):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
-@pytest.mark.parametrize("many", [True, False], ids=["many", "one"])
+@pytest.mark.parametrize("way", ["many", "one", "unpatched", "upstream's numbers"])
 @pytest.mark.fault(
     injected="a limit of time, an ordinary error that a signal's handler raises",
     where="any moment of forecast_many, and of a forecast",
     observed="it is raised",
     afterwards="forecasts are as before",
 )
-def test_a_limit_of_time_reaches_whoever_set_it(many: bool) -> None:
+def test_a_limit_of_time_reaches_whoever_set_it(way: str) -> None:
     rang = []
 
     def handler(*_: Any) -> None:
@@ -627,11 +631,13 @@ def test_a_limit_of_time_reaches_whoever_set_it(many: bool) -> None:
         raise OutOfTime
 
     signal.signal(signal.SIGVTALRM, handler)
-    toto_compile_patch.apply(fallback="error")
+    if way != "unpatched":
+        rng = "upstream" if way == "upstream's numbers" else "fast"
+        toto_compile_patch.apply(fallback="error", rng=rng)
     one, every = forecaster(), windows(12)
 
     def make() -> list[Any]:
-        if many:
+        if way != "one":
             return list(forecast_many(one, every, HORIZON, 4, 4, seed=1))
         return [one.forecast(every[1], HORIZON) for _ in range(12)]
 

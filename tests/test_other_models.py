@@ -381,6 +381,18 @@ def test_code_that_was_replaced(owner: Any, name: str, monkeypatch: pytest.Monke
     check(made, upstreams="has been replaced")
 
 
+@pytest.mark.parametrize("other", [nn.functional.gelu, nn.functional.hardswish, torch.tanh])
+def test_a_function_of_torchs_in_place_of_another(
+    other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.functional, "silu", other)
+            return mean(small_model().model)
+
+    check(made, upstreams="silu has been replaced")
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [

@@ -10,6 +10,7 @@ from weakref import ref
 import pytest
 import torch
 from pretend_gpu import PretendGpu
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import linear, silu
 from toto.model.feed_forward import SwiGLU
 from toto_cases import PATCH, forecast, series, small_model, values
@@ -175,13 +176,13 @@ def test_weights_of_another_type_go_when_the_model_is_converted() -> None:
     """All that was prepared holds the tensors that it was made of."""
     model = small_model().model
     freed = [ref(prepared_weights(model, precision)) for precision in ("model", "bf16")]
-    held = ref(model.unembed.weight.data)
+    held = StorageWeakRef(model.unembed.weight.untyped_storage())
     assert None not in [one() for one in freed]
     model.double()
     kept = prepared_weights(model)
     gc.collect()
     assert [one() for one in freed] == [None, None]
-    assert held() is None
+    assert held.expired()
     assert prepared_weights(model) is kept
 
 

@@ -36,6 +36,11 @@ class Cuda:
         captured: pools of the captures that succeeded, in order.
         cannot_end: how many captures, from now on, cannot be ended.
         short: whether there is no memory.
+        stream: the stream in force; None: the usual one.
+        streams: those that were handed out.
+        works_in: the pool out of which cuBLAS was given what it works in, by stream; None: it was
+            not given in a capture. Whoever clears this gives that memory back.
+        generator_captured: whether torch believes its random generator to be captured.
     """
 
     def __init__(self) -> None:
@@ -46,6 +51,10 @@ class Cuda:
         self.captured: list[int] = []
         self.cannot_end = 0
         self.short = False
+        self.stream: int | None = None
+        self.streams: list[int] = []
+        self.works_in: dict[int | None, int | None] = {}
+        self.generator_captured = False
         self._pools = 0
 
     def new_pool(self) -> int:
@@ -60,6 +69,23 @@ class Cuda:
     def release(self, device: int, pool: int) -> None:
         self.in_use[pool] -= 1
         assert self.in_use[pool] >= 0
+
+    def new_stream(self, device: Any, priority: int) -> int:
+        assert priority < 0
+        self.streams.append(len(self.streams))
+        return self.streams[-1]
+
+    @contextmanager
+    def on_stream(self, stream: int) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def product(self, factor: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
+        self.works_in.setdefault(self.stream, self.giving_out)
+        return factor
 
     def zeros(self, size: int, device: Any) -> torch.Tensor:
         if self.short:
@@ -83,6 +109,7 @@ class Graph:
         assert capture_error_mode == "thread_local"
         self._cuda.open, self._cuda.giving_out = self, pool
         self._cuda.in_use[pool] += 1
+        self._cuda.generator_captured = True
         self._pool = pool
 
     def capture_end(self) -> None:
@@ -98,6 +125,7 @@ class Graph:
             self._pool = None
             raise InvalidatedError("capture was invalidated")
         cuda.end_giving_out(0, self._pool)
+        cuda.generator_captured = False
         cuda.captured.append(self._pool)
 
     def reset(self) -> None:
@@ -121,12 +149,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     monkeypatch.setattr(recorder, "_REGISTERS_GENERATORS", True)
     for name, stand_in in {
         "CUDAGraph": lambda: Graph(made),
-        "Stream": lambda device: object(),
+        "Stream": made.new_stream,
         "current_device": lambda: 0,
         "device": nothing,
         "empty_cache": lambda: None,
+        "get_allocator_backend": lambda: "native",
         "graph_pool_handle": made.new_pool,
-        "stream": nothing,
+        "stream": made.on_stream,
         "synchronize": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -135,7 +164,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
         "_cuda_releasePool": made.release,
     }.items():
         monkeypatch.setattr(torch._C, name, function, raising=False)
-    monkeypatch.setattr(torch, "zeros", made.zeros)
+    for name, stand_in in {
+        "addmm": made.product,
+        "mm": made.product,
+        "zeros": made.zeros,
+    }.items():
+        monkeypatch.setattr(torch, name, stand_in)
     yield made
     assert made.open is None, "a capture is open"
     assert made.giving_out is None, "memory is given out of a pool"
@@ -176,22 +210,44 @@ class TestWhatCublasWorksIn:
             capturing.record(nothing_to_compute, DEVICE)[0].reset()
             assert cuda.in_use == {1: 1} | dict.fromkeys(set(cuda.captured) - {1}, 0)
 
-    def test_others_table_of_it_is_left_alone(
-        self, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    def test_it_is_of_that_pool_whatever_becomes_of_the_table(self, cuda: Cuda) -> None:
+        capturing = CudaRecorder()
+
+        def forecast(generator: torch.Generator) -> Outputs:
+            # A capture of compiled code clears it at any time, torch where a graph is reset.
+            torch.mm(*2 * [torch.ones(1, 1)])
+            return nothing_to_compute(generator)
+
+        for _ in range(3):
+            graph, _ = capturing.record(forecast, DEVICE)
+            assert cuda.works_in[cuda.streams[-1]] == 1
+            graph.reset()
+            cuda.works_in.clear()
+        assert len(cuda.streams) == 1
+        assert cuda.in_use[1] == 1
+
+    def test_the_graph_of_the_products_lives_until_the_forecast_is_captured(
+        self, cuda: Cuda
     ) -> None:
-        def cleared() -> None:
-            raise AssertionError("what others' graphs work in would be freed")
+        """Torch 2.12 to 2.14 clear the stream's entries where it goes."""
+        capturing, held = CudaRecorder(), []
 
-        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", cleared, raising=False)
-        CudaRecorder().record(nothing_to_compute, DEVICE)
+        def forecast(generator: torch.Generator) -> Outputs:
+            held.append(cuda.in_use[1])
+            return nothing_to_compute(generator)
 
-    def test_without_memory_for_it_nothing_is_captured(self, cuda: Cuda) -> None:
+        for _ in range(2):
+            capturing.record(forecast, DEVICE)
+        assert held == [1, 2]
+
+    def test_where_that_fails_another_stream_is_taken(self, cuda: Cuda) -> None:
         capturing = CudaRecorder()
         cuda.cannot_end = 1
         with pytest.raises(InvalidatedError):
             capturing.record(nothing_to_compute, DEVICE)
         assert not cuda.in_use[1]
         capturing.record(nothing_to_compute, DEVICE)
+        assert cuda.in_use[cuda.works_in[cuda.streams[-1]]] == 1
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["", "without memory"])
@@ -220,6 +276,8 @@ def test_a_capture_that_fails_leaves_none_open(
         capturing.record(fail, DEVICE)
     assert cuda.open is None
     assert cuda.giving_out is None
+    if not short and not cannot_end:
+        assert not cuda.generator_captured
     cuda.short, cuda.cannot_end = False, 0
     again, _ = capturing.record(nothing_to_compute, DEVICE)
     # In another pool: torch may not have let go of the one that failed.
@@ -230,10 +288,12 @@ def test_a_capture_that_fails_leaves_none_open(
 
 
 def test_where_torch_keeps_no_memory(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives none in a capture then."""
+    """It gives none in a capture then, or none that graphs could share."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for name in ("current_stream", "default_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     assert not CudaRecorder().why_not(DEVICE)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert "cudaMallocAsync" in CudaRecorder().why_not(DEVICE)
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
     assert CudaRecorder().why_not(DEVICE) == "PYTORCH_NO_CUDA_MEMORY_CACHING is set"

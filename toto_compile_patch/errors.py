@@ -6,7 +6,7 @@ import re
 import signal
 from functools import partial
 from traceback import walk_tb
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -25,8 +25,30 @@ def is_of_a_signal(error: BaseException) -> bool:
     limit of time, say, and is for whoever set that.
     """
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
-    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    frames = (frame for one in that_led_to(error) for frame, _ in walk_tb(one.__traceback__))
     return any(frame.f_code in handlers for frame in frames)
+
+
+def that_led_to(error: BaseException) -> list[BaseException]:
+    """An error that was caught, and those that it was raised for or from since then.
+
+    Not those that were being dealt with when the code was called that caught it: they begin further
+    out.
+    """
+    outside: set[FrameType] = set()
+    frame = error.__traceback__.tb_frame.f_back if error.__traceback__ else None
+    while frame is not None:
+        outside.add(frame)
+        frame = frame.f_back
+    found: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and not any(following is one for one in found):
+        traceback = following.__traceback__
+        if traceback is not None and traceback.tb_frame in outside:
+            break
+        found.append(following)
+        following = following.__cause__ or following.__context__
+    return found
 
 
 def _code_of(handler: Any) -> CodeType | None:

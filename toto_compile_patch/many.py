@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Integral
@@ -24,7 +24,7 @@ from toto_compile_patch.decode.generation import batch_within
 from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, drawn_for_each, seed_from
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.weights import ModelSettings
-from toto_compile_patch.errors import in_a_line, is_of_a_signal
+from toto_compile_patch.errors import in_a_line, is_of_a_signal, that_led_to
 from toto_compile_patch.failed_forecast import FailedForecast
 from toto_compile_patch.patches.fast_decode import fast_or_error
 from toto_compile_patch.settings import in_force
@@ -67,7 +67,8 @@ class Asked:
             windows: all of them.
 
         Returns:
-            The same in Python's own numbers: sizes follow from them that numpy's may not hold.
+            The same in Python's own numbers: sizes that are computed from them can overflow
+            numpy's.
 
         Raises:
             TypeError: something is of another type than is needed.
@@ -191,7 +192,8 @@ def in_order(
         ValueError: there are fewer futures or seeds than windows, or more.
     """
     every_seed, seed_of_all = None, 0
-    if isinstance(seeds, Iterable):
+    # A number of numpy's or torch's may be an array without dimensions.
+    if isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1):
         every_seed = iter(seeds)
     elif seeds is not None:
         seed_of_all = _as_seed(seeds)
@@ -227,12 +229,10 @@ def _as_seed(value: Any) -> int:
     Raises:
         TypeError: it is no number.
     """
-    try:
-        return int(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"seed must be a whole number, or one for each window, not {value!r}"
-        ) from None
+    with suppress(TypeError, ValueError, RuntimeError, OverflowError):
+        if (seed := int(value)) == value:
+            return seed
+    raise TypeError(f"seed must be a whole number, or one for each window, not {value!r}")
 
 
 def _drawn_seed() -> int:
@@ -255,6 +255,8 @@ def forecasts(asked: Asked, windows: Iterator[Window]) -> Iterator[Any]:
         except StopIteration:
             break
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             # What was read before it is not lost.
             failure = error
             break
@@ -277,11 +279,10 @@ class _Line:
 
     def take(self, window: Window) -> Iterator[Any]:
         """Take a window in, and give all forecasts that are due by now."""
-        shape = self._shape_of(window)
+        shape = self._queue(window)
         if shape is None:
             self._keep(window.index, _alone(self._asked, window))
         else:
-            self._waiting.setdefault(shape, []).append(window.kept())
             self._bytes += _bytes_of(window.inputs)
             if len(self._waiting[shape]) >= self._sizes[shape]:
                 self._forecast(shape)
@@ -297,19 +298,22 @@ class _Line:
             self._forecast(next(iter(self._waiting)))
             yield from self._due()
 
-    def _shape_of(self, window: Window) -> _Shape | None:
-        """The shape of a window, for which it is then known how many are forecast together; None
-        where it, or the model, is unusual: it is forecast alone."""
+    def _queue(self, window: Window) -> _Shape | None:
+        """Have a window wait for others of its shape, of which it is then known how many are
+        forecast together; None where it, or the model, is unusual: it is forecast alone."""
         if not _grouped(self._asked.forecaster):
             return None
         try:
             shape = _shape(window, without_compiling(self._asked.forecaster.model))
             if shape is not None and shape not in self._sizes:
                 self._sizes[shape] = _group_size(self._asked, window)
+            kept = window.kept()
         except Exception as error:
             if is_of_a_signal(error):
                 raise
             return None
+        if shape is not None:
+            self._waiting.setdefault(shape, []).append(kept)
         return shape
 
     def _forecast(self, shape: _Shape) -> None:
@@ -380,24 +384,17 @@ def _alone(asked: Asked, window: Window) -> Any:
         with asked.drawing((window.seed,)):
             return asked.forecast(window.inputs, window.future)
     except Exception as error:
+        if is_of_a_signal(error):
+            raise
         return _failed(window, error)
 
 
 def _failed(window: Window, error: Exception) -> FailedForecast:
-    _free_what_it_holds(error)
+    # As many tensors as a forecast takes, for each window that failed.
+    for one in that_led_to(error):
+        clear_frames(one.__traceback__)
     _logger.info("window %d cannot be forecast: %s", window.index, in_a_line(error))
     return FailedForecast(window.index, error)
-
-
-def _free_what_it_holds(error: BaseException) -> None:
-    """Free the tensors of the calls in which an error was raised, and those that led to it: as much
-    as a forecast takes, for each window that failed."""
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in chain:
-        chain.append(following)
-        clear_frames(following.__traceback__)
-        following = following.__cause__ or following.__context__
 
 
 def _empty(windows: list[Window]) -> list[bool]:
@@ -411,7 +408,9 @@ def _empty(windows: list[Window]) -> list[bool]:
         return [False] * len(windows)
     try:
         held: list[bool] = torch.stack([mask.any() for mask in masks]).tolist()
-    except Exception:
+    except Exception as error:
+        if is_of_a_signal(error):
+            raise
         # Whatever cannot be read is some window's own fault, which its forecast will tell.
         return [False] * len(windows)
     return [not any_value for any_value in held]
@@ -434,7 +433,7 @@ def _grouped(forecaster: Any) -> bool:
     for name in ("forecast", "generate_mean", "generate_samples"):
         if name in vars(forecaster) or getattr(kind, name) is not getattr(theirs, name):
             return False
-    if not code.is_from("", theirs.forecast):
+    if not code.is_from("", "forecast", theirs.forecast):
         return False
     return registry.state_of(_FAST_DECODE, code)[0] is State.APPLIED
 

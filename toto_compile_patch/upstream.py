@@ -154,16 +154,18 @@ class TotoCode:
         every = (*modules, *classes, *functions)
         return tuple((one, name, home) for one, name, home in every if hasattr(one, name))
 
-    def is_from(self, home: str, occupant: Any) -> bool:
-        """Whether a function or class is defined by a package or by this carrier.
+    def is_from(self, home: str, name: str, occupant: Any) -> bool:
+        """Whether a function or class is defined by a package or by this carrier, by a name.
 
         Whoever wraps a function makes it say what the original says of itself, but for where its
         code is.
         """
         while _is_torchs_decorator(occupant):
             occupant = occupant.__wrapped__
+        if getattr(occupant, "__name__", None) != name:
+            return False
         if isinstance(occupant, BuiltinFunctionType):
-            return home == "torch"
+            return home == str(occupant.__module__).partition(".")[0]
         code = getattr(occupant, "__globals__", {}).get("__name__")
         place = str(occupant.__module__ if isinstance(occupant, type) else code)
         return place in self.modules or (home != "" and place.partition(".")[0] == home)
@@ -328,7 +330,7 @@ def is_replaced(code: TotoCode, owner: Any, attribute: str, home: str) -> bool:
     current = getattr(owner, attribute, None)
     if _from_home.get((owner, attribute)) is current:
         return False
-    if not code.is_from(home, current):
+    if not code.is_from(home, attribute, current):
         return True
     _from_home[owner, attribute] = current
     return False

@@ -21,6 +21,7 @@ from toto_compile_patch.decode.captured import Replay
 from toto_compile_patch.decode.precision import TorchSettings
 from toto_compile_patch.decode.random_numbers import OwnRandomNumbers, RandomNumbers
 from toto_compile_patch.decode.request import Request
+from toto_compile_patch.errors import is_of_a_signal
 
 _WHERE_GRAPHS_ARE = "cuda"
 
@@ -51,6 +52,8 @@ def launch(
     captured.may_go_ahead = False
     try:
         return captured.replay(request, None if request.num_samples is None else numbers.next_seed)
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_of_a_signal(error):
+            raise
         # Memory that is short, say: the forecast may be refused yet, in upstream's words.
         return None

@@ -128,25 +128,41 @@ def _until_weights_stay(
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
     device, backbone = request.inputs.device, without_compiling(model)
-    why_no_graph = ""
     while True:
         try:
             # On a CPU, several threads forecast at once. Elsewhere others may begin while this one
             # waits for its outcomes.
             with nullcontext() if device.type == "cpu" else graphs.one_at_a_time(device):
-                begun = _begin(model, look, request, options, numbers, why_no_graph)
+                begun = _begin_with_room(model, look, request, options, numbers)
             if not capturing():
                 raise_for(begun.outcomes)
+            # Without a device's lock: those of two may be wanted.
+            if (kept := graphs.kept_for(backbone)) is not None:
+                kept.leave_for(device)
             return begun.result, begun.ran
         except WeightsChangedError:
             forget_prepared(backbone)
             look = partial(ModelParts.of, backbone)
-        except (RuntimeError, MemoryError) as error:
-            # Upstream's random numbers cannot be drawn again.
-            final = why_no_graph or numbers is None or capturing() or not out_of_memory(error)
-            if final or not graphs.free(device):
-                raise
-            why_no_graph = "there was no memory for it"
+
+
+def _begin_with_room(
+    model: Any,
+    look: Callable[[], ModelParts],
+    request: Request,
+    options: ForecastOptions,
+    numbers: RandomNumbers | None,
+) -> _Begun:
+    """Begin a forecast; again, and without a graph, if memory ran out that graphs held."""
+    try:
+        return _begin(model, look, request, options, numbers)
+    except (RuntimeError, MemoryError) as error:
+        # Upstream's random numbers cannot be drawn again.
+        final = numbers is None or capturing() or not out_of_memory(error)
+        if final or not graphs.free(request.inputs.device):
+            raise
+    # Outside of the ``except``: the error would hold what the first attempt took.
+    why_no_graph = "the memory that CUDA graphs held was needed"
+    return _begin(model, look, request, options, numbers, why_no_graph)
 
 
 def _begin(
@@ -155,7 +171,7 @@ def _begin(
     request: Request,
     options: ForecastOptions,
     numbers: RandomNumbers | None,
-    why_no_graph: str,
+    why_no_graph: str = "",
 ) -> _Begun:
     device, backbone = request.inputs.device, without_compiling(model)
     launched = ahead.launch(backbone, request, options, numbers)

@@ -26,8 +26,9 @@ LEAST_CAPABILITY = (7, 0)
 """Triton compiles for GPUs of this capability and later ones."""
 
 OF_BLOCKS = ("attend_to_few", "attend_of_samples")
-"""Kernels that multiply blocks. Triton before 3.3.1 (torch 2.7.0 has 3.3.0) cannot compile them for
-capability 12 (GeForce RTX 50): it would fill standard error with its own code, in each process."""
+"""Kernels that multiply blocks, which Triton before 3.3.1 (torch 2.7.0 has 3.3.0) cannot compile for
+capability 12 (GeForce RTX 50): it would fill standard error with its own code, in each process. The
+one of three passes is another, and of no use there (see ``precision.has_fast_tf32``)."""
 
 NAMESPACE = "toto_compile_patch"
 _libraries: dict[str, torch.library.Library] = {}
@@ -136,8 +137,8 @@ def _found_out(device: int) -> str:
         _given_up.update((device, name) for name in OF_BLOCKS)
         why = f"triton {triton.__version__} cannot compile theirs, 3.3.1 can"
         _logger.info("torch's operators attend on GPU %d: %s", device, why)
-    # The first kernel that is ever launched: for a GPU that it does not know, Triton raises an
-    # error here, and ends the process where some of the others are compiled.
+    # This kernel has to be the first: for a GPU that Triton does not know, compiling it raises an
+    # error, while compiling some of the others ends the process.
     with torch.cuda.device(device):
         numbers = torch.ones(1, 2, device="cuda")
         found = gpu_kernels.gated(numbers).item()

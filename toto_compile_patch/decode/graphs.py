@@ -30,7 +30,7 @@ from toto_compile_patch.decode.random_numbers import (
 from toto_compile_patch.decode.recorder import CudaRecorder, Outputs, Recorder
 from toto_compile_patch.decode.request import Request, RequestShape
 from toto_compile_patch.decode.runtime import BOTH, Ran, Runtime
-from toto_compile_patch.errors import in_a_line
+from toto_compile_patch.errors import in_a_line, is_of_a_signal
 from toto_compile_patch.locks import Lock
 
 _logger = logging.getLogger("toto_compile_patch")
@@ -105,7 +105,9 @@ class Graphs:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._captured: OrderedDict[GraphKey, Captured] = OrderedDict()
+        # A plain dictionary, in the order of their last use: a list of its values can be made while
+        # another thread changes it.
+        self._captured: dict[GraphKey, Captured] = {}
         self._seen: OrderedDict[GraphKey, _Seen] = OrderedDict()
 
     def run(self, key: GraphKey, asked: AskedForecast) -> tuple[torch.Tensor, torch.Tensor, Ran]:
@@ -121,6 +123,8 @@ class Graphs:
             return self._without(asked, why_not)
         captured = self._captured.get(key)
         if captured is None:
+            # Of a model that was moved or converted, they would hold its earlier weights.
+            self._drop(lambda old: old.weights.have_moved())
             if key not in self._seen:
                 made = self._without(asked, FIRST_OF_ITS_SHAPE)
                 # Only now: what must not be done in a capture has been done.
@@ -129,7 +133,7 @@ class Graphs:
             captured = self._capture(key, asked)
         if captured is None:
             return self._without(asked, self._seen[key].why)
-        self._captured.move_to_end(key)
+        self._captured[key] = self._captured.pop(key)
         captured.may_go_ahead = True
         seed = None if asked.request.num_samples is None else asked.numbers.seed
         replay = asked.ahead
@@ -168,9 +172,16 @@ class Graphs:
         """Free the graphs on a device, whose lock is held."""
         self._drop(lambda captured: captured.device == device)
 
+    def leave_for(self, device: torch.device) -> None:
+        """Free all graphs but those on a device, to which the model may have moved."""
+        for other in {captured.device for captured in list(self._captured.values())} - {device}:
+            with one_at_a_time(other):
+                self.drop_of(other)
+
     def _drop(self, which: Callable[[Captured], bool]) -> None:
-        for key in [key for key, captured in self._captured.items() if which(captured)]:
-            self._captured.pop(key).graph.reset()
+        for key, captured in list(self._captured.items()):
+            if which(captured):
+                self._captured.pop(key).graph.reset()
 
     def _capture(self, key: GraphKey, asked: AskedForecast) -> Captured | None:
         """Capture a forecast; None where that fails, or failed too often."""
@@ -181,7 +192,7 @@ class Graphs:
         # Graphs of weights that have since been prepared anew are never asked for again.
         self._drop(lambda old: old.options == options and old.weights is not weights)
         while len(self._captured) >= MOST_GRAPHS:
-            self._captured.popitem(last=False)[1].graph.reset()
+            self._captured.pop(next(iter(self._captured))).graph.reset()
         try:
             before = self._recorder.bytes_held(device)
             own: dict[str, Any] = {
@@ -198,6 +209,8 @@ class Graphs:
                 )
             size = max(0, self._recorder.bytes_held(device) - before)
         except RuntimeError as error:
+            if is_of_a_signal(error):
+                raise
             if out_of_memory(error):
                 free(device)
             self._note(key, seen.failed(error))
@@ -267,17 +280,19 @@ def are_kept_on(device: torch.device) -> bool:
 
 
 def free(device: torch.device) -> bool:
-    """Free the graphs on a device, of all models, since these share memory that serves nothing
-    else; whether there were any."""
-    there_were = are_kept_on(device)
+    """Free the graphs on a device, whose lock is held: those of all models, since they share memory
+    that serves nothing else; whether there were any."""
+    if not are_kept_on(device):
+        return False
+    _logger.info("memory ran out on %s: its CUDA graphs are freed", device)
+    if device.type == "cuda":
+        # Those that were launched go on until then.
+        torch.cuda.synchronize(device)
     with _lock.held:
         every = list(_of_models.values())
-    if there_were:
-        _logger.info("memory ran out on %s: its CUDA graphs are freed", device)
-        with one_at_a_time(device):
-            for graphs in every:
-                graphs.drop_of(device)
-    return there_were
+    for graphs in every:
+        graphs.drop_of(device)
+    return True
 
 
 @contextmanager

@@ -22,6 +22,13 @@ _REGISTERS_GENERATORS = torch.__version__ < "2.14"
 _NO_CACHE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 """With this variable torch gives no memory in a capture."""
 
+_ALLOCATOR = "native"
+"""The allocator that keeps what a graph was given in a pool, which others may share."""
+
+_BEFORE_OTHERS = -1
+"""The priority of the stream that is captured. Torch hands out few streams, again and again: hardly
+anybody asks for one of these."""
+
 _Made = TypeVar("_Made")
 
 
@@ -93,6 +100,8 @@ class CudaRecorder:
     def why_not(self, device: torch.device) -> str:
         if _NO_CACHE in os.environ:
             return f"{_NO_CACHE} is set"
+        if (backend := torch.cuda.get_allocator_backend()) != _ALLOCATOR:
+            return f"torch's memory is given by {backend}, not its own allocator"
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 return "the forecast is itself being captured"
@@ -112,16 +121,17 @@ class CudaRecorder:
             # Memory that torch holds for others cannot be taken during a capture.
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            stream = self._stream(device)
-            self._keep_workspaces(device, stream)
+            # Held until the end: where it goes, torch 2.12 to 2.14 clear what its stream works in.
+            products = self._capture_products(device)
             try:
-                pool = self._pool(device)
+                stream, pool = self._stream(device), self._pool(device)
                 outputs = _capture(graph, stream, pool, device, lambda: compute(generator))
             except BaseException:
-                # Torch may not have let go of it.
-                self._pools.pop(device, None)
+                # Torch may not have let go of the pool: take another one.
                 self._alive.pop(device, None)
                 raise
+            finally:
+                del products
         alive = self._alive.setdefault(device, WeakSet())
         alive.add(graph)
         return _CudaGraph(graph, generator, alive), outputs
@@ -134,7 +144,7 @@ class CudaRecorder:
     def _stream(self, device: torch.device) -> Any:
         # Torch's own default is one stream for all devices.
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            self._streams[device] = torch.cuda.Stream(device, priority=_BEFORE_OTHERS)
         return self._streams[device]
 
     def _pool(self, device: torch.device) -> Any:
@@ -144,14 +154,18 @@ class CudaRecorder:
             self._pools[device] = torch.cuda.graph_pool_handle()
         return self._pools[device]
 
-    def _keep_workspaces(self, device: torch.device, stream: Any) -> None:
+    def _capture_products(self, device: torch.device) -> Any:
         """Have cuBLAS work in memory that stays, whoever clears torch's table of it.
 
         Torch keeps that memory by thread and stream. It is given by the first product that needs it
         and, where that is captured, out of the capture's pool, which lives as long as a graph of
         it. Graphs know its address; a table that is cleared (as torch does for compiled code with
-        graphs) gives it back. So products are captured before each forecast in a pool of their own,
-        whose first graph is kept for good: some 10 MB of a GPU, 35 of an H100.
+        graphs) gives it back. So products are captured before each forecast, in a pool of their own
+        whose first graph is kept for good: for each thread that captures, some 10 MB of a GPU, 35
+        from H100 on.
+
+        Returns:
+            Their graph.
         """
         factor = torch.ones(16, 16, device=device)
 
@@ -164,9 +178,15 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         kept, pool = self._workspaces.get(device, (None, None))
         pool = torch.cuda.graph_pool_handle() if kept is None else pool
-        _capture(graph, stream, pool, device, multiply)
+        try:
+            _capture(graph, self._stream(device), pool, device, multiply)
+        except BaseException:
+            # What they work in may be of the pool that goes.
+            self._streams.pop(device, None)
+            raise
         if kept is None:
             self._workspaces[device] = graph, pool
+        return graph
 
 
 def _capture(
