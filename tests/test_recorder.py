@@ -247,7 +247,9 @@ class TestWhatCublasWorksIn:
             capturing.record(nothing_to_compute, DEVICE)
         assert not cuda.in_use[1]
         capturing.record(nothing_to_compute, DEVICE)
-        assert cuda.in_use[cuda.works_in[cuda.streams[-1]]] == 1
+        works_in = cuda.works_in[cuda.streams[-1]]
+        assert works_in is not None
+        assert cuda.in_use[works_in] == 1
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["", "without memory"])

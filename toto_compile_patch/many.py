@@ -193,7 +193,7 @@ def in_order(
     """
     every_seed, seed_of_all = None, 0
     # A number of numpy's or torch's may be an array without dimensions.
-    if isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1):
+    if isinstance(seeds, Iterable) and getattr(seeds, "ndim", None) != 0:
         every_seed = iter(seeds)
     elif seeds is not None:
         seed_of_all = _as_seed(seeds)

@@ -26,7 +26,7 @@ LEAST_CAPABILITY = (7, 0)
 """Triton compiles for GPUs of this capability and later ones."""
 
 OF_BLOCKS = ("attend_to_few", "attend_of_samples")
-"""Kernels that multiply blocks, which Triton before 3.3.1 (torch 2.7.0 has 3.3.0) cannot compile for
+"""Kernels that multiply blocks. Triton before 3.3.1 (torch 2.7.0 has 3.3.0) cannot compile them for
 capability 12 (GeForce RTX 50): it would fill standard error with its own code, in each process. The
 one of three passes is another, and of no use there (see ``precision.has_fast_tf32``)."""
 
