@@ -24,9 +24,15 @@ from toto_compile_patch.tools.series.notation import (
     why_doubtful,
     words_of,
 )
-from toto_compile_patch.tools.series.numeric_times import names_times
+from toto_compile_patch.tools.series.numeric_times import is_called_times, names_times
 from toto_compile_patch.tools.series.tables import Table, listed, sample
-from toto_compile_patch.tools.series.times import check_format, may_be_times, writing_of
+from toto_compile_patch.tools.series.times import (
+    are_numbers,
+    check_format,
+    first_unlike,
+    may_be_times,
+    writing_of,
+)
 from toto_compile_patch.tools.series.writing import Writing
 
 IDS = ("item_id", "unique_id", "series_id", "id")
@@ -293,10 +299,24 @@ class Layout:
         if found is not None:
             return found
         for name in names:
-            if name in well_known or may_be_times(self.first[name]):
+            if name in well_known or self._looks_like_times(name):
                 return self._times_of(name, needed=True)
         self._check_parts(names)
+        if self._wanted.time_format is not None:
+            raise UsageError(
+                f"{self.table.path} has no column that is written as --time-format "
+                f"{self._wanted.time_format} says: correct the format, or leave it out"
+            )
         return None
+
+    def _looks_like_times(self, name: str) -> bool:
+        """Whether a column that could not be read as times may hold some: it is not the only one,
+        and its name or the cells of the first series say so."""
+        cells = self.first[name]
+        if self.id is not None:
+            ids = self.first[self.id]
+            cells = cells[ids == ids.iloc[0]]
+        return len(self.table.columns) > 1 and (is_called_times(name) or may_be_times(cells))
 
     def _check_parts(self, names: Sequence[str]) -> None:
         """Whether years, months, days stand in columns of their own.
@@ -336,22 +356,33 @@ class Layout:
         cells = self.first[name]
         if not needed and self._are_no_times(cells.head(_GLANCE), name):
             return None
-        writing = writing_of(cells, name, form, what)
+        writing = writing_of(cells, name, form, what, name == self._wanted.time)
         if writing is not None:
             return name, writing
         if not needed:
             return None
-        like = f" like {form}" if form else ""
-        if form is None and not pd.to_numeric(self.first[name], errors="coerce").isna().all():
+        if form is not None:
+            row, cell = first_unlike(form, cells)
             raise UsageError(
-                f"{what} holds numbers that are no times (data row 1: {self.first[name].iloc[0]}): "
-                "write them as dates, let them count from 0 or 1, say how they are written with "
-                "--time-format, or name another column with --time"
+                f"{what}, data row {row}: {cell!r} is not written as --time-format {form} says: "
+                "correct the format, or leave it out"
+            )
+        if not are_numbers(cells):
+            raise UsageError(
+                f"{what} holds no times that are known (data row 1: {str(cells.iloc[0])!r}): say "
+                "how they are written with --time-format, as in %d.%m.%Y, name another column with "
+                "--time, or leave this one out of the file"
+            )
+        given = f"(data row 1: {cells.iloc[0]})"
+        if name == self._wanted.time or name.lower() in TIMES or names_times(name):
+            raise UsageError(
+                f"{what} holds numbers that are no times {given}: write them as dates, let them "
+                "count from 0 or 1, say how they are written with --time-format, or name another "
+                "column with --time"
             )
         raise UsageError(
-            f"{what} holds no times{like} that are known (data row 1: "
-            f"{str(self.first[name].iloc[0])!r}): say how they are written with --time-format, as "
-            "in %d.%m.%Y, name another column with --time, or leave this one out of the file"
+            f"{what} holds numbers that may be times {given}: if so, say --time {name}, or how "
+            "they are written with --time-format; if not, leave this column out of the file"
         )
 
     def _are_no_times(self, cells: pd.Series, name: str) -> bool:
@@ -360,7 +391,7 @@ class Layout:
             return False
         with suppress(UsageError):
             # An error may be of these cells alone.
-            return writing_of(cells, name, self._wanted.time_format, "") is None
+            return writing_of(cells, name, self._wanted.time_format, "", is_told=False) is None
         return False
 
 

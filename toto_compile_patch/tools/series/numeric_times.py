@@ -22,6 +22,13 @@ _NAMES = frozenset(
 
 _ENDINGS = ("datum", "zeit", "stempel", "timestamp", "datetime")
 _COUNTS = ("ds", "time", "timestamp", "t", "step")
+_CALLED_TIMES = frozenset(
+    (
+        *("time", "timestamp", "datetime", "date", "epoch", "stamp"),
+        *("zeit", "uhrzeit", "fecha", "dato", "tid", "tijd"),
+    )
+)
+_CALLED_ENDINGS = ("datum", "stempel", "timestamp", "datetime")
 _WORD = re.compile(r"[A-Z]?[a-zéèû]+|[A-Z]+(?![a-z])")
 
 _FIGURES = {"%Y%m%d%H%M%S": 14, "%Y%m%d%H%M": 12, "%Y%m%d%H": 10, "%Y%m%d": 8, "%Y%m": 6, "%Y": 4}
@@ -36,6 +43,15 @@ _MODERN = 6.3e8
 """Seconds since 1970 in 1990: before, numbers of a column of another name are no times."""
 
 _EXCELS_DAYS = (20_000, 80_000)
+_FEWEST_IN_DOUBT = 8
+"""Numbers of which one may say that they look like times."""
+
+# What years, their fractions, Excel's days of 1982 to 2064 and Julian days lie between.
+_EVEN_RANGES = ((_FIRST_YEAR, _LAST_YEAR), (30_000, 60_000), (2_400_000, 2_500_000))
+_DOUBTFUL_FIGURES = {
+    **{"%Y%j": 7, "%d%m%Y": 8, "%m%d%Y": 8},
+    **{"%y%m%d": 6, "%d%m%y": 6, "%m%d%y": 6, "%G%V": 6},
+}
 _FARTHEST_START = 10
 """Steps after which a count of them begins, at most."""
 
@@ -46,7 +62,48 @@ def names_times(name: str) -> bool:
     return len(words) < 3 and any(w in _NAMES or w.endswith(_ENDINGS) for w in words[-1:])
 
 
-def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
+def is_called_times(name: str) -> bool:
+    """Whether a column's name means points in time, and not a part or a length of time."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return len(words) == 1 and (words[0] in _CALLED_TIMES or words[0].endswith(_CALLED_ENDINGS))
+
+
+def may_be_times(numbers: pd.Series) -> bool:
+    """Whether numbers that were not told to be times look like some: they rise or fall as years,
+    days since 1900, dates without marks or seconds since 1970 do."""
+    values = numbers.to_numpy(float)
+    if len(values) < _FEWEST_IN_DOUBT or not np.isfinite(values).all() or not numbers.is_unique:
+        return False
+    low, high = float(values.min()), float(values.max())
+    if any(first <= low and high <= last for first, last in _EVEN_RANGES) and _is_even(values):
+        return True
+    steps = np.diff(values)
+    if (steps > 0).all() or (steps < 0).all():
+        for scale in _UNITS.values():
+            if _MODERN * scale <= low and high <= _LATEST * scale:
+                return True
+    if low < 0 or high >= 10**8 or (values != np.floor(values)).any():
+        return False
+    return any(_is_even(_days(values, *form)) for form in _DOUBTFUL_FIGURES.items())
+
+
+def _is_even(values: Doubles) -> bool:
+    """Whether numbers only rise or only fall, and by one step for the most part."""
+    steps = np.diff(values)
+    _, counts = np.unique(np.round(steps, 6), return_counts=True)
+    return bool((steps > 0).all() or (steps < 0).all()) and 2 * counts.max() >= len(steps)
+
+
+def _days(values: Doubles, form: str, figures: int) -> Doubles:
+    """The days since 1970 that whole numbers are in a form, NaN where one is no such day."""
+    # A week alone is no day.
+    words = [f"{value:0{figures}.0f}" + "1" * form.endswith("V") for value in values]
+    form += "%u" * form.endswith("V")
+    times = pd.to_datetime(pd.Series(words), format=form, errors="coerce")
+    return ((times - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(float)
+
+
+def writing_of_numbers(numbers: pd.Series, name: str, is_told: bool) -> Writing | None:
     """Tell which times numbers are.
 
     In a column whose name does not say so they must be written like nothing else, or lie as evenly
@@ -55,6 +112,7 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
     Args:
         numbers: of the column.
         name: of the column.
+        is_told: whether the user says that it holds times.
 
     Returns:
         None where they are none.
@@ -62,7 +120,7 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
     values = numbers.to_numpy(float)
     if not np.isfinite(values).all() or not len(values):
         return None
-    is_named, is_whole = names_times(name), bool((values == np.floor(values)).all())
+    is_named, is_whole = is_told or names_times(name), bool((values == np.floor(values)).all())
     step = _even_step(values)
     if is_whole and (written := _in_figures(numbers, values, is_named, step)):
         return written
@@ -72,6 +130,7 @@ def writing_of_numbers(numbers: pd.Series, name: str) -> Writing | None:
     if is_named and step is not None and _EXCELS_DAYS[0] < low and high < _EXCELS_DAYS[1]:
         return Writing("Excel's days", True, _excels_days)
     may_count = is_named and (numbers.is_unique or name.lower() in _COUNTS)
+    may_count = may_count and step is not None and _are_counted(values, step)
     if may_count and step is not None and 0 <= low <= _FARTHEST_START * step:
         # A second for each step: it tells the order, and nothing of hours or days.
         return Writing("a count of steps", False, _in_seconds(step))
@@ -87,6 +146,14 @@ def _even_step(values: Doubles) -> float | None:
         if len(steps) and 2 * counts.max() >= len(values) - 1 and steps[counts.argmax()] != 0:
             return abs(float(steps[counts.argmax()]))
     return None
+
+
+def _are_counted(values: Doubles, step: float) -> bool:
+    """Whether numbers follow each other as they stand, or are whole steps apart: 31.01, a day and a
+    month, is neither before 1.02."""
+    steps = np.diff(values)
+    wholes = steps / step
+    return bool((steps > 0).all() or (steps < 0).all() or np.allclose(wholes, wholes.round()))
 
 
 def _in_figures(

@@ -104,7 +104,7 @@ def read_series(
     series = Series(path.name, names, values, np.arange(len(frame)), 1, False)
     dialect = ", ".join(layout.told(names))
     if layout.time is None:
-        return replace(series, notes=(dialect, "no column, rows are taken as they follow"))
+        return replace(series, notes=(dialect, "no column: rows are used in order"))
     return _timed(series, layout, frame[layout.time], dialect)
 
 
@@ -171,7 +171,7 @@ def _timed(series: Series, layout: Layout, cells: pd.Series, dialect: str) -> Se
             filled[:, grid.get_indexer(times)] = values
             times, values = grid, filled
         else:
-            told.append("not at even steps: rows are taken as they follow")
+            told.append("unevenly spaced: rows are used in order, ignoring the time between them")
     if was_sorted:
         told.append("sorted")
     return replace(

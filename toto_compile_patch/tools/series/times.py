@@ -9,6 +9,7 @@ import datetime
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ import pandas as pd
 
 from toto_compile_patch.tools.checks import UsageError
 from toto_compile_patch.tools.series.notation import NUMBER_WITH_A_UNIT, is_text, words_of
+from toto_compile_patch.tools.series.numeric_times import may_be_times as numbers_may_be_times
 from toto_compile_patch.tools.series.numeric_times import writing_of_numbers
 from toto_compile_patch.tools.series.writing import Writing
 
-_CLOCKS = ("", "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I %p")
+_CLOCKS = (
+    *("", "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I %p"),
+    *("%H.%M", "%H.%M.%S"),
+)
 _DATES = (
     *("%Y/%m/%d", "%Y-%m-%d", "%Y.%m.%d", "%Y. %m. %d."),
     *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%d %b %y", "%d. %B %Y"),
@@ -29,19 +34,37 @@ _MONTHS = (
     *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y", "%Y-%b", "%Y %b", "%Y %B"),
     *("%m/%Y", "%m-%Y", "%YM%m", "%Y M%m", "%Y-M%m"),
 )
-_MONTH_BEFORE_YEAR = re.compile(r"(0[1-9]|1[0-2])\.(18|19|20|21)\d\d")
-_THREE_NUMBERS = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(?:[T ,].*)?")
+_MONTH_AND_YEAR = {
+    "%m.%Y": r"(0?[1-9]|1[0-2])\.(18|19|20|21)\d\d",
+    "%m,%Y": r"(0?[1-9]|1[0-2]),(18|19|20|21)\d\d",
+    "%Y.%m": r"(18|19|20|21)\d\d\.(0[1-9]|1[0-2])",
+    "%Y,%m": r"(18|19|20|21)\d\d,(0[1-9]|1[0-2])",
+}
+"""Months that may be taken for numbers with decimals."""
+
+_BEGINS_AS_A_DATE = re.compile(r"\d{1,4}([./ -])\d{1,2}\1(?:\d{1,4}\b.*)?")
+_DECIMAL_COMMA = re.compile(r"^\s*(\d+),(\d+)\s*$")
+_THREE_NUMBERS = re.compile(r"(\d{1,2})([./ -])(\d{1,2})\2(\d{4}|\d{2})(?:[T ,].*)?")
 _ZONE = re.compile(r":\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
 _OFFSET = re.compile(r"([+-]\d\d(?::?\d\d)?)$")
 _QUARTER = re.compile(r"(?:(\d{4})[ -]?Q([1-4])|Q([1-4])[ -/]?(\d{4}))", re.IGNORECASE)
+_MONTH_OR_QUARTER = re.compile(r"(\d{4})[-/ ]([1-4])")
 _WEEK = re.compile(r"(\d{4})-?W(\d\d)", re.IGNORECASE)
 _INTERVAL = re.compile(r"(\d\S*(?: \S+)?) - \d.*|(\d{4}-\d\d-\d\d)/\d{4}-\d\d-\d\d")
+
+_MOST = 0.9
+"""The share of its cells that differ in a column that may hold times."""
+
+_MONTHS_IN_DOUBT = 5
+"""In so many rows, months would reach May."""
 
 _YEARS_AHEAD = 20
 """A year of two figures that lies further ahead than this may be one of the last century."""
 
 
-def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writing | None:
+def writing_of(
+    cells: pd.Series, name: str, form: str | None, what: str, is_told: bool
+) -> Writing | None:
     """Tell how the times of a column are written, by as many of its cells as are at hand.
 
     Args:
@@ -49,6 +72,7 @@ def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writ
         name: of the column: numbers are taken for times more readily if it says so.
         form: of the times, as ``strptime`` has it, where the user says so.
         what: the column, for messages.
+        is_told: whether the user says that the column holds times.
 
     Returns:
         None where it holds no times.
@@ -70,11 +94,12 @@ def writing_of(cells: pd.Series, name: str, form: str | None, what: str) -> Writ
         if form is not None:
             given = _of_given_form(form)
             return given if _most(given, words) else None
-        if is_text(cells) and _are_months_before_years(words):
-            return _of_form("%m.%Y", zoned=False)
-        numbers = pd.to_numeric(words, errors="coerce")
+        if is_text(cells) and (month := _month_and_year(words)):
+            return _of_form(month, zoned=False)
+        numbers = _numbers(words)
         if 2 * numbers.notna().sum() > len(words):
-            return writing_of_numbers(numbers.dropna(), name)
+            found = writing_of_numbers(numbers.dropna(), name, is_told)
+            return found and replace(found, parse=lambda given: found.parse(_numbers(given)))
         return next((each for each in _of_text(words, what) if _most(each, words)), None)
 
 
@@ -96,17 +121,34 @@ def check_format(form: str | None) -> None:
 
 
 def may_be_times(cells: pd.Series) -> bool:
-    """Whether a column of text looks as if it held times, however they are written: most of its
-    cells differ, and all of them hold figures."""
-    if not is_text(cells):
+    """Whether a column looks as if it held times, however they are written: numbers that go on as
+    times do, or text whose cells differ for the most part, all hold figures and are no numbers."""
+    if getattr(cells.dtype, "kind", "") in "mMb":
         return False
+    words = words_of(cells) if is_text(cells) else cells.dropna()
+    numbers = _numbers(words)
+    if numbers.notna().all() or not is_text(cells):
+        return numbers_may_be_times(numbers)
+    if len(words) < 2 or not words.str.contains(r"\d").all():
+        return False
+    if 2 * words.str.fullmatch(_BEGINS_AS_A_DATE).sum() > len(words):
+        # A day without its year comes again.
+        return bool((words != words.shift()).mean() > _MOST)
+    are_numbers = 2 * words.str.fullmatch(NUMBER_WITH_A_UNIT).sum() >= len(words)
+    return words.nunique() > _MOST * len(words) and not are_numbers
+
+
+def are_numbers(cells: pd.Series) -> bool:
+    """Whether some cells of a column are numbers, so that other numbers may be times."""
+    return bool(_numbers(words_of(cells) if is_text(cells) else cells).notna().any())
+
+
+def first_unlike(form: str, cells: pd.Series) -> tuple[int, str]:
+    """The first cell of a column that says something and is no time of a form, and its data row;
+    of cells that are all like it, the first."""
     words = words_of(cells)
-    return (
-        len(words) > 1
-        and bool(words.str.contains(r"\d").all())
-        and words.nunique() > 0.9 * len(words)
-        and 2 * words.str.fullmatch(NUMBER_WITH_A_UNIT).sum() < len(words)
-    )
+    at = int(pd.isna(_of_given_form(form).parse(words)).to_numpy().argmax())
+    return int(words.index[at]) + 1, str(words.iloc[at])
 
 
 def _most(writing: Writing, words: pd.Series) -> bool:
@@ -146,6 +188,7 @@ def _of_text(words: pd.Series, what: str) -> Iterator[Writing]:
             )
     if zoned.all() and (local := _of_local_days(words)) is not None:
         yield local
+    _check_months_or_quarters(words, what)
     yield _of_form("ISO8601", zoned=bool(zoned.all()))
     parts = words.str.extract(f"^{_THREE_NUMBERS.pattern}$").dropna()
     if 2 * len(parts) > len(words):
@@ -164,10 +207,26 @@ def _of_text(words: pd.Series, what: str) -> Iterator[Writing]:
         yield Writing("weeks", True, _weeks)
 
 
-def _are_months_before_years(words: pd.Series) -> bool:
-    """Whether what may be numbers are months: none has a 0 before it for nothing."""
+def _numbers(words: pd.Series) -> pd.Series:
+    """Numbers, with decimal dots or commas; NaN where a cell is none."""
+    if is_text(words):
+        words = words.astype(str).str.replace(_DECIMAL_COMMA, r"\1.\2", regex=True)
+    return pd.to_numeric(words, errors="coerce")
+
+
+def _month_and_year(words: pd.Series) -> str | None:
+    """The form in which what may be numbers are months: they go on from month to month or from
+    quarter to quarter, or have a 0 before the month."""
     words = words.astype(str)
-    return bool(words.str.fullmatch(_MONTH_BEFORE_YEAR).all() and words.str.startswith("0").any())
+    for form, pattern in _MONTH_AND_YEAR.items():
+        if not words.str.fullmatch(pattern).all():
+            continue
+        times = pd.to_datetime(words, format=form)
+        steps, counts = np.unique(np.diff(times.dt.year * 12 + times.dt.month), return_counts=True)
+        goes_on = 2 * counts.max() >= len(words) - 1 and abs(steps[counts.argmax()]) in (1, 3)
+        if goes_on or words.str.startswith("0").any():
+            return form
+    return None
 
 
 def _are_days(times: pd.Series) -> bool:
@@ -293,6 +352,18 @@ def _check_century(times: pd.Series, words: pd.Series, what: str) -> None:
         raise UsageError(
             f"{what}: the years of {words[ahead[ahead].index[0]]!r} and others may be of this "
             "century or of the last: write them with four figures"
+        )
+
+
+def _check_months_or_quarters(words: pd.Series, what: str) -> None:
+    parts = words.str.extract(f"^{_MONTH_OR_QUARTER.pattern}$").dropna()
+    if len(parts) < len(words) or len(words) < _MONTHS_IN_DOUBT:
+        return
+    quarters = pd.to_numeric(parts[0]) * 4 + pd.to_numeric(parts[1])
+    if 2 * (np.abs(np.diff(quarters)) == 1).sum() >= len(words) - 1:
+        raise UsageError(
+            f"{what}: {words.iloc[0]!r} and all others may be quarters or months: write them as "
+            "2024-Q1 or as 2024-01"
         )
 
 
