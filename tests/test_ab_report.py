@@ -184,7 +184,7 @@ def test_a_forecast_of_one_step_is_drawn(tmp_path: Path) -> None:
     (interval,) = upstream.containers
     assert interval.get_label() == "upstream, 10 to 90%"
     markers = {line.get_label(): line.get_marker() for line in upstream.lines}
-    assert markers["came true"] == "D"
+    assert markers["actual"] == "D"
     assert markers["upstream, median"] == "o"
 
 

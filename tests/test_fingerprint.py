@@ -142,14 +142,29 @@ def test_the_figures_go_through_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     # Its reader, who waits for nothing.
     with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
-        assert main(["fingerprints", str(tmp_path), "--json", str(pipe)]) == 1
-        assert json.load(reader)["folder"] == str(tmp_path)
+        folder = str(Path(toto.__file__).parent)
+        assert main(["fingerprints", folder, "--json", str(pipe)]) == 0
+        assert json.load(reader)["folder"] == folder
     assert pipe.is_fifo()
 
 
 def test_the_command_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fingerprints", "no/such/folder"]) == 2
     assert capsys.readouterr().err.startswith("fingerprints: error: no folder")
+
+
+def test_a_folder_without_toto_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "toto.py").write_text("class Something: ...\n")
+    assert main(["fingerprints", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.err == (
+        f"fingerprints: error: {tmp_path} holds no package toto: give the folder that holds its "
+        "model and inference, such as site-packages/toto\n"
+    )
+    assert not said.out
 
 
 def test_the_command_wants_a_folder_where_toto_is_not_installed(

@@ -36,6 +36,12 @@ WEIGHTS_OF_HEAD = 768 * 64 * 4 * 24
 UPSTREAM, PATCHED, COMPILED = "upstream", "patched", "upstream compiled"
 TABLE_WIDTH = 120
 HEADINGS = ("", "seconds", "times slower", "from-to", "first, s", "peak GB", "CPU s", "of limit")
+LEGEND = (
+    "Seconds of a forecast, at the median. Times slower: than patched, pair by pair, at the median "
+    "(from-to: least and greatest); so many times faster is patched. First: seconds that the first "
+    "forecast takes beyond a steady one. CPU s: processor seconds. Of limit: the least time that "
+    "the products with the weights take on this machine, over the seconds."
+)
 MOST_IN_A_TURN, SECONDS_OF_A_TURN = 20, 0.5
 FEW_PAIRS = 5
 """Fewer than these are worth a remark."""
@@ -197,7 +203,7 @@ def run(options: argparse.Namespace) -> int:
     if is_stdout(options.json):
         write_json(options.json, figures)
     else:
-        _show(figures, Console(width=max(TABLE_WIDTH, Console().width)))
+        _show(figures, screen.console_of(TABLE_WIDTH))
     return 0
 
 
@@ -415,7 +421,8 @@ def _show(figures: dict[str, Any], console: Console) -> None:
         f"matrix products {figures['matrix_gflops']} GFLOP/s, "
         f"memory {figures['memory_gb_per_s']} GB/s, measured in this run"
     )
-    console.print(screen.table_of(HEADINGS, rows, title=title, caption=caption))
+    screen.show_table(console, HEADINGS, rows, title, caption)
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
     for note in notes:
         console.print(note, markup=False, highlight=False)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import io
 import itertools
 import os
 import re
@@ -29,11 +30,17 @@ from toto_compile_patch.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on standard error: what a terminal cannot show is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # As the user called it: the script, or Python with the module.
     name = Path(sys.argv[0]).name
     name = "python -m toto_compile_patch" if name == "__main__.py" else name
     parser = _Parser(_commands, prog=name)
     options = parser.parse_args(arguments)
+    if options.tool is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         if options.tool not in ("run", "doctor"):
             # Both sides of a comparison are patched or not by the command alone.
@@ -85,7 +92,8 @@ def _commands(parser: _Parser) -> None:
     """
     version = f"toto-compile-patch {__version__}"
     parser.add_argument("--version", action="version", version=version, help="print it, and end")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(tool=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for add, says in (
         (_ab, "compare upstream and patched on your series: speed, errors, equality"),
         (_backtest, "forecast and score every series of a file, on one machine or by Ray"),
@@ -103,8 +111,9 @@ def _commands(parser: _Parser) -> None:
 
 def _ab(ab: _Parser) -> None:
     """Forecast a series by upstream's code and patched, side by side, and say how much faster it
-    is and whether it says the same. Exit code 1 where it does not; 0 also where windows and samples
-    were too few to tell ("same" is then null in --json).
+    is and whether it says the same. Exit code 1 where the forecasts differ; 0 where they do not,
+    also where patched is slower, or windows and samples were too few to tell ("same" is then null
+    in --json).
 
     examples:
       toto-compile-patch ab                                   the demo model on bundled temperatures
@@ -139,17 +148,20 @@ def _ab(ab: _Parser) -> None:
     told = "cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     ab.add_argument("--device", type=device, help=told)
     _compile(ab, "compile both sides as well", dest="mode")
-    _number(ab, "--windows", "forecasts of each side (default: 16, if it fits)")
+    _number(ab, "--windows", "forecasts that each side makes (default: 16, if it fits)")
     _number(ab, "--context", "time steps that a forecast starts from (default: 512, if it fits)")
     _number(ab, "--horizon", "time steps to forecast (default: 96, if it fits)")
     repeats = "time steps after which the series repeats itself"
     _number(ab, "--season", f"{repeats} (default: a day, week or year, if it fits)")
-    drawn = "of a forecast; its median is the point forecast; 0: means"
+    drawn = "samples of a forecast, whose median is the point forecast; 0: means"
     default = "default: 128; with the demo model, which is small, 512"
     _number(ab, "--samples", f"{drawn} ({default})", type=not_negative)
-    _number(ab, "--samples-per-batch", "that upstream decodes at once (default: all)")
+    _number(ab, "--samples-per-batch", _PER_BATCH)
     _report(ab)
     _json(ab)
+
+
+_PER_BATCH = "samples that upstream decodes at once (default: all)"
 
 
 def _reading(parser: _Parser, id: str) -> None:
@@ -255,44 +267,45 @@ def _windows(backtest: _Parser) -> None:
     told = "windows of each series, the last of which ends with it; 0: as many as fit"
     _number(backtest, "--windows", f"{told} (default: 1)", default=1, type=not_negative)
     _number(backtest, "--step", "time steps between two windows (default: the horizon)")
-    told = "time steps that a forecast starts from, at most"
+    told = "most time steps that a forecast starts from"
     _number(backtest, "--context", f"{told} (default: %(default)s)", default=512)
-    told = "the same, at least: in short series, and in the first windows of longer ones"
+    told = "fewest time steps that a forecast starts from, in short series and first windows"
     _number(backtest, "--min-context", f"{told} (default: %(default)s)", default=16)
     told = "time steps after which a series repeats itself, for the scores"
     _number(backtest, "--season", f"{told} (default: a day, week or year, by its times)")
 
 
 def _forecasts(backtest: _Parser) -> None:
-    told = "of a forecast, whose median is scored; 0: means"
-    told = f"{told} (default: %(default)s)"
+    told = "samples of a forecast, whose median is scored; 0: means (default: %(default)s)"
     _number(backtest, "--samples", told, default=256, type=not_negative)
-    _number(backtest, "--samples-per-batch", "that upstream decodes at once (default: all)")
+    _number(backtest, "--samples-per-batch", _PER_BATCH)
     levels = [level / 10 for level in range(1, 10)]
-    told = "levels, separated by commas (default: 0.1,0.2,...,0.9)"
+    told = "levels of the quantiles to keep, separated by commas (default: 0.1,0.2,...,0.9)"
     backtest.add_argument("--quantiles", type=_levels, default=levels, metavar="LEVELS", help=told)
     told = "cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     backtest.add_argument("--device", type=device, help=told)
-    told, types = "of model and series (default: %(default)s)", ("float32", "float64")
+    told, types = "numbers of model and series (default: %(default)s)", ("float32", "float64")
     backtest.add_argument("--dtype", choices=types, default=types[0], help=told)
-    told = "from which each window has its own, by its series and time"
+    told = "seed of the run, from which each window has its own, by its series and time"
     _number(backtest, "--seed", f"{told} (default: 0)", default=0, type=not_negative)
-    told = "for forecasts that are made together, as 500MB or 2GB (default: 1GB)"
+    told = "memory for forecasts that are made together, as 500MB or 2GB (default: 1GB)"
     _number(backtest, "--memory", told, type=_bytes, default=2**30, metavar="BYTES")
-    _number(backtest, "--shard", "windows of a part (default: %(default)s)", default=512)
+    told = "windows in each part of the output (default: %(default)s)"
+    _number(backtest, "--shard", told, default=512)
 
 
 def _engine(backtest: _Parser) -> None:
-    told = "one process, or workers of Ray (extra ray) (default: %(default)s)"
+    told = "one process, or Ray workers, which take the extra ray (default: %(default)s)"
     engines = ("local", "ray")
     backtest.add_argument("--engine", choices=engines, default=engines[0], help=told)
-    told = "of a Ray cluster (default: RAY_ADDRESS, else one is started on this machine)"
+    told = "address of a Ray cluster (default: RAY_ADDRESS, else one is started on this machine)"
     backtest.add_argument("--address", help=told)
-    _number(backtest, "--workers", "of Ray (default: as many as there is room for)")
-    for name, default in (("cpus", 1.0), ("gpus", 0.0)):
-        told = f"that Ray gives each of them (default: {default:g})"
-        _number(backtest, f"--{name}-per-worker", told, type=_share, default=default)
-    told = "that torch computes with in a process (default: all; by Ray, the worker's CPUs)"
+    told = "number of Ray workers (default: as many as there is room for)"
+    _number(backtest, "--workers", told)
+    for name, default in (("CPUs", 1.0), ("GPUs", 0.0)):
+        told = f"{name} that Ray gives each worker (default: {default:g})"
+        _number(backtest, f"--{name.lower()}-per-worker", told, type=_share, default=default)
+    told = "CPU threads for torch in each process (default: all; by Ray, the worker's CPUs)"
     _number(backtest, "--threads", told)
 
 
@@ -388,17 +401,17 @@ def _bench(bench: _Parser) -> None:
     """
     workloads = [f"  {name:<8}{load.describe()}" for name, load in WORKLOADS.items()]
     bench.epilog = "\n".join([bench.epilog or "", *workloads])
-    told = "names, separated by commas (default: all)"
+    told = "names of workloads, separated by commas (default: all)"
     _names(bench, "--workload", told, chosen, default=list(WORKLOADS))
     told = "cpu, cuda, cuda:1, ... (default: cpu)"
     bench.add_argument("--device", type=device, default="cpu", help=told)
-    told, types = "of the model and the series", ("float32", "float64", "float16", "bfloat16")
+    told, types = "numbers of model and series", ("float32", "float64", "float16", "bfloat16")
     told = f"{told} (default: %(default)s)"
     bench.add_argument("--dtype", choices=types, default=types[0], help=told)
     _compile(bench, "measure upstream with a compiled backbone, too")
     told = f"how the patched side runs, one or several: {', '.join(RUNTIMES)}"
     _names(bench, "--runtime", told, _among(RUNTIMES), default=[RUNTIMES[0]])
-    told = f"of the patched side's matrix products, one or several: {', '.join(PRECISIONS)}"
+    told = f"precision of patched matrix products, one or several: {', '.join(PRECISIONS)}"
     _names(bench, "--precision", told, _among(PRECISIONS), default=[PRECISIONS[0]])
     told = "the most samples that upstream decodes at once (default: the workload's)"
     _number(bench, "--per-batch", told, metavar="SAMPLES")
@@ -406,8 +419,8 @@ def _bench(bench: _Parser) -> None:
     _number(
         bench,
         "--budget",
-        "of upstream's time for each workload; a slow one gets fewer pairs, or is measured on one "
-        "of its batches of samples, and the table says so (default: 120)",
+        "seconds that upstream may take for each workload; a slow one gets fewer pairs, or is "
+        "measured on one of its batches of samples, and the table says so (default: 120)",
         default=120,
         metavar="SECONDS",
     )
@@ -419,7 +432,9 @@ def _start(start: _Parser) -> None:
     """Time the first forecast of a model compiled on a CPU, upstream and patched, each in a process
     of its own, with an empty cache of compiled code and with a filled one.
     """
-    start.add_argument("--mode", choices=COMPILE_MODES, default="default", help="of torch.compile")
+    start.add_argument(
+        "--mode", choices=COMPILE_MODES, default="default", help="mode of torch.compile"
+    )
     _json(start)
 
 
@@ -432,7 +447,7 @@ def _fingerprints(fingerprints: _Parser) -> None:
       python -m toto_compile_patch fingerprints               the installed toto
       python -m toto_compile_patch fingerprints unpacked/toto another one, which need not work
     """
-    told = "that of a package toto (default: the installed one)"
+    told = "folder of a package toto (default: the installed one)"
     fingerprints.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help=told)
     _json(fingerprints)
 

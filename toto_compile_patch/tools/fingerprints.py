@@ -10,12 +10,10 @@ import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from toto_compile_patch import carriers
 from toto_compile_patch.tested_code import FINGERPRINTS, INHERITED
 from toto_compile_patch.tools.checks import UsageError, report
-from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.screen import console_of, show_table
 
 _WIDTH = 130
 
@@ -53,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Print each definition's fingerprints; return 1 where any differs from tested code.
 
     Raises:
-        UsageError: there is no such folder, or the figures cannot be written.
+        UsageError: there is no such folder, none of Toto's code in it, or the figures cannot be
+            written.
     """
     folder = str(options.folder or next(iter(carriers.folders_of_package("toto")), ""))
     if not folder:
@@ -61,6 +60,11 @@ def run(options: argparse.Namespace) -> int:
     if not Path(folder).is_dir():
         raise UsageError(f"no folder {folder}: give that of a package toto")
     definitions = compare(folder)
+    if not any(definition.found for definition in definitions):
+        raise UsageError(
+            f"{folder} holds no package toto: give the folder that holds its model and inference, "
+            "such as site-packages/toto"
+        )
     differing = [definition for definition in definitions if definition.differs]
     figures = [{**asdict(one), "state": one.state} for one in definitions]
     told = {"folder": folder, "definitions": figures}
@@ -86,13 +90,14 @@ def _show(folder: str, definitions: list[Definition], differing: list[Definition
         (one.symbol, " ".join(one.found) or "-", "\n".join(one.known) or "-", one.state)
         for one in definitions
     ]
-    # Nobody can copy a fingerprint that was cut short to fit a screen.
-    console = Console(highlight=False, width=max(Console().width, _WIDTH))
-    console.print(table_of(("definition", "here", "known", "state"), rows, title=folder))
+    console = console_of(_WIDTH)
+    show_table(console, ("definition", "here", "known", "state"), rows, folder)
     if not differing:
         console.print("All of them are known.")
         return
     console.print(f"Other than known, or missing: {len(differing)} of {len(definitions)}:")
     for one in differing:
         console.print(f"  {one.symbol}: {one.state}", markup=False, soft_wrap=True)
-    console.print("What to do: 'A new release of toto-ts' in MAINTAINING.md.")
+    console.print(
+        "What to do: 'A new release of toto-ts' in MAINTAINING.md of this package's repository."
+    )

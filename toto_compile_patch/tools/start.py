@@ -15,12 +15,11 @@ from timeit import repeat, timeit
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import toto_compile_patch
 from toto_compile_patch.tools import bench, machine, models
 from toto_compile_patch.tools.checks import report
-from toto_compile_patch.tools.screen import ProgressLine, table_of
+from toto_compile_patch.tools.screen import ProgressLine, console_of, show_table
 from toto_compile_patch.tools.workers import WorkerError, call_apart
 from toto_compile_patch.tools.workloads import Workload
 
@@ -91,10 +90,10 @@ def first_forecasts(side: str, mode: str) -> dict[str, float]:
 def _show(figures: dict[str, Any]) -> None:
     columns = ("trivial", "first", "second", "steady")
     starts = figures["starts"].items()
-    table = table_of(
+    show_table(
+        console_of(bench.TABLE_WIDTH),
         ("", "trivial function", *columns[1:]),
         [(side, *(f"{seconds[name]:.3g}" for name in columns)) for side, seconds in starts],
         title=f"{figures['machine']}, torch {figures['torch']}, mode {figures['mode']}",
         caption=f"{figures['what']}; seconds of a trivial function and of forecasts",
     )
-    Console().print(table)

@@ -180,7 +180,7 @@ def _past_and_truth(axes: Any, figures: Figures, window: int, colors: Colors) ->
     marker = "D" if _are_few(shown.truth[0]) else ""
     axes.plot(np.arange(-len(past), 0), past, color=colors.past, linewidth=0.9, label="context")
     line = {"color": colors.truth, "linewidth": 1.1, "marker": marker, "markersize": 4}
-    axes.plot(np.arange(horizon), shown.truth[0], label="came true", zorder=3, **line)
+    axes.plot(np.arange(horizon), shown.truth[0], label="actual", zorder=3, **line)
     axes.axvline(-0.5, color=colors.past, linewidth=0.6, linestyle=":")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter("{x:,.10g}")

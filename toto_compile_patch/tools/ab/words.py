@@ -10,7 +10,7 @@ from rich.console import Console
 from toto_compile_patch.tools import models
 from toto_compile_patch.tools.ab.asked import Data
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Accuracy, Figures
-from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.screen import show_table
 from toto_compile_patch.tools.turns import UPSTREAM_CODE, Job
 from toto_compile_patch.tools.wording import counted
 
@@ -59,10 +59,14 @@ class Verdict:
 def setting_of(data: Data, job: Job, facts: dict[str, str]) -> dict[str, str]:
     """What is compared on what, by label."""
     series, shape = data.series, data.shape
-    gaps = f", {counted(series.gaps, 'gap')}" if series.gaps else ""
+    size = [counted(series.rows_of_file, "row")]
+    if series.rows != series.rows_of_file:
+        size.append(counted(series.rows, "time step"))
+    if series.gaps:
+        size.append(counted(series.gaps, "gap"))
     dialect, times = series.notes
     return {
-        "data": f"{series.source}, {counted(series.rows, 'row')}{gaps}: "
+        "data": f"{series.source}, {', '.join(size)}: "
         f"{', '.join(series.columns)}" + (f" ({dialect})" if dialect else ""),
         "times": f"{times}; season {data.season}",
         "model": models.describe(job.model),
@@ -183,7 +187,8 @@ def show(figures: Figures, console: Console) -> None:
         console.print(MARKS[verdict.good], end=" ")
         console.print(f"{verdict.claim}: {verdict.detail}", markup=False, highlight=False)
     for headings, rows, legend in tables(figures):
-        console.print("", table_of(headings, rows), sep="\n")
+        console.print()
+        show_table(console, headings, rows)
         console.print(legend, style="dim", markup=False, highlight=False)
     for remark in remarks(figures):
         console.print(f"note: {remark}", markup=False, highlight=False)
@@ -207,7 +212,7 @@ def alternative(figures: Figures) -> str:
     seconds = "; ".join(f"{speed.way} {speed.median:.3g} s" for speed in figures.speeds)
     errors = "; ".join(f"{row.way} {row.mae:.4g}" for row in figures.accuracies_of_sides)
     return (
-        f"{headline(figures)}. Forecasts of {column}, {bands}, over what came true: upstream's "
+        f"{headline(figures)}. Forecasts of {column}, {bands}, over the actual values: upstream's "
         f"above, patched below. Seconds of a forecast, at the median: {seconds}. Mean absolute "
         f"error, in the unit of {column}: {errors}."
     )

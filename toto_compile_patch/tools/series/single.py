@@ -42,6 +42,7 @@ class Series:
         seconds: time of each row, in seconds since 1970, or its index (``rows``).
         interval: seconds between two rows, at the median; 1 where no column gives times.
         timed: whether a column gives the times.
+        rows_of_file: rows that were read; time steps that have none are not among them.
         notes: what was found out about the file, in words: its dialect, and its times.
     """
 
@@ -51,11 +52,12 @@ class Series:
     seconds: npt.NDArray[np.int64]
     interval: int
     timed: bool
+    rows_of_file: int
     notes: tuple[str, str] = ("", "")
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """How many time steps there are, with those whose row is missing."""
         return self.values.shape[-1]
 
     def season(self, context: int) -> int:
@@ -101,7 +103,7 @@ def read_series(
             "give a longer series"
         )
     values = np.stack([_numbers(layout, frame[name]) for name in names])
-    series = Series(path.name, names, values, np.arange(len(frame)), 1, False)
+    series = Series(path.name, names, values, np.arange(len(frame)), 1, False, len(frame))
     dialect = ", ".join(layout.told(names))
     if layout.time is None:
         return replace(series, notes=(dialect, "no column: rows are used in order"))
