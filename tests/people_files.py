@@ -1217,6 +1217,15 @@ CASES = [
         options={"time_format": "%d.%m.%Y"},
     ),
     Case(
+        "other_mark.csv",
+        "decimal commas, with --decimal .",
+        csv(ISO, map(comma, LOAD), separator=";", header="time;load"),
+        refused=True,
+        says="is not a number: correct it, delete the row, leave the cell empty if it is a gap, or "
+        "give --decimal ,",
+        options={"decimal": "."},
+    ),
+    Case(
         "format_of_none.csv",
         "--time-format, and no column that looks like times",
         csv(["a"] * ROWS, header="shop,v"),

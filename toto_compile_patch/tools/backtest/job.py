@@ -77,7 +77,8 @@ class Job:
         """What it says of the file."""
         targets = () if self.target is None else (self.target,)
         others = (*targets, *self.known)
-        return Wanted(self.id, self.time, self.time_format, self.decimal, others)
+        written = (self.time_format, self.decimal)
+        return Wanted(self.id, self.time, *written, others, each_is_a_series=self.wide)
 
     @property
     def shortest(self) -> int:

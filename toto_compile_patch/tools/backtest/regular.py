@@ -95,9 +95,14 @@ def _why_uneven(times: pd.DatetimeIndex, what: str, job: Job) -> str:
     # Where all are multiples of it, the longest is too long to be filled with gaps.
     odd = steps % usual != 0
     at = int((odd if odd.any() else steps).argmax())
+    cure = "resample the series to even steps first"
+    common = pd.Timedelta(int(np.gcd.reduce(steps)))
+    if even(times, common) is not None:
+        step = pd.tseries.frequencies.to_offset(common).freqstr
+        cure = f"give their step with --freq, such as {step}, or {cure}"
     return (
         f"{what}: its times are not evenly spaced (mostly by {pd.Timedelta(usual)}, but "
-        f"{times[at]} is followed by {times[at + 1]}): give their step with --freq, or correct them"
+        f"{times[at]} is followed by {times[at + 1]}): {cure}"
     )
 
 

@@ -55,6 +55,7 @@ class Wanted:
         time_format: of the times, as ``strptime`` has it.
         decimal: mark before the decimals, a dot or a comma.
         others: columns that are asked for by name, and so are neither ids nor times.
+        each_is_a_series: whether every other column is one, so that none can be named.
     """
 
     id: str | None = None
@@ -62,6 +63,7 @@ class Wanted:
     time_format: str | None = None
     decimal: str | None = None
     others: tuple[str, ...] = ()
+    each_is_a_series: bool = False
 
 
 class Layout:
@@ -172,8 +174,9 @@ class Layout:
         """
         column = f"column {cells.name!r} of {self.table.path}"
         if getattr(cells.dtype, "kind", "") in "mM":
-            raise UsageError(f"{column} holds times: name another column")
-        numbers = self._notation_of(str(cells.name), column).numbers(cells)
+            raise UsageError(f"{column} holds times: {self._instead}")
+        notation = self._notation_of(str(cells.name), column)
+        numbers = notation.numbers(cells)
         empty = np.isnan(numbers)
         if empty.any() and is_text(cells):
             left = cells[empty]
@@ -184,11 +187,26 @@ class Layout:
                 cell, row = str(left.iloc[at]), rows[int(np.flatnonzero(empty)[at])]
                 if is_doubtful(cell):
                     raise UsageError(why_doubtful(cell.strip(), f"{column}, data row {row}"))
+                cure = self._cure(left[text], notation)
                 raise UsageError(
                     f"{column}, data row {row}: {cell!r} is not a number: correct it, delete the "
-                    "row, leave the cell empty if it is a gap, or name another column"
+                    f"row, leave the cell empty if it is a gap, or {cure}"
                 )
         return numbers
+
+    def _cure(self, cells: pd.Series, notation: Notation) -> str:
+        """What else may be done about cells that are no numbers."""
+        other = Notation("," if notation.decimal == "." else ".")
+        if self._wanted.decimal and not np.isnan(other.numbers(cells)).any():
+            return f"give --decimal {other.decimal}"
+        return self._instead
+
+    @property
+    def _instead(self) -> str:
+        """What to do without a column that is to be forecast, and cannot be."""
+        if self._wanted.each_is_a_series:
+            return "take this column out of the file"
+        return "name another column"
 
     def read_ids(self, cells: pd.Series, rows: Sequence[int]) -> npt.NDArray[np.object_]:
         """Ids of series.

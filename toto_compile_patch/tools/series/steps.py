@@ -78,7 +78,7 @@ def season_of(interval: int, spacing: float, context: int) -> int:
     return season if season < context else 1
 
 
-def even(times: pd.DatetimeIndex, freq: str | None) -> pd.DatetimeIndex | None:
+def even(times: pd.DatetimeIndex, freq: str | pd.Timedelta | None) -> pd.DatetimeIndex | None:
     """The even steps that times lie on, with those that are missing.
 
     Args:
