@@ -154,7 +154,20 @@ def test_a_toggle_that_stops_it(
     assert says in found["last_word"]
     assert cure in found["last_word"]
     assert found["variables"]["TOTO_COMPILE_PATCH"] == text
-    assert told(found, "toto.compile() compiles nothing")["level"] == "trap"
+    # What else is said has nothing to do with it.
+    assert len([one for one in found["findings"] if one["level"] != "note"]) == 1
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["doctor"]) == 1
+    assert "reached" not in capsys.readouterr().out
+
+
+def test_what_is_found_ends_with_a_full_stop_before_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOTO_COMPILE_PATCH_LOG", "loud")
+    assert main(["doctor"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ", error, critical. To do next: set that variable" in last
 
 
 def test_a_foreign_patch_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +278,7 @@ def products_of(*ratios: float) -> Products:
     [
         (products_of(3.0, 4.0, 5.0), True, "precision='bf16' pays on cpu: its products run at 400"),
         (products_of(0.1, 0.5, 1.1), False, "precision='bf16' does not pay on cpu"),
+        (products_of(1.1, 1.1, 1.1), False, "s at 100, and from 1.2 times as fast on it does"),
         (products_of(0.5, 1.5, 4.0), None, "cannot be told now"),
     ],
 )

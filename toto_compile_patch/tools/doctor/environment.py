@@ -322,9 +322,11 @@ def _compiler_traps(versions: dict[str, str], applied: set[str]) -> Iterator[Fin
     limit = getattr(sys.modules.get("torch._dynamo.config"), "recompile_limit", LAYERS)
     if numbers(versions["xformers"]) and not has_gpu:
         yield finding("xformers on a CPU")
-    if toto_works and "compile_method" not in applied:
+    # Where nothing is applied at all, it is said why.
+    is_applied = toto_works and bool(applied)
+    if is_applied and "compile_method" not in applied:
         yield finding("compile compiles nothing")
-    if toto_works and "dynamo_config" not in applied and limit < LAYERS:
+    if is_applied and "dynamo_config" not in applied and limit < LAYERS:
         yield finding("low recompile limit", limit=limit, layers=LAYERS)
     yield from compiling_switched_off(dict(os.environ), "trap")
     if not has_gpu and versions["C++ compiler"] == "not installed":

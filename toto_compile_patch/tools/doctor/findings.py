@@ -83,7 +83,10 @@ def finding(key: str, /, **seen: Any) -> Finding:
     """
     row = _CATALOGUE["findings"][key]
     cure = row.get("cure", "").format_map({**_CATALOGUE["cures"], **seen})
-    return Finding(seen.get("level", row["level"]), row["what"].format_map(seen), cure)
+    what = row["what"].format_map(seen)
+    # What is seen may be a message without its full stop.
+    what += "" if what.endswith((".", "!", "?")) else "."
+    return Finding(seen.get("level", row["level"]), what, cure)
 
 
 def failure(error: str) -> Finding:

@@ -69,7 +69,10 @@ class Products:
             )
         if self.pays:
             return f"{asked} pays on {self.device}: {rates}. A whole forecast gains less."
-        return f"{asked} does not pay on {self.device}: {rates}."
+        return (
+            f"{asked} does not pay on {self.device}: {rates}, and from {WORTH_IT} times as fast on "
+            "it does."
+        )
 
 
 def measure() -> list[Products]:

@@ -125,7 +125,13 @@ def _show_environment(screen: Screen, found: Environment) -> None:
     screen.table(("patch", "state", ""), patches)
     if found.carriers:
         screen.heading("where Toto's code is")
-        places = [(c.name, c.state, c.code, c.folder) for c in found.carriers]
+        # Without patches, nothing is reached.
+        applies = any(row.state == "applied" for row in found.patches)
+        states = (c.state if applies else c.state.partition(",")[0] for c in found.carriers)
+        places = [
+            (c.name, state, c.code, c.folder)
+            for c, state in zip(found.carriers, states, strict=True)
+        ]
         screen.table(("package", "state", "code", "where"), places)
     screen.table(("environment variable", "value"), list(found.variables.items()))
     if found.trials:
