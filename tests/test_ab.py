@@ -17,9 +17,9 @@ from ab_cases import figures_of
 
 from toto_compile_patch.tools import cli, scores
 from toto_compile_patch.tools.ab.judgement import judge, judge_means
-from toto_compile_patch.tools.ab.words import verdicts
+from toto_compile_patch.tools.ab.words import setting_of, verdicts
 from toto_compile_patch.tools.series.single import read_series
-from toto_compile_patch.tools.turns import QUANTILES
+from toto_compile_patch.tools.turns import QUANTILES, Job
 from toto_compile_patch.tools.windows import Window
 
 HOURS = pd.date_range("2024-01-01", periods=400, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
@@ -182,6 +182,18 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path: Path) -> None:
     assert (found.interval, found.timed) == (3600, True)
 
 
+def test_rows_of_the_file_and_time_steps_are_told_apart(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path)
+    assert figures.setting["data"] == "a.csv, 400 rows: load"
+    hours = [hour for i, hour in enumerate(HOURS) if i not in (30, 31, 50)]
+    load = [*numbers(396), ""]
+    series = read_series(table(tmp_path / "b.csv", hours, load), ["load"])
+    job = Job("demo", "cpu", "default", 24, 8, 8)
+    facts = {"device": "a machine", "torch": "2.7.0", "toto": "toto-ts 0.2.0", "date": "today"}
+    told = setting_of(replace(figures.data, series=series), job, facts)["data"]
+    assert told == "b.csv, 397 rows, 400 time steps, 4 gaps: load"
+
+
 def test_chance_alone_is_the_same(tmp_path: Path) -> None:
     judgement = figures_of(tmp_path).judgement
     assert judgement.same
@@ -239,21 +251,19 @@ def test_figures_are_json_even_where_nothing_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_ways_on_a_terminal_without_what_a_report_takes(
+def test_compiled_ways_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table(tmp_path / "a.csv", HOURS, numbers())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
     # What is asked for to be compiled is not, which would take a minute.
     environ = {"TORCHDYNAMO_DISABLE": "1", "FORCE_COLOR": "1", "COLUMNS": "200", "LINES": "50"}
     for name, text in environ.items():
         monkeypatch.setenv(name, text)
     sizes = ("--windows", "1", "--context", "64", "--horizon", "8", "--samples", "0")
-    kept = ("--compile", "default", "--json", "ab.json")
+    kept = ("--compile", "default", "--json", "ab.json", "--no-report")
     assert cli.main(["ab", "a.csv", "--column", "load", *sizes, *kept]) == 0
     said = capfd.readouterr()
-    assert "ab: no report without jinja2: pip install jinja2" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "ab.json"]
     [verdict] = [line for line in said.out.splitlines() if "mean forecasts, which" in line]
     assert verdict.endswith("%")

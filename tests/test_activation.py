@@ -121,6 +121,11 @@ def test_what_cannot_be_changed_is_refused_in_one_line(
     done = environment.run(*COMMAND, command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"{command}: error: cannot ")
+    cures = {
+        "activate": ": run it as a user who may write there, or in a virtual environment of your",
+        "deactivate": ": remove it by hand, or as a user who may",
+    }
+    assert cures[command] in done.stderr
     assert str(file) in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -133,7 +138,7 @@ def test_site_packages_that_are_not_ones_own(environment: Environment) -> None:
     finally:
         environment.packages.chmod(0o755)
     assert done.returncode == 2
-    assert done.stderr.endswith("Permission denied\n")
+    assert "(Permission denied): run it as a user who may write there" in done.stderr
 
 
 @pytest.mark.parametrize(

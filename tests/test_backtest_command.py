@@ -40,6 +40,7 @@ from toto_compile_patch.tools.backtest.survey import survey
 
 STARTS = ("2024-01-01 00:00", "2024-01-01 01:00", "2024-01-01 02:00")
 HOURS = pd.date_range("2024-01-01", periods=80, freq="h").strftime("%Y-%m-%d %H:%M").tolist()
+EVENTS = list(enumerate(pd.to_datetime("2024-01-01") + pd.to_timedelta(np.arange(40) ** 2, "D")))
 
 
 def run(*arguments: object) -> int:
@@ -75,6 +76,10 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file("when", [*good[:30], ("a", "soon", 1), *good[31:]])
     file("nameless", [*good[:30], ("", HOURS[30], 1), *good[31:]])
     file("uneven", [*good[:30], ("a", "2024-01-02 06:07", 1), *good[31:]])
+    file("events", [("a", f"{time.date()} 12:00:{second:02}", 1) for second, time in EVENTS])
+    file("wide", [(hour, i, "shop") for i, hour in enumerate(HOURS)], "timestamp,one,two")
+    commas = [f"{hour};{i},5" for i, hour in enumerate(HOURS)]
+    (tmp_path / "commas.csv").write_text("\n".join(["timestamp;target", *commas]))
     file("years", [*good, ("a", "2034-01-01 00:00", 1)])
     file("again", [*good, *rows_of("b"), *rows_of("a")])
     file("none", [])
@@ -103,7 +108,10 @@ def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["text.csv"], "data row 31: 'twelve' is not a number"),
         (["when.csv"], "data row 31: 'soon' is not a time"),
         (["nameless.csv"], "data row 31: the id"),
-        (["uneven.csv"], "not evenly spaced (mostly by 0 days 01:00:00"),
+        (["uneven.csv"], "give their step with --freq, such as min, or resample the series"),
+        (["events.csv"], "): resample the series to even steps first"),
+        (["wide.csv", "--wide"], "or take this column out of the file"),
+        (["commas.csv", "--decimal", "."], "if it is a gap, or give --decimal ,"),
         (["years.csv"], "but 2024-01-04 07:00:00 is followed by 2034-01-01 00:00:00)"),
         (["good.csv", "--freq", "D"], "--freq D"),
         (["good.csv", "--freq", "soon"], "--freq soon"),
@@ -149,8 +157,8 @@ def test_bad_input_gets_one_clear_line(
 @pytest.mark.parametrize(
     ("module", "arguments", "says"),
     [
-        ("pyarrow.parquet", [], "pip install 'toto-compile-patch[backtest]'"),
-        ("ray", ["--engine", "ray"], "pip install 'toto-compile-patch[ray]'"),
+        ("pyarrow.parquet", [], "pip install 'pyarrow>=14,<26'"),
+        ("ray", ["--engine", "ray"], "pip install ray (this package's extra ray)"),
     ],
 )
 def test_what_is_not_installed_is_named(
@@ -324,6 +332,20 @@ def test_columns_of_a_wide_file_begin_and_end_with_their_values(tmp_path: Path) 
     assert rows.cutoff["a"] == pd.Timestamp(HOURS[79 - HORIZON])
     assert rows.cutoff["b"] == pd.Timestamp(HOURS[69 - HORIZON])
     assert not np.isnan(rows.truth["b"]).any()
+
+
+def test_no_library_of_totos_warns(tmp_path: Path) -> None:
+    table = long_table(tmp_path / "a.csv", series=1, rows=100)
+    table.assign(price=1.5).to_csv(tmp_path / "a.csv", index=False)
+    arguments = ("a.csv", "--output", "out", "--known", "price", *QUICK, "--samples", 0)
+    done = subprocess.run(
+        [sys.executable, "-m", "toto_compile_patch", "backtest", *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if not line.startswith("backtest: ")] == []
 
 
 def test_what_is_known_ahead_is_used(tmp_path: Path) -> None:
@@ -593,9 +615,13 @@ def test_what_was_found_out_about_the_times_is_said(
 ) -> None:
     pd.DataFrame({"ds": times, "y": series_values(0, 80)}).to_csv(tmp_path / "a.csv", index=False)
     assert run(tmp_path / "a.csv", "--output", tmp_path / "out", *QUICK) == 0
-    [said] = [line for line in capfd.readouterr().err.splitlines() if "backtest: " in line]
+    printed = capfd.readouterr()
+    said, note = (line for line in printed.err.splitlines() if "backtest: " in line)
     assert told in said
     assert untold not in said
+    # The model is not one to rely on.
+    assert "the demo model is a toy" in note
+    assert "note:      the demo model is a toy" in printed.out
 
 
 def test_whoever_waits_at_a_terminal_sees_how_far_it_is(
@@ -604,20 +630,23 @@ def test_whoever_waits_at_a_terminal_sees_how_far_it_is(
     long_table(tmp_path / "a.parquet", series=100, rows=40)
     arguments = (*QUICK, "--samples", 0, "--context", 24)
 
-    def said(out: str) -> tuple[str, str]:
+    def said(out: str) -> tuple[list[str], str]:
         assert run(tmp_path / "a.parquet", "--output", tmp_path / out, *arguments) == 0
         told = capfd.readouterr()
-        [headings] = [text for text in told.out.splitlines() if "mean over" in text]
-        return headings, told.err
+        return told.out.splitlines(), told.err
 
-    headings, progress = said("file")
-    assert "seasonal naive" in headings
+    lines, progress = said("file")
+    [figures] = [line.split() for line in lines if line.startswith("MASE of the mean")]
     assert "checking" not in progress
     terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "30", "LINES": "50"}
     for name, text in terminal.items():
         monkeypatch.setenv(name, text)
-    headings, progress = said("terminal")
-    assert "seasonal naive" not in headings
+    lines, progress = said("terminal")
+    assert lines[-3:] == [
+        "MASE of the mean",
+        f"  this model: {figures[-2]}",
+        f"  seasonal naive: {figures[-1]}",
+    ]
     assert "checking: 100 series" in progress
 
 

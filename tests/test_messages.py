@@ -26,6 +26,7 @@ from toto_compile_patch.tools.series.layout import Wanted
 from toto_compile_patch.tools.series.single import read_series
 
 HOURS = pd.date_range("2024-01-01", periods=60, freq="h")
+TOOLS = "toto_compile_patch.tools"
 LATER = pd.date_range(HOURS[-1], periods=70_000, freq="h")[1:]
 """More than is looked at when it is found out how a file is written."""
 
@@ -232,7 +233,10 @@ def test_of_a_ray_that_cannot_be_imported(
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     given = ("--horizon", 4, "--output", table.parent / "out", "--engine", "ray")
     line = told(capsys, "backtest", table, *given)
-    assert "(ImportError: built for another Python): pip install 'toto-compile-patch[ray]'" in line
+    assert (
+        "(ImportError: built for another Python): pip install ray (this package's extra ray)"
+        in line
+    )
 
 
 BOTH_SIDES = ("ab --no-report", "bench --workload W4")
@@ -344,15 +348,24 @@ def test_of_a_start_without_a_compiler(
 
 
 @pytest.mark.slow
-def test_of_a_side_that_cannot_begin_and_a_report_that_cannot_be_drawn(
-    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    given = ("--report", broken.parent / "a.html", "--model", broken)
-    assert cli.main(["ab", *map(str, given)]) == 2
-    first, *_, last = capsys.readouterr().err.strip().splitlines()
-    assert first == "ab: no report without matplotlib: pip install matplotlib"
+def test_of_a_side_that_cannot_begin(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = told(capsys, "ab", "--no-report", "--model", broken)
     assert "give a Hugging Face id that can be reached, or the directory of a checkpoint" in last
+
+
+def test_of_a_library_for_reports_that_lacks_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the wait."""
+    (tmp_path / "jinja2").mkdir()
+    (tmp_path / "jinja2" / "__init__.py").write_text("import markupsafe_of_another_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [one for one in sys.modules if one.startswith(("jinja2", f"{TOOLS}.ab"))]:
+        monkeypatch.delitem(sys.modules, module)
+    given = ("--report", tmp_path / "a.html", "--windows", 1, "--samples", 0)
+    line = told(capsys, "ab", *given, "--json", tmp_path / "a.json")
+    assert "markupsafe_of_another_name is missing: pip install markupsafe-of-another-name" in line
+    assert not (tmp_path / "a.json").exists()
 
 
 class Mine(torch.nn.Parameter):

@@ -47,7 +47,11 @@ def run(options: argparse.Namespace) -> int:
         UsageError: it cannot be written.
     """
     file = place()
-    write_whole(file, _line())
+    write_whole(
+        file,
+        _line(),
+        "run it as a user who may write there, or in a virtual environment of your own",
+    )
     print(f"wrote {file}")
     print(f"Any Python of this environment is patched while {VARIABLE}=1 is set.")
     return 0

@@ -21,13 +21,20 @@ class UsageError(ValueError):
     """An argument or the environment asks for what cannot be; the message says what to do."""
 
 
+_EXTRAS = {
+    "tools": {"jinja2", "matplotlib", "pandas", "pyarrow", "rich"},
+    "ray": {"ray"},
+}
+
+
 def what_is_missing(*modules: str) -> str:
     """Modules that are not installed, and how to install them."""
-    names = " and ".join(module.partition(".")[0] for module in modules)
-    are = "is" if len(modules) == 1 else "are"
-    return (
-        f"{names} {are} missing: {pip_install(*modules)}, or this package's extras toto and tools"
-    )
+    tops = [module.partition(".")[0] for module in modules]
+    are = "is" if len(tops) == 1 else "are"
+    held = (name for name, holds in _EXTRAS.items() if holds.issuperset(tops))
+    extra = "".join(f" (this package's extra {name})" for name in held)
+    names = " and ".join(filter(None, (", ".join(tops[:-1]), tops[-1])))
+    return f"{names} {are} missing: {pip_install(*modules)}{extra}"
 
 
 def pip_install(*modules: str) -> str:
@@ -64,8 +71,17 @@ def is_stdout(path: Path | None) -> bool:
     return str(path) == "-"
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(
+    path: Path,
+    content: str | bytes,
+    cure: str = "choose another place, or make room and leave to write there",
+) -> None:
     """Write a file, which is then whole or not there; ``-`` stands for standard output.
+
+    Args:
+        path: where to.
+        content: of the file.
+        cure: what to do where it cannot be written.
 
     Raises:
         UsageError: it cannot be written.
@@ -88,10 +104,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror or error}): choose another place, or make room "
-            "and leave to write there"
-        ) from None
+        raise UsageError(f"cannot write {path} ({error.strerror or error}): {cure}") from None
 
 
 def write_json(path: Path | None, figures: object) -> None:

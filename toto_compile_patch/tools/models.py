@@ -6,6 +6,7 @@ Torch is imported when a model is loaded, so that names can be asked for before.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,21 @@ RANDOM = {"base": BASE, "small": SMALL}
 KNOWN = ("demo", *RANDOM)
 """Names of models."""
 
+TOY = (
+    "the demo model is a toy, which shows what the command does: for forecasts to rely on, give "
+    "--model Datadog/Toto-Open-Base-1.0"
+)
+"""What a reader of its forecasts should know."""
+
 
 def toto_ts() -> TotoCode:
     """The installed ``toto``, with which the commands forecast."""
     from toto_compile_patch import upstream
 
-    return upstream.load(TOTO)
+    with warnings.catch_warnings():
+        # Of libraries that toto imports, to whoever maintains it.
+        warnings.simplefilter("ignore")
+        return upstream.load(TOTO)
 
 
 def load(model: str) -> Toto:

@@ -21,6 +21,7 @@ SAMPLES, SAMPLES_OF_DEMO = 128, 512
 small."""
 
 _FORECASTS = ("torch", "toto", "rich")
+_REPORTS = ("matplotlib", "jinja2")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -38,7 +39,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _ab(options: argparse.Namespace) -> None:
-    checks.check_installed(*_FORECASTS, "pandas")
+    checks.check_installed(*_FORECASTS, "pandas", *(_REPORTS if options.report else ()))
     _check_both_sides()
     if options.file is not None:
         checks.check_readable(options.file)
@@ -89,7 +90,7 @@ def _check_engine(options: argparse.Namespace) -> None:
         if given:
             raise UsageError(f"--{given[0]} is for --engine ray: add that, or leave it out")
     elif find_spec("ray") is None:
-        raise UsageError("--engine ray needs Ray: pip install 'toto-compile-patch[ray]'")
+        raise UsageError(f"--engine ray: {checks.what_is_missing('ray')}")
 
 
 def _check_pyarrow() -> None:
@@ -98,7 +99,7 @@ def _check_pyarrow() -> None:
     except ImportError as error:
         said = str(error).partition("\n")[0]
         raise UsageError(
-            f"pyarrow cannot be imported ({said}): pip install 'toto-compile-patch[backtest]'"
+            f"pyarrow cannot be imported ({said}): pip install 'pyarrow>=14,<26'"
         ) from None
 
 

@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from toto_compile_patch.tools.ab import words
 from toto_compile_patch.tools.ab.asked import Data
 from toto_compile_patch.tools.ab.figures import OTHER_SEED, Figures, Forecasts
 from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.screen import console_of
 from toto_compile_patch.tools.turns import Job, Question, Way
 from toto_compile_patch.tools.workers import WorkerError
 
@@ -26,9 +26,7 @@ def run(options: argparse.Namespace, data: Data) -> int:
     """Compare the two sides on some windows; return the command's exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     to_stdout = checks.is_stdout(options.json)
-    console = Console(stderr=to_stdout)
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_FILE
+    console = console_of(WIDTH_OF_A_FILE, stderr=to_stdout)
     try:
         return _compare(options, data, console)
     except WorkerError as error:
@@ -41,19 +39,16 @@ def _compare(options: argparse.Namespace, data: Data, console: Console) -> int:
     ways = [turns.EAGER, turns.PATCHED]
     if options.mode:
         ways = [turns.EAGER, turns.COMPILED, turns.PATCHED_COMPILED]
-    missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
-    if options.report and missing:
-        names = " ".join(missing)
-        print(f"ab: no report without {names}: pip install {names}", file=sys.stderr)
+    if options.report:
+        # What cannot be imported is said before the wait.
+        from toto_compile_patch.tools.ab.page import page, pictures_of
+        from toto_compile_patch.tools.ab.picture import draw
     setting = words.setting_of(data, job, machine.facts(job.device))
     words.show_setting(setting, console)
     figures = measure(data, ways, job, setting)
     words.show(figures, console)
     checks.write_json(options.json, figures.as_json())
-    if options.report and not missing:
-        from toto_compile_patch.tools.ab.page import page, pictures_of
-        from toto_compile_patch.tools.ab.picture import draw
-
+    if options.report:
         checks.write_whole(options.report.with_suffix(".png"), draw(figures))
         checks.write_whole(options.report, page(figures, pictures_of(figures)))
         console.print(f"\nreport: {options.report}", markup=False)

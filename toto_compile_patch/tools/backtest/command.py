@@ -45,6 +45,8 @@ def run(options: argparse.Namespace, asked: Asked) -> int:
         plan = asked.plan
         manifest = manifest_of(job, asked.file, plan)
     print(f"backtest: {options.file}: {plan.file}", file=sys.stderr)
+    if job.model == "demo":
+        print(f"backtest: note: {models.TOY}", file=sys.stderr)
     work = Work(options.file, job, plan, asked.reader, folder)
     speed = _forecast(work, _engine(options, job, plan), manifest)
     figures = report.figures_of(folder, plan)

@@ -259,7 +259,8 @@ def import_ray() -> ModuleType:
         import ray
     except ImportError as error:
         raise UsageError(
-            f"--engine ray needs Ray ({in_a_line(error)}): pip install 'toto-compile-patch[ray]'"
+            f"--engine ray needs Ray ({in_a_line(error)}): pip install ray (this package's extra "
+            "ray)"
         ) from None
     found: ModuleType = ray
     return found

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from toto_compile_patch.tools import models
 from toto_compile_patch.tools.backtest.job import Job
@@ -17,7 +16,7 @@ from toto_compile_patch.tools.backtest.output import Folder
 from toto_compile_patch.tools.backtest.parts import paths_of
 from toto_compile_patch.tools.backtest.scoring import SCORES
 from toto_compile_patch.tools.backtest.survey import Plan
-from toto_compile_patch.tools.screen import table_of
+from toto_compile_patch.tools.screen import console_of, show_table
 from toto_compile_patch.tools.wording import counted
 
 WIDTH_OF_A_FILE = 100
@@ -102,19 +101,16 @@ def as_json(figures: Figures, job: Job, plan: Plan, speed: Speed, folder: Folder
 
 def show(figures: Figures, job: Job, plan: Plan, speed: Speed, folder: Folder) -> None:
     """Print it."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_FILE
+    console = console_of(WIDTH_OF_A_FILE)
     for label, text in _lines(figures, job, plan, speed, folder):
         console.print(f"{label + ':':<10} {text}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        "",
-        table_of(("mean over windows", "this model", "seasonal naive"), _rows(figures, job)),
-        sep="\n",
-    )
+    console.print()
+    headings = ("mean over windows", "this model", "seasonal naive")
+    show_table(console, headings, list(_rows(figures, job)))
     if figures.errors:
         rows = [(kind, str(count)) for kind, count in figures.errors.items()]
-        console.print("", table_of(("not forecast", "lines"), rows), sep="\n")
+        console.print()
+        show_table(console, ("not forecast", "lines"), rows)
         console.print(
             f"each of them is a line of {folder.path}/errors.csv",
             markup=False,
@@ -127,6 +123,8 @@ def _lines(
     figures: Figures, job: Job, plan: Plan, speed: Speed, folder: Folder
 ) -> Iterable[tuple[str, str]]:
     yield "model", models.describe(job.model)
+    if job.model == "demo":
+        yield "note", models.TOY
     broken = f" ({plan.broken} of them cannot be forecast)" if plan.broken else ""
     forecast = f"{counted(figures.windows, 'window')} forecast"
     yield "data", f"{plan.series} series{broken}, {forecast}"
