@@ -1226,6 +1226,22 @@ CASES = [
         options={"decimal": "."},
     ),
     Case(
+        "format_of_gaps.csv",
+        "--time and --time-format of a column of gaps",
+        csv([""] * ROWS, header="x,v"),
+        refused=True,
+        says="column 'x' of format_of_gaps.csv holds no times that are known (data row 1: '')",
+        options={"time": "x", "time_format": "%d.%m.%Y"},
+    ),
+    Case(
+        "one_month.csv",
+        "a single month as 1.2020",
+        lambda path: path.write_text("x,v\n1.2020,5\n"),
+        refused=True,
+        says="one_month.csv has 1 row",
+        options={"column": "v"},
+    ),
+    Case(
         "format_of_none.csv",
         "--time-format, and no column that looks like times",
         csv(["a"] * ROWS, header="shop,v"),

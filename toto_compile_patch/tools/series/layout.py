@@ -379,8 +379,8 @@ class Layout:
             return name, writing
         if not needed:
             return None
-        if form is not None:
-            row, cell = first_unlike(form, cells)
+        if form is not None and (unlike := first_unlike(form, cells)):
+            row, cell = unlike
             raise UsageError(
                 f"{what}, data row {row}: {cell!r} is not written as --time-format {form} says: "
                 "correct the format, or leave it out"

@@ -143,12 +143,12 @@ def are_numbers(cells: pd.Series) -> bool:
     return bool(_numbers(words_of(cells) if is_text(cells) else cells).notna().any())
 
 
-def first_unlike(form: str, cells: pd.Series) -> tuple[int, str]:
+def first_unlike(form: str, cells: pd.Series) -> tuple[int, str] | None:
     """The first cell of a column that says something and is no time of a form, and its data row;
-    of cells that are all like it, the first."""
+    None where there is no such cell."""
     words = words_of(cells)
-    at = int(pd.isna(_of_given_form(form).parse(words)).to_numpy().argmax())
-    return int(words.index[at]) + 1, str(words.iloc[at])
+    unlike = words[pd.isna(_of_given_form(form).parse(words))]
+    return None if unlike.empty else (int(unlike.index[0]) + 1, str(unlike.iloc[0]))
 
 
 def _most(writing: Writing, words: pd.Series) -> bool:
@@ -223,9 +223,10 @@ def _month_and_year(words: pd.Series) -> str | None:
             continue
         times = pd.to_datetime(words, format=form)
         steps, counts = np.unique(np.diff(times.dt.year * 12 + times.dt.month), return_counts=True)
-        goes_on = 2 * counts.max() >= len(words) - 1 and abs(steps[counts.argmax()]) in (1, 3)
-        if goes_on or words.str.startswith("0").any():
+        if words.str.startswith("0").any():
             return form
+        if len(steps) and 2 * counts.max() >= len(words) - 1:
+            return form if abs(steps[counts.argmax()]) in (1, 3) else None
     return None
 
 
