@@ -86,6 +86,19 @@ def test_what_was_raised_for_one_of_a_handler(handled: Callable[[Any], None]) ->
     assert [type(one) for one in that_led_to(error)] == [ValueError, OutOfTime]
 
 
+def test_a_cause_beside_one_of_a_handler(handled: Callable[[Any], None]) -> None:
+    def wrapped() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except OutOfTime:
+            raise ValueError from KeyError()
+
+    handled(function)
+    error = error_of(wrapped)
+    assert is_of_a_signal(error)
+    assert {type(one) for one in that_led_to(error)} == {ValueError, KeyError, OutOfTime}
+
+
 def test_what_was_dealt_with_before_is_no_part_of_it(handled: Callable[[Any], None]) -> None:
     """Whoever is out of time may forecast less, which fails for another reason."""
 

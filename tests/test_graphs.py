@@ -23,6 +23,7 @@ from toto_compile_patch.decode.regions import Compiled
 from toto_compile_patch.path_taken import PathTaken
 
 HORIZON = 3 * PATCH
+CPU = torch.device("cpu")
 
 
 class Again:
@@ -382,18 +383,50 @@ def test_a_replay_without_memory_is_a_forecast_without_a_graph(
     assert (path().runtime, path().graphs) == ("eager", 0)
 
 
-def test_graphs_of_weights_that_were_converted_go(recorder: CpuRecorder) -> None:
-    """They hold the earlier weights."""
+@pytest.mark.parametrize("runtime", ["by graph", "eager"])
+def test_graphs_of_weights_that_were_converted_go(runtime: str, recorder: CpuRecorder) -> None:
+    """They hold the earlier weights, however the next forecast is made."""
     model = small_model().model
     mean(model)
     mean(model)
     held = StorageWeakRef(model.unembed.weight.untyped_storage())
     assert graphs_of(model) == 1
     model.double()
+    recorder.refuses = "somebody else is capturing" if runtime == "eager" else ""
     forecast(model, series(40, dtype=torch.float64), HORIZON)
     gc.collect()
     assert not graphs_of(model)
     assert held.expired()
+
+
+def test_graphs_of_another_device_are_freed_under_its_lock(
+    recorder: CpuRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread might be capturing there."""
+    model = small_model().model
+    mean(model)
+    mean(model)
+    kept = graphs.kept_for(model)
+    assert kept is not None
+    (captured,) = kept._captured.values()
+    elsewhere = torch.device("cuda", 7)
+    monkeypatch.setattr(type(captured), "device", property(lambda self: places.get(id(self), CPU)))
+    places = {id(captured): elsewhere}
+    leave = threading.Thread(target=kept.leave_for, args=(CPU,))
+    with graphs.one_at_a_time(elsewhere), monkeypatch.context() as patch:
+        leave.start()
+        leave.join(0.2)
+        assert leave.is_alive()
+        # Captures on this device leave that graph alone.
+        patch.setattr(graphs.Graphs, "leave_for", lambda *_: None)
+        patch.setattr(graphs, "MOST_GRAPHS", 1)
+        for length in (16, 24):
+            mean(model, length)
+            mean(model, length)
+        assert next(iter(kept._captured.values())) is captured
+        assert graphs_of(model) == 2
+    leave.join()
+    assert captured not in kept._captured.values()
 
 
 @pytest.mark.fault(

@@ -41,13 +41,14 @@ def that_led_to(error: BaseException) -> list[BaseException]:
         outside.add(frame)
         frame = frame.f_back
     found: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and not any(following is one for one in found):
-        traceback = following.__traceback__
-        if traceback is not None and traceback.tb_frame in outside:
-            break
-        found.append(following)
-        following = following.__cause__ or following.__context__
+    following: list[BaseException | None] = [error]
+    while following:
+        one = following.pop()
+        if one is None or any(one is other for other in found):
+            continue
+        if one.__traceback__ is None or one.__traceback__.tb_frame not in outside:
+            found.append(one)
+            following += [one.__context__, one.__cause__]
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Integral
@@ -224,15 +224,23 @@ def _of(name: str, every: Iterator[Any]) -> Any:
 
 
 def _as_seed(value: Any) -> int:
-    """A seed of whatever type, numpy's and torch's among them, as ``torch.manual_seed`` reads it.
+    """A seed of whatever type, numpy's and torch's among them.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is no whole number, or none that torch takes.
     """
-    with suppress(TypeError, ValueError, RuntimeError, OverflowError):
-        if (seed := int(value)) == value:
-            return seed
-    raise TypeError(f"seed must be a whole number, or one for each window, not {value!r}")
+    try:
+        seed = int(value)
+        fits = seed == value and -(2**63) <= seed < 2**64
+    except Exception as error:
+        if is_of_a_signal(error):
+            raise
+        fits = False
+    if not fits:
+        raise TypeError(
+            f"seed must be a whole number of up to 64 bits, or one for each window, not {value!r}"
+        )
+    return seed
 
 
 def _drawn_seed() -> int:
@@ -450,10 +458,7 @@ def _shape(window: Window, backbone: Any) -> _Shape | None:
         return None
     if any(mask.shape != series.shape for mask in masks) or intervals.shape != series.shape[:-1]:
         return None
-    try:
-        exogenous = int(getattr(inputs, "num_exogenous_variables", 0))
-    except (TypeError, ValueError, RuntimeError):
-        return None
+    exogenous = int(getattr(inputs, "num_exogenous_variables", 0))
     future = window.future
     if future is not None and (not isinstance(future, torch.Tensor) or future.ndim != series.ndim):
         return None

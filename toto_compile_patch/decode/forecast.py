@@ -42,6 +42,7 @@ from toto_compile_patch.decode.runtime import (
 )
 from toto_compile_patch.decode.support import RefusedError, broken_head
 from toto_compile_patch.decode.weights import prepared_weights
+from toto_compile_patch.errors import is_of_a_signal
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,10 @@ def _until_weights_stay(
             with nullcontext() if device.type == "cpu" else graphs.one_at_a_time(device):
                 begun = _begin_with_room(model, look, request, options, numbers)
             if not capturing():
+                # Without a device's lock: those of two may be wanted. The device works meanwhile.
+                if (kept := graphs.kept_for(backbone)) is not None:
+                    kept.leave_for(device)
                 raise_for(begun.outcomes)
-            # Without a device's lock: those of two may be wanted.
-            if (kept := graphs.kept_for(backbone)) is not None:
-                kept.leave_for(device)
             return begun.result, begun.ran
         except WeightsChangedError:
             forget_prepared(backbone)
@@ -158,7 +159,7 @@ def _begin_with_room(
     except (RuntimeError, MemoryError) as error:
         # Upstream's random numbers cannot be drawn again.
         final = numbers is None or capturing() or not out_of_memory(error)
-        if final or not graphs.free(request.inputs.device):
+        if final or is_of_a_signal(error) or not graphs.free(request.inputs.device):
             raise
     # Outside of the ``except``: the error would hold what the first attempt took.
     why_no_graph = "the memory that CUDA graphs held was needed"

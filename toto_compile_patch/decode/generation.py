@@ -22,6 +22,7 @@ from toto_compile_patch.decode.scaling import scale_patch
 from toto_compile_patch.decode.transformer import decode_step
 from toto_compile_patch.decode.upstream_draws import UpstreamDraws
 from toto_compile_patch.decode.weights import ModelSettings
+from toto_compile_patch.errors import is_of_a_signal
 
 _logger = logging.getLogger("toto_compile_patch")
 
@@ -120,6 +121,7 @@ def _drawn(
             chunk = _decode(model, request, context, count, next_patch, checks, suffix)
         except (RuntimeError, MemoryError) as error:
             final = count == 1 or numbers.windows > 1 or not out_of_memory(error) or capturing()
+            final = final or is_of_a_signal(error)
             # Where graphs can be given up, the forecast starts over without them.
             if final or graphs.are_kept_on(request.inputs.device):
                 raise

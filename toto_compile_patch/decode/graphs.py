@@ -123,8 +123,6 @@ class Graphs:
             return self._without(asked, why_not)
         captured = self._captured.get(key)
         if captured is None:
-            # Of a model that was moved or converted, they would hold its earlier weights.
-            self._drop(lambda old: old.weights.have_moved())
             if key not in self._seen:
                 made = self._without(asked, FIRST_OF_ITS_SHAPE)
                 # Only now: what must not be done in a capture has been done.
@@ -170,18 +168,30 @@ class Graphs:
 
     def drop_of(self, device: torch.device) -> None:
         """Free the graphs on a device, whose lock is held."""
-        self._drop(lambda captured: captured.device == device)
+        self._drop(device, lambda captured: True)
 
     def leave_for(self, device: torch.device) -> None:
-        """Free all graphs but those on a device, to which the model may have moved."""
-        for other in {captured.device for captured in list(self._captured.values())} - {device}:
-            with one_at_a_time(other):
-                self.drop_of(other)
+        """Free the graphs of a model that was moved or converted, which hold its earlier weights.
 
-    def _drop(self, which: Callable[[Captured], bool]) -> None:
+        No device's lock is held.
+
+        Args:
+            device: where the model is now.
+        """
+        held = list(self._captured.values())
+        weights = {id(captured.weights): captured.weights for captured in held}
+        moved = {one for one, its_weights in weights.items() if its_weights.have_moved()}
+        left = [one for one in held if one.device != device or id(one.weights) in moved]
+        for where in {captured.device for captured in left}:
+            with one_at_a_time(where):
+                self._drop(where, lambda captured: any(captured is one for one in left))
+
+    def _drop(self, device: torch.device, which: Callable[[Captured], bool]) -> None:
+        """Free graphs on a device, whose lock is held: another one might be capturing elsewhere."""
         for key, captured in list(self._captured.items()):
-            if which(captured):
-                self._captured.pop(key).graph.reset()
+            if captured.device == device and which(captured):
+                del self._captured[key]
+                captured.graph.reset()
 
     def _capture(self, key: GraphKey, asked: AskedForecast) -> Captured | None:
         """Capture a forecast; None where that fails, or failed too often."""
@@ -190,9 +200,10 @@ class Graphs:
             return None
         device, weights, options = asked.device, asked.model.weights, asked.options
         # Graphs of weights that have since been prepared anew are never asked for again.
-        self._drop(lambda old: old.options == options and old.weights is not weights)
-        while len(self._captured) >= MOST_GRAPHS:
-            self._captured.pop(next(iter(self._captured))).graph.reset()
+        self._drop(device, lambda old: old.options == options and old.weights is not weights)
+        kept = [captured for captured in list(self._captured.values()) if captured.device == device]
+        oldest = kept[: max(0, len(kept) - MOST_GRAPHS + 1)]
+        self._drop(device, lambda captured: any(captured is one for one in oldest))
         try:
             before = self._recorder.bytes_held(device)
             own: dict[str, Any] = {

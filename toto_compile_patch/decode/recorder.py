@@ -180,12 +180,11 @@ class CudaRecorder:
         pool = torch.cuda.graph_pool_handle() if kept is None else pool
         try:
             _capture(graph, self._stream(device), pool, device, multiply)
+            self._workspaces.setdefault(device, (graph, pool))
         except BaseException:
             # What they work in may be of the pool that goes.
             self._streams.pop(device, None)
             raise
-        if kept is None:
-            self._workspaces[device] = graph, pool
         return graph
 
 
