@@ -179,12 +179,13 @@ class Graphs:
             device: where the model is now.
         """
         held = list(self._captured.values())
-        weights = {id(captured.weights): captured.weights for captured in held}
-        moved = {one for one, its_weights in weights.items() if its_weights.have_moved()}
-        left = [one for one in held if one.device != device or id(one.weights) in moved]
+        # Most graphs are of the same weights: these are looked at once.
+        every = {captured.weights.number: captured.weights for captured in held}
+        moved = {number for number, weights in every.items() if weights.have_moved()}
+        left = {one for one in held if one.device != device or one.weights.number in moved}
         for where in {captured.device for captured in left}:
             with one_at_a_time(where):
-                self._drop(where, lambda captured: any(captured is one for one in left))
+                self._drop(where, left.__contains__)
 
     def _drop(self, device: torch.device, which: Callable[[Captured], bool]) -> None:
         """Free graphs on a device, whose lock is held: another one might be capturing elsewhere."""
@@ -202,8 +203,7 @@ class Graphs:
         # Graphs of weights that have since been prepared anew are never asked for again.
         self._drop(device, lambda old: old.options == options and old.weights is not weights)
         kept = [captured for captured in list(self._captured.values()) if captured.device == device]
-        oldest = kept[: max(0, len(kept) - MOST_GRAPHS + 1)]
-        self._drop(device, lambda captured: any(captured is one for one in oldest))
+        self._drop(device, kept[: max(0, len(kept) - MOST_GRAPHS + 1)].__contains__)
         try:
             before = self._recorder.bytes_held(device)
             own: dict[str, Any] = {

@@ -176,11 +176,10 @@ class CudaRecorder:
         # A thread's handle cannot be made during a capture.
         multiply()
         graph = torch.cuda.CUDAGraph()
-        kept, pool = self._workspaces.get(device, (None, None))
-        pool = torch.cuda.graph_pool_handle() if kept is None else pool
+        kept = self._workspaces.get(device) or (graph, torch.cuda.graph_pool_handle())
         try:
-            _capture(graph, self._stream(device), pool, device, multiply)
-            self._workspaces.setdefault(device, (graph, pool))
+            _capture(graph, self._stream(device), kept[1], device, multiply)
+            self._workspaces[device] = kept
         except BaseException:
             # What they work in may be of the pool that goes.
             self._streams.pop(device, None)

@@ -31,10 +31,16 @@ def what_is_missing(*modules: str) -> str:
     """Modules that are not installed, and how to install them."""
     tops = [module.partition(".")[0] for module in modules]
     are = "is" if len(tops) == 1 else "are"
+    names = " and ".join(filter(None, (", ".join(tops[:-1]), tops[-1])))
+    return f"{names} {are} missing: {pip_install_or_extra(*modules)}"
+
+
+def pip_install_or_extra(*modules: str) -> str:
+    """The command that installs some modules, and the extra that holds them all."""
+    tops = {module.partition(".")[0] for module in modules}
     held = (name for name, holds in _EXTRAS.items() if holds.issuperset(tops))
     extra = "".join(f" (this package's extra {name})" for name in held)
-    names = " and ".join(filter(None, (", ".join(tops[:-1]), tops[-1])))
-    return f"{names} {are} missing: {pip_install(*modules)}{extra}"
+    return f"{pip_install(*modules)}{extra}"
 
 
 def pip_install(*modules: str) -> str:

@@ -21,7 +21,7 @@ from toto_compile_patch.tools.backtest.forecasting import Forecasting
 from toto_compile_patch.tools.backtest.job import Job
 from toto_compile_patch.tools.backtest.parts import Part
 from toto_compile_patch.tools.backtest.shards import Shard
-from toto_compile_patch.tools.checks import UsageError
+from toto_compile_patch.tools.checks import UsageError, pip_install_or_extra
 from toto_compile_patch.tools.wording import counted
 
 _SECONDS_TO_CONNECT = 10
@@ -259,8 +259,7 @@ def import_ray() -> ModuleType:
         import ray
     except ImportError as error:
         raise UsageError(
-            f"--engine ray needs Ray ({in_a_line(error)}): pip install ray (this package's extra "
-            "ray)"
+            f"--engine ray needs Ray ({in_a_line(error)}): {pip_install_or_extra('ray')}"
         ) from None
     found: ModuleType = ray
     return found

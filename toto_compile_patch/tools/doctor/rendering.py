@@ -127,10 +127,9 @@ def _show_environment(screen: Screen, found: Environment) -> None:
         screen.heading("where Toto's code is")
         # Without patches, nothing is reached.
         applies = any(row.state == "applied" for row in found.patches)
-        states = (c.state if applies else c.state.partition(",")[0] for c in found.carriers)
         places = [
-            (c.name, state, c.code, c.folder)
-            for c, state in zip(found.carriers, states, strict=True)
+            (c.name, c.state if applies else c.state.partition(",")[0], c.code, c.folder)
+            for c in found.carriers
         ]
         screen.table(("package", "state", "code", "where"), places)
     screen.table(("environment variable", "value"), list(found.variables.items()))

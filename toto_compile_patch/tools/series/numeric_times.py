@@ -15,19 +15,8 @@ _NAMES = frozenset(
     (
         *("time", "timestamp", "datetime", "date", "ds", "ts", "t", "dt", "epoch", "stamp", "when"),
         *("day", "hour", "week", "month", "year", "yr", "fy", "fecha", "hora"),
-        *(
-            "heure",
-            "jour",
-            "mois",
-            "tag",
-            "jahr",
-            "monat",
-            "woche",
-            "stunde",
-            "dato",
-            "tid",
-            "tijd",
-        ),
+        *("heure", "jour", "mois", "tag", "jahr", "monat", "woche", "stunde"),
+        *("dato", "tid", "tijd"),
     )
 )
 """What columns of times are called, in some languages, as one of the words of their names."""
