@@ -64,6 +64,72 @@ class Recorder(Protocol):
         """Memory held by the process."""
 
 
+class _Place:
+    """Where the graphs of a device are captured, until a capture fails.
+
+    Then another place is taken: torch may not have let go of the pool (from torch 2.10 on it cannot
+    be captured in again), and what cuBLAS works in on this stream may be of it.
+
+    Args:
+        device: the device, which is the current one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # Torch's own default is one stream for all devices.
+        self.stream = torch.cuda.Stream(device, priority=_BEFORE_OTHERS)
+        self._pool: Any = None
+        self._alive: WeakSet[Any] = WeakSet()
+        self._pool_of_products = torch.cuda.graph_pool_handle()
+        self._products: Any = None
+
+    def capture(self, graph: Any, compute: Callable[[], Outputs]) -> Outputs:
+        """Capture a forecast in a graph."""
+        # Held until the end: where it goes, torch 2.12 to 2.14 clear what its stream works in.
+        products = self._capture_products()
+        # Graphs share memory: they never run at once, and their results are copied. A pool that no
+        # graph uses any more cannot be used again.
+        if not self._alive:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            outputs = _capture(graph, self.stream, self._pool, self.device, compute)
+        finally:
+            del products
+        self._alive.add(graph)
+        return outputs
+
+    def reset(self, graph: Any) -> None:
+        """Free a graph."""
+        self._alive.discard(graph)
+        graph.reset()
+
+    def _capture_products(self) -> Any:
+        """Have cuBLAS work in memory that stays, whoever clears torch's table of it.
+
+        Torch keeps that memory by thread and stream. It is given by the first product that needs it
+        and, where that is captured, out of the capture's pool, which lives as long as a graph of
+        it. Graphs know its address; a table that is cleared (as torch does for compiled code with
+        graphs) gives it back. So products are captured before each forecast, in a pool of their own
+        whose first graph is kept with this place: for each thread that captures, some 10 MB of a
+        GPU, 35 from H100 on.
+
+        Returns:
+            Their graph.
+        """
+        factor = torch.ones(16, 16, device=self.device)
+
+        def multiply() -> None:
+            torch.mm(factor, factor)
+            torch.addmm(factor[0], factor, factor)
+
+        # A thread's handle cannot be made during a capture.
+        multiply()
+        graph = torch.cuda.CUDAGraph()
+        _capture(graph, self.stream, self._pool_of_products, self.device, multiply)
+        self._products = self._products or graph
+        return graph
+
+
 @dataclass(frozen=True)
 class _CudaGraph:
     """A graph.
@@ -71,12 +137,12 @@ class _CudaGraph:
     Attributes:
         graph: torch's.
         generator: of the random numbers that it draws.
-        alive: the graphs whose pool it shares, itself among them.
+        place: where it was captured, whose memory it needs.
     """
 
     graph: Any
     generator: torch.Generator
-    alive: WeakSet[Any]
+    place: _Place
 
     def replay(self, seed: int | None) -> None:
         if seed is not None:
@@ -84,18 +150,14 @@ class _CudaGraph:
         self.graph.replay()
 
     def reset(self) -> None:
-        self.alive.discard(self.graph)
-        self.graph.reset()
+        self.place.reset(self.graph)
 
 
 class CudaRecorder:
     """``torch.cuda.CUDAGraph``."""
 
     def __init__(self) -> None:
-        self._streams: dict[torch.device, Any] = {}
-        self._pools: dict[torch.device, Any] = {}
-        self._alive: dict[torch.device, WeakSet[Any]] = {}
-        self._workspaces: dict[torch.device, tuple[Any, Any]] = {}
+        self._places: dict[torch.device, _Place] = {}
 
     def why_not(self, device: torch.device) -> str:
         if _NO_CACHE in os.environ:
@@ -121,70 +183,18 @@ class CudaRecorder:
             # Memory that torch holds for others cannot be taken during a capture.
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            # Held until the end: where it goes, torch 2.12 to 2.14 clear what its stream works in.
-            products = self._capture_products(device)
+            place = self._places.get(device) or self._places.setdefault(device, _Place(device))
             try:
-                stream, pool = self._stream(device), self._pool(device)
-                outputs = _capture(graph, stream, pool, device, lambda: compute(generator))
+                outputs = place.capture(graph, lambda: compute(generator))
             except BaseException:
-                # Torch may not have let go of the pool: take another one.
-                self._alive.pop(device, None)
+                self._places.pop(device, None)
                 raise
-            finally:
-                del products
-        alive = self._alive.setdefault(device, WeakSet())
-        alive.add(graph)
-        return _CudaGraph(graph, generator, alive), outputs
+        return _CudaGraph(graph, generator, place), outputs
 
     def bytes_held(self, device: torch.device) -> int:
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
             return int(torch.cuda.memory_reserved())
-
-    def _stream(self, device: torch.device) -> Any:
-        # Torch's own default is one stream for all devices.
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device, priority=_BEFORE_OTHERS)
-        return self._streams[device]
-
-    def _pool(self, device: torch.device) -> Any:
-        # Graphs of a device share memory: they never run at once, and their results are copied.
-        # A pool that no graph uses any more cannot be used again.
-        if device not in self._pools or not self._alive.get(device):
-            self._pools[device] = torch.cuda.graph_pool_handle()
-        return self._pools[device]
-
-    def _capture_products(self, device: torch.device) -> Any:
-        """Have cuBLAS work in memory that stays, whoever clears torch's table of it.
-
-        Torch keeps that memory by thread and stream. It is given by the first product that needs it
-        and, where that is captured, out of the capture's pool, which lives as long as a graph of
-        it. Graphs know its address; a table that is cleared (as torch does for compiled code with
-        graphs) gives it back. So products are captured before each forecast, in a pool of their own
-        whose first graph is kept for good: for each thread that captures, some 10 MB of a GPU, 35
-        from H100 on.
-
-        Returns:
-            Their graph.
-        """
-        factor = torch.ones(16, 16, device=device)
-
-        def multiply() -> None:
-            torch.mm(factor, factor)
-            torch.addmm(factor[0], factor, factor)
-
-        # A thread's handle cannot be made during a capture.
-        multiply()
-        graph = torch.cuda.CUDAGraph()
-        kept = self._workspaces.get(device) or (graph, torch.cuda.graph_pool_handle())
-        try:
-            _capture(graph, self._stream(device), kept[1], device, multiply)
-            self._workspaces[device] = kept
-        except BaseException:
-            # What they work in may be of the pool that goes.
-            self._streams.pop(device, None)
-            raise
-        return graph
 
 
 def _capture(
