@@ -7,6 +7,8 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -297,6 +299,35 @@ class TestMemory:
         assert len(captures) == 200 - shapes
         assert reserved[1] <= 1.05 * reserved[0]
 
+    def test_graphs_give_way_where_memory_runs_out(self) -> None:
+        model = gpu_model(embed_dim=128, mlp_hidden_dim=256)
+        inputs = {batch: on_gpu(series(320, variates=2, batch=batch)) for batch in (64, 128, 256)}
+
+        def make(batch: int) -> torch.Tensor:
+            return values(forecast(model, inputs[batch], HORIZON))
+
+        expected = {batch: make(batch) for batch in inputs}
+        with captured(runtime="eager"):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            make(256)
+            # What cuBLAS works in stays.
+            enough = torch.cuda.max_memory_reserved() + 3 * 2**24
+        with captured():
+            for batch in (64, 128):
+                replayed(partial(make, batch))
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(enough / torch.cuda.mem_get_info()[1])
+            try:
+                found = make(256)
+                assert (path().taken, path().graphs) == ("fast", 0), path()
+                torch.testing.assert_close(found, expected[256], rtol=1e-4, atol=1e-4)
+                for batch in (64, 128):
+                    found = replayed(partial(make, batch))
+                    torch.testing.assert_close(found, expected[batch], rtol=1e-4, atol=1e-4)
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+
     def test_revert_frees_the_graphs(self) -> None:
         model = gpu_model()
 
@@ -487,12 +518,14 @@ def test_threads_forecast_what_they_do_alone() -> None:
     assert wrong == []
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("check", kernel_checks.CHECKS, ids=lambda check: check.__name__)
 def test_kernels_compute_their_formulas(check: Callable[[], None]) -> None:
     assert fused.are_there(0)
     check()
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("rows", [100, 2000])
 @pytest.mark.parametrize("features", [(768, 2304), (3072, 768)])
 def test_three_passes_are_as_exact_as_float32(rows: int, features: tuple[int, int]) -> None:
@@ -520,7 +553,9 @@ def test_without_kernels_forecasts_are_the_same(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16"])
+@pytest.mark.parametrize(
+    "precision", ["tf32", pytest.param("tf32x3", marks=pytest.mark.arithmetic), "bf16"]
+)
 def test_less_precision_stays_close(precision: str) -> None:
     if precision == "tf32x3" and not has_fast_tf32(torch.device(DEVICE)):
         pytest.skip("there it is the model's own")
@@ -585,6 +620,64 @@ def test_a_capture_that_fails_leaves_eager_forecasts(monkeypatch: pytest.MonkeyP
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
         monkeypatch.undo()
         replayed(partial(mean, model, length=48))
+
+
+@pytest.mark.fault(
+    injected="a question to the GPU",
+    where="the capture of products that goes before one on CUDA",
+    observed="that forecast is made without a graph",
+    afterwards="the same shape is captured; earlier graphs are replayed",
+)
+def test_products_whose_capture_fails_are_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpu_model()
+    lengths = [PATCH * patches for patches in (3, 5, 8)]
+    expected = [mean(model, length) for length in lengths]
+    multiply, asked = torch.addmm, []
+
+    def with_a_question(bias: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
+        product = multiply(bias, *factors)
+        if capturing() and not asked:
+            asked.append(True)
+            product.sum().item()
+        return product
+
+    with captured():
+        replayed(partial(mean, model, lengths[0]))
+        monkeypatch.setattr(torch, "addmm", with_a_question)
+        for _ in range(2):
+            mean(model, lengths[1])
+        assert "capturing failed" in path().reason
+        for length, means in zip(lengths, expected, strict=True):
+            found = replayed(partial(mean, model, length))
+            torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-4)
+
+
+def test_what_other_threads_do_spoils_nothing() -> None:
+    """They may spoil a capture, which is tried again, or be refused while there is one."""
+    model = gpu_model()
+    lengths = [PATCH * patches for patches in range(2, 10)]
+    expected = [mean(model, length) for length in lengths]
+    done = threading.Event()
+
+    def disturb() -> None:
+        held = []
+        while not done.wait(0.002):
+            with suppress(RuntimeError):
+                torch.cuda.synchronize()
+                held = [torch.full((2**18,), 7.0, device=DEVICE) for _ in range(4)]
+                torch.cuda.empty_cache()
+        assert all(bool((part == 7.0).all()) for part in held)
+
+    with captured(), ThreadPoolExecutor() as pool:
+        disturbing = pool.submit(disturb)
+        try:
+            for _ in range(4):
+                for length, means in zip(lengths, expected, strict=True):
+                    torch.testing.assert_close(mean(model, length), means, rtol=1e-4, atol=1e-4)
+        finally:
+            done.set()
+        disturbing.result()
+        replayed(partial(mean, model, PATCH * 11))
 
 
 def test_captures_that_fail_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,6 +760,7 @@ def test_settings_of_tf32_stay_as_they_were() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.arithmetic
 def test_weights_prepared_on_another_stream_are_complete() -> None:
     """A thread that finds prepared weights does not wait for the stream that made them."""
     for _ in range(5):

@@ -65,10 +65,7 @@ class Recorder(Protocol):
 
 
 class _Place:
-    """Where the graphs of a device are captured, until a capture fails.
-
-    Then another place is taken: torch may not have let go of the pool (from torch 2.10 on it cannot
-    be captured in again), and what cuBLAS works in on this stream may be of it.
+    """Where the graphs of a device are captured, while that goes well (see ``is_spent``).
 
     Args:
         device: the device, which is the current one.
@@ -82,6 +79,18 @@ class _Place:
         self._alive: WeakSet[Any] = WeakSet()
         self._pool_of_products = torch.cuda.graph_pool_handle()
         self._products: Any = None
+        self._failed = False
+
+    def is_spent(self) -> bool:
+        """Whether graphs must be captured elsewhere, on another stream.
+
+        From torch 2.10 on, a pool in which a capture failed cannot be captured in again. And what
+        cuBLAS works in on this stream may be of a pool that goes: where somebody cleared torch's
+        table of it during a capture.
+        """
+        return self._failed or bool(
+            self._pool and not self._alive and _holds_memory(self._pool, self.device)
+        )
 
     def capture(self, graph: Any, compute: Callable[[], Outputs]) -> Outputs:
         """Capture a forecast in a graph."""
@@ -93,6 +102,12 @@ class _Place:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             outputs = _capture(graph, self.stream, self._pool, self.device, compute)
+        except BaseException:
+            # Torch may not have let go of the pool: take another one. What earlier graphs hold of
+            # it is theirs.
+            self._pool = None if self._alive else self._pool
+            self._alive = WeakSet()
+            raise
         finally:
             del products
         self._alive.add(graph)
@@ -125,7 +140,11 @@ class _Place:
         # A thread's handle cannot be made during a capture.
         multiply()
         graph = torch.cuda.CUDAGraph()
-        _capture(graph, self.stream, self._pool_of_products, self.device, multiply)
+        try:
+            _capture(graph, self.stream, self._pool_of_products, self.device, multiply)
+        except BaseException:
+            self._failed = True
+            raise
         self._products = self._products or graph
         return graph
 
@@ -183,18 +202,26 @@ class CudaRecorder:
             # Memory that torch holds for others cannot be taken during a capture.
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            place = self._places.get(device) or self._places.setdefault(device, _Place(device))
-            try:
-                outputs = place.capture(graph, lambda: compute(generator))
-            except BaseException:
-                self._places.pop(device, None)
-                raise
+            place = self._places.get(device)
+            if place is None or place.is_spent():
+                place = self._places[device] = _Place(device)
+            outputs = place.capture(graph, lambda: compute(generator))
         return _CudaGraph(graph, generator, place), outputs
 
     def bytes_held(self, device: torch.device) -> int:
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
             return int(torch.cuda.memory_reserved())
+
+
+def _holds_memory(pool: Any, device: torch.device) -> bool:
+    """Whether something of a pool that no graph uses any more is still in use."""
+    return any(
+        segment["segment_pool_id"] == pool
+        and segment["device"] == device.index
+        and segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+    )
 
 
 def _capture(
