@@ -632,7 +632,8 @@ def test_products_whose_capture_fails_are_captured_again(monkeypatch: pytest.Mon
     model = gpu_model()
     lengths = [PATCH * patches for patches in (3, 5, 8)]
     expected = [mean(model, length) for length in lengths]
-    multiply, asked = torch.addmm, []
+    multiply = torch.addmm
+    asked: list[bool] = []
 
     def with_a_question(bias: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         product = multiply(bias, *factors)

@@ -6,6 +6,7 @@ of memory that is asked for while a capture is open.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from toto_compile_patch.decode.recorder import CudaRecorder, Outputs
 
 # Where the stand-ins compute.
 DEVICE = torch.device("cpu")
+USUAL = -1
+"""The stream on which work is done where nobody says otherwise."""
 
 
 class InvalidatedError(RuntimeError):
@@ -36,7 +39,7 @@ class Cuda:
         captured: pools of the captures that succeeded, in order.
         cannot_end: how many captures, from now on, cannot be ended.
         short: whether there is no memory.
-        stream: the stream in force; None: the usual one.
+        stream: the current one.
         streams: those that were handed out.
         works_in: the pool out of which cuBLAS was given what it works in, by stream; None: it was
             not given in a capture. Whoever clears this gives that memory back.
@@ -51,9 +54,9 @@ class Cuda:
         self.captured: list[int] = []
         self.cannot_end = 0
         self.short = False
-        self.stream: int | None = None
+        self.stream = USUAL
         self.streams: list[int] = []
-        self.works_in: dict[int | None, int | None] = {}
+        self.works_in: dict[int, int | None] = {}
         self.generator_captured = False
         self._pools = 0
 
@@ -75,13 +78,8 @@ class Cuda:
         self.streams.append(len(self.streams))
         return self.streams[-1]
 
-    @contextmanager
-    def on_stream(self, stream: int) -> Iterator[None]:
-        before, self.stream = self.stream, stream
-        try:
-            yield
-        finally:
-            self.stream = before
+    def set_stream(self, stream: int) -> None:
+        self.stream = stream
 
     def product(self, factor: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         self.works_in.setdefault(self.stream, self.giving_out)
@@ -158,12 +156,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
         "CUDAGraph": lambda: Graph(made),
         "Stream": made.new_stream,
         "current_device": lambda: 0,
+        "current_stream": lambda: made.stream,
         "device": nothing,
         "empty_cache": lambda: None,
         "get_allocator_backend": lambda: "native",
         "graph_pool_handle": made.new_pool,
         "memory_snapshot": made.memory_in_use,
-        "stream": made.on_stream,
+        "set_stream": made.set_stream,
         "synchronize": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -181,6 +180,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     yield made
     assert made.open is None, "a capture is open"
     assert made.giving_out is None, "memory is given out of a pool"
+    assert made.stream == USUAL, "the stream of a capture is the current one"
+    assert gc.isenabled(), "no garbage is collected"
 
 
 def nothing_to_compute(generator: torch.Generator) -> Outputs:

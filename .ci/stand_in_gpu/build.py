@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PACKAGES = Path(str(find_spec("torch").origin)).parent.parent
+PACKAGES = Path(str(distribution("torch").locate_file("")))
 """Where torch and NVIDIA's libraries lie."""
 
 CUBLAS = """
@@ -82,14 +82,14 @@ def main(folder: Path) -> None:
     include = runtime.parent.parent / "include"
     # The compiler's own headers come with Triton alone.
     headers = [f"-I{include}", "-idirafter", str(PACKAGES / "triton/backends/nvidia/include")]
-    first = Builder(folder, headers)
-    built = [first.library(runtime, (HERE / "runtime.cpp").read_text(), NOT_SUPPORTED)]
-    others = Builder(folder, [*headers, str(built[0])])
+    by_itself = Builder(folder, headers)
+    built = [by_itself.library(runtime, (HERE / "runtime.cpp").read_text(), NOT_SUPPORTED)]
+    builder = Builder(folder, headers, *built)
     (cublas,) = (PACKAGES / "nvidia").glob("*/lib/libcublas.so.*")
-    built.append(others.library(cublas, CUBLAS, PRODUCT))
     (cublas_lt,) = (PACKAGES / "nvidia").glob("*/lib/libcublasLt.so.*")
-    built.append(others.library(cublas_lt, CUBLAS_LT, NOTHING))
-    built.append(others.compiled("libcuda.so.1", (HERE / "driver.cpp").read_text()))
+    built.append(builder.library(cublas, CUBLAS, PRODUCT))
+    built.append(builder.library(cublas_lt, CUBLAS_LT, NOTHING))
+    built.append(builder.whole("libcuda.so.1", (HERE / "driver.cpp").read_text()))
     (folder / "libcuda.so").symlink_to("libcuda.so.1")
     print(":".join(map(str, built)))
 
@@ -97,9 +97,10 @@ def main(folder: Path) -> None:
 class Builder:
     """A compiler, and where its work goes."""
 
-    def __init__(self, folder: Path, options: list[str]) -> None:
+    def __init__(self, folder: Path, headers: list[str], *libraries: Path) -> None:
         self._folder = folder
-        self._options = options
+        self._headers = headers
+        self._libraries = libraries
 
     def library(self, real: Path, by_hand: str, otherwise: str) -> Path:
         """What stands in for a library.
@@ -109,23 +110,47 @@ class Builder:
             by_hand: what is made by hand.
             otherwise: how each other function of the library is made.
         """
-        offered = re.findall(r" [TW] (\w+)", run("nm", "--dynamic", "--defined-only", real))
-        rest = sorted(set(offered) - set(re.findall(r"\b(\w+)\(", by_hand)))
+        made = self._object(real.name, by_hand)
+        rest = sorted(functions(real, "--dynamic") - functions(made))
+        others = self._object(f"{real.name}.rest", "\n".join(map(otherwise.format, rest)))
         # Torch asks for its functions by this version.
         versions = self._folder / f"{real.name}.versions"
         versions.write_text(f"{real.name} {{ global: *; }};\n")
-        made = "\n".join(map(otherwise.format, rest))
-        return self.compiled(real.name, by_hand, made, f"-Wl,--version-script={versions}")
+        return self._linked(real.name, made, others, f"-Wl,--version-script={versions}")
 
-    def compiled(self, name: str, source: str, rest: str = "", *options: str) -> Path:
-        """A shared library of two sources, of which the second one knows nothing of the first."""
-        made = self._folder / name
-        sources = [self._folder / f"{name}.cpp", self._folder / f"{name}.rest.cpp"]
-        for path, text in zip(sources, (source, rest), strict=True):
-            path.write_text(text)
-        flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-w", f"-Wl,-soname,{name}"]
-        run("g++", *flags, *options, *sources, *self._options, "-o", made, "-ldl", "-lpthread")
+    def whole(self, name: str, source: str) -> Path:
+        """What stands in for a library, without what is not made by hand."""
+        return self._linked(name, self._object(name, source))
+
+    def _object(self, name: str, source: str) -> Path:
+        written, made = self._folder / f"{name}.cpp", self._folder / f"{name}.o"
+        written.write_text(source)
+        run(
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-g",
+            "-fPIC",
+            "-w",
+            *self._headers,
+            "-c",
+            written,
+            "-o",
+            made,
+        )
         return made
+
+    def _linked(self, name: str, *parts: object) -> Path:
+        made = self._folder / name
+        soname = f"-Wl,-soname,{name}"
+        run("g++", "-shared", soname, *parts, *self._libraries, "-o", made, "-ldl", "-lpthread")
+        return made
+
+
+def functions(library: Path, *options: str) -> set[str]:
+    """Those that a library or an object defines."""
+    found = run("nm", *options, "--defined-only", library)
+    return set(re.findall(r" [TW] (\w+)", found))
 
 
 def run(*command: object) -> str:

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
@@ -120,12 +121,8 @@ _moves_on: dict[Any, int] = {}
 """By how much a random operator moves a generator on, as seen outside of captures."""
 
 
-class OnTheHost(TorchDispatchMode):
+class OnTheHost(TorchDispatchMode):  # type: ignore[misc]
     """Computes on the host what is asked of a GPU in this thread."""
-
-    def __init__(self, runtime: ctypes.CDLL) -> None:
-        super().__init__()
-        self._runtime = runtime
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -174,7 +171,7 @@ class OnTheHost(TorchDispatchMode):
 
     def _capture(self) -> int:
         """The number of the capture that is open on the current stream."""
-        return int(self._runtime.stand_in_capture(torch.cuda.current_stream().cuda_stream))
+        return int(runtime().stand_in_capture(torch.cuda.current_stream().cuda_stream))
 
 
 def device_of(part: Any) -> torch.device | None:
@@ -278,7 +275,6 @@ def put(computed: Any, results: list[tuple[int, torch.Tensor]]) -> None:
             result.copy_(parts[number])
 
 
-@Listener
 def replay(capture: int) -> None:
     """A graph is replayed: compute what was written down."""
     tape = _tapes.get(capture, Tape())
@@ -298,35 +294,44 @@ def replay(capture: int) -> None:
         os._exit(70)
 
 
-@Listener
 def forget(capture: int) -> None:
     """A graph is freed."""
     _tapes.pop(capture, None)
 
 
+@cache
+def runtime() -> ctypes.CDLL:
+    """What stands in for CUDA's runtime."""
+    library = ctypes.CDLL(os.environ[PRELOADED].split(":")[0])
+    library.stand_in_capture.restype = ctypes.c_ulong
+    library.stand_in_capture.argtypes = [ctypes.c_void_p]
+    return library
+
+
 def put_in_force() -> None:
     """Compute on the host from now on, in this thread and all that it starts."""
-    runtime = ctypes.CDLL(os.environ[PRELOADED].split(":")[0])
-    runtime.stand_in_capture.restype = ctypes.c_ulong
-    runtime.stand_in_capture.argtypes = [ctypes.c_void_p]
-    runtime.stand_in_listen(replay, forget)
-    # Graphs may be freed when Python is no more.
-    atexit.register(runtime.stand_in_listen, None, None)
-    mode = OnTheHost(runtime)
-    # Torch's stack of modes does not keep them.
-    atexit.register(lambda: mode)
+    listeners = Listener(replay), Listener(forget)
+    runtime().stand_in_listen(*listeners)
+    of_a_thread: Any = OnTheHost
+    mode = of_a_thread()
     mode.__enter__()
-    run = threading.Thread.run
+    # Nobody else keeps these. Graphs may be freed when Python is no more.
+    atexit.register(lambda *kept: runtime().stand_in_listen(None, None), mode, listeners)
+    run, show = threading.Thread.run, torch.Tensor.__repr__
 
-    def run_on_the_host(thread: threading.Thread) -> None:
-        with OnTheHost(runtime):
-            run(thread)
+    def run_on_the_host(self: threading.Thread) -> None:
+        with of_a_thread():
+            run(self)
 
-    threading.Thread.run = run_on_the_host  # type: ignore[method-assign]
-    show = torch.Tensor.__repr__
-    torch.Tensor.__repr__ = lambda self, **options: show(  # type: ignore[method-assign]
-        on_host(self.detach()), **options
+    def show_from_the_host(self: torch.Tensor, **options: Any) -> Any:
+        return show(on_host(self.detach()), **options)  # type: ignore[no-untyped-call]
+
+    replaced: tuple[tuple[Any, str, Any], ...] = (
+        (threading.Thread, "run", run_on_the_host),
+        (torch.Tensor, "__repr__", show_from_the_host),
     )
+    for owner, name, function in replaced:
+        setattr(owner, name, function)
 
 
 def tell_the_package() -> None:

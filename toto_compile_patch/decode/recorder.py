@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ class CudaRecorder:
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 return "the forecast is itself being captured"
+            _changed.put_back()
             if torch.cuda.current_stream() != torch.cuda.default_stream():
                 return "the forecast is on a stream of its own"
         return ""
@@ -193,7 +195,7 @@ class CudaRecorder:
     def record(
         self, compute: Callable[[torch.Generator], Outputs], device: torch.device
     ) -> tuple[Graph, Outputs]:
-        with torch.cuda.device(device), _nothing_collected():
+        with torch.cuda.device(device):
             graph = torch.cuda.CUDAGraph()
             generator = torch.Generator(device)
             if _REGISTERS_GENERATORS:
@@ -230,7 +232,7 @@ def _capture(
     """Capture a computation in a graph; where that fails, leave no capture open."""
     # Not by ``torch.cuda.graph``: it collects garbage, which takes longer than all else, and may
     # leave its stream in force where a capture fails.
-    with torch.cuda.stream(stream):
+    with _capturing_on(stream):
         try:
             # Only this thread's mistakes count: others may go on meanwhile.
             graph.capture_begin(pool, capture_error_mode="thread_local")
@@ -280,16 +282,41 @@ def _end_by_hand(device: torch.device, pool: Any) -> None:
         release(index, pool)
 
 
+class _Changed(threading.local):
+    """What a thread has changed for a capture, and puts back after it; where an interrupt came in
+    between, at its next forecast.
+
+    Attributes:
+        stream: which was current; None: it still is.
+        collects: whether garbage was collected, and is not.
+    """
+
+    stream: Any = None
+    collects = False
+
+    def put_back(self) -> None:
+        if self.collects:
+            gc.enable()
+            self.collects = False
+        if self.stream is not None:
+            torch.cuda.set_stream(self.stream)
+            self.stream = None
+
+
+_changed = _Changed()
+
+
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """A graph that is freed while another is captured spoils the capture."""
-    collecting = gc.isenabled()
-    gc.disable()
+def _capturing_on(stream: Any) -> Iterator[None]:
+    """Make a stream of the current device the current one, and collect no garbage: a graph that is
+    freed while another one is captured spoils the capture."""
+    _changed.stream, _changed.collects = torch.cuda.current_stream(), gc.isenabled()
     try:
+        torch.cuda.set_stream(stream)
+        gc.disable()
         yield
     finally:
-        if collecting:
-            gc.enable()
+        _changed.put_back()
 
 
 def capturing() -> bool:
