@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import random
 import threading
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import kernel_checks
 import pytest
 import torch
 import torch._dynamo
+from interrupted import Failure, Interrupt, Interrupter, first_places, release_locks
 from random_cases import Case
 from scipy import stats
 from toto.data.util.dataset import MaskedTimeseries
@@ -518,6 +520,50 @@ def test_threads_forecast_what_they_do_alone() -> None:
     assert wrong == []
 
 
+def many_windows() -> list[MaskedTimeseries]:
+    """Of three shapes, mixed."""
+    whole = series(PATCH * 30, variates=2)
+    stretches = [slice(number, number + PATCH * (3 + number % 3)) for number in range(24)]
+    return [on_gpu(part_of(whole, stretch)) for stretch in stretches]
+
+
+def part_of(inputs: MaskedTimeseries, stretch: slice) -> MaskedTimeseries:
+    """Of the time steps of a series."""
+    *by_step, interval = (part for part in inputs if isinstance(part, torch.Tensor))
+    return MaskedTimeseries(*(part[..., stretch] for part in by_step), interval)
+
+
+class TestManyWindows:
+    def test_means_are_those_of_each_window_alone(self) -> None:
+        forecaster, windows = TotoForecaster(gpu_model()), many_windows()
+        upstream = [forecaster.forecast(window, HORIZON).mean for window in windows]
+        with captured():
+            for _ in range(4):
+                found = [
+                    made.mean
+                    for made in toto_compile_patch.forecast_many(forecaster, windows, HORIZON)
+                ]
+                torch.testing.assert_close(found, upstream, rtol=1e-4, atol=1e-4)
+        assert path().runtime == "cudagraph", path()
+
+    def test_samples_are_those_of_each_windows_seed(self) -> None:
+        forecaster, windows = TotoForecaster(gpu_model()), many_windows()
+
+        def samples_of(order: list[int]) -> dict[int, torch.Tensor]:
+            made = toto_compile_patch.forecast_many(
+                forecaster, [windows[n] for n in order], HORIZON, 8, 4, seed=order
+            )
+            return {number: one.samples for number, one in zip(order, made, strict=True)}
+
+        numbers = list(range(len(windows)))
+        with captured(runtime="eager"):
+            expected = samples_of(numbers)
+        with captured():
+            for order in (numbers, numbers[::-1], numbers[::2], numbers[:1]):
+                for number, found in samples_of(order).items():
+                    torch.testing.assert_close(found, expected[number], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.arithmetic
 @pytest.mark.parametrize("check", kernel_checks.CHECKS, ids=lambda check: check.__name__)
 def test_kernels_compute_their_formulas(check: Callable[[], None]) -> None:
@@ -679,6 +725,40 @@ def test_what_other_threads_do_spoils_nothing() -> None:
             done.set()
         disturbing.result()
         replayed(partial(mean, model, PATCH * 11))
+
+
+@pytest.mark.parametrize("error", [Interrupt, Failure], ids=["interrupt", "no memory"])
+@pytest.mark.fault(
+    injected="an interrupt, or an error for want of memory",
+    where="lines of a forecast on CUDA that is captured, and of one that is replayed",
+    observed="it is raised",
+    afterwards="the next forecasts are right, and replayed; the usual stream; garbage is collected",
+)
+def test_the_next_forecast_is_right_and_replayed(error: type[BaseException]) -> None:
+    model = gpu_model(num_layers=2)
+    expected = mean(model)
+
+    def until_captured() -> None:
+        toto_compile_patch.refresh(model)
+        mean(model)
+
+    def until_replayed() -> None:
+        for _ in range(3):
+            mean(model)
+
+    with captured(fallback="upstream"):
+        for before in (until_captured, until_replayed):
+            before()
+            lines = first_places(partial(mean, model))
+            for place in random.Random(0).sample(lines, 12):
+                before()
+                interrupter = Interrupter(place, error=error)
+                interrupter.run(partial(mean, model))
+                release_locks()
+                found = replayed(partial(mean, model))
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+                assert torch.cuda.current_stream() == torch.cuda.default_stream()
+                assert gc.isenabled(), interrupter.where
 
 
 def test_captures_that_fail_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:

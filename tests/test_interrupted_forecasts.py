@@ -7,12 +7,11 @@ the other while a forecast is made; the next one must be the forecast that it al
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from interrupted import Failure, Interrupt, Interrupter, release_locks
+from interrupted import Failure, Interrupt, Interrupter, first_places, release_locks
 from toto.inference.forecaster import TotoForecaster
 from toto_cases import PATCH, series, small_model
 
@@ -35,13 +34,6 @@ def process() -> tuple[Any, ...]:
         random_numbers._here.seeds,
         fast_decode._here.fast_alone,
     )
-
-
-def first_places(call: Callable[[], Any]) -> list[int]:
-    """Where each line of the package comes for the first time."""
-    interrupter = Interrupter(0)
-    assert interrupter.run(call)
-    return sorted(interrupter.first.values())
 
 
 @pytest.mark.parametrize("error", [Interrupt, Failure], ids=["interrupt", "no memory"])

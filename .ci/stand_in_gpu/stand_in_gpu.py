@@ -278,6 +278,9 @@ def put(computed: Any, results: list[tuple[int, torch.Tensor]]) -> None:
 def replay(capture: int) -> None:
     """A graph is replayed: compute what was written down."""
     tape = _tapes.get(capture, Tape())
+    # A GPU is not interrupted.
+    tracing = sys.gettrace()
+    sys.settrace(None)
     try:
         with _disable_current_modes(), torch.inference_mode():
             for step in tape.steps:
@@ -292,6 +295,8 @@ def replay(capture: int) -> None:
         # No error can go through CUDA's code.
         traceback.print_exc()
         os._exit(70)
+    finally:
+        sys.settrace(tracing)
 
 
 def forget(capture: int) -> None:
