@@ -44,6 +44,7 @@ class Cuda:
         works_in: the pool out of which cuBLAS was given what it works in, by stream; None: it was
             not given in a capture. Whoever clears this gives that memory back.
         generator_captured: whether torch believes its random generator to be captured.
+        lost: pools in which a capture failed.
     """
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class Cuda:
         self.streams: list[int] = []
         self.works_in: dict[int, int | None] = {}
         self.generator_captured = False
+        self.lost: set[int] = set()
         self._pools = 0
 
     def new_pool(self) -> int:
@@ -112,6 +114,8 @@ class Graph:
         assert self._cuda.open is None
         assert self._cuda.giving_out is None
         assert capture_error_mode == "thread_local"
+        # As torch refuses from 2.10 on.
+        assert pool not in self._cuda.lost
         self._cuda.open, self._cuda.giving_out = self, pool
         self._cuda.in_use[pool] += 1
         self._cuda.generator_captured = True
@@ -127,6 +131,7 @@ class Graph:
         cuda.open = None
         if cuda.spoilt:
             cuda.spoilt = False
+            cuda.lost.add(self._pool)
             self._pool = None
             raise InvalidatedError("capture was invalidated")
         cuda.end_giving_out(0, self._pool)

@@ -116,6 +116,9 @@ WITH_ANOTHER_TORCH = (
 it depends on torch, takes minutes, and is tested in the first combination of each torch, which
 together have every Python."""
 
+ON_A_STAND_IN = ("tests/test_gpu.py", "-m", "gpu and not slow and not arithmetic")
+"""What torch's own code for CUDA has to do with: likewise, where the torch of PyPI has it."""
+
 WITH_XFORMERS = (
     "tests/test_xformers.py::test_the_model_has_them",
     "tests/test_xformers.py::test_means_are_upstreams[torch.float64-False-True]",
@@ -150,6 +153,8 @@ def matrix(session: nox.Session, torch: str, toto: str, wrapt: str, xformers: st
     keep(combination, None)
     install(session, combination)
     counts = run_tests(session, tests_of(combination))
+    if is_first_of_its_torch(combination) and has_cuda(session):
+        counts = added(counts, run_tests(session, ON_A_STAND_IN, "bash", ".ci/stand_in_gpu/run"))
     found = session.run("python", "-W", "ignore", "-c", VERSIONS, silent=True)
     row = json.loads(str(found).splitlines()[-1]) | counts
     row |= {"date": date.today().isoformat(), "seconds": round(time.monotonic() - began)}
@@ -189,19 +194,32 @@ def cache_of(torch: str) -> Path:
 
 def tests_of(wanted: Combination) -> tuple[str, ...]:
     """The tests that a combination has to pass."""
-    first = next(one for one in COMBINATIONS if one.torch == wanted.torch)
-    return TESTS + WITH_ANOTHER_TORCH * (wanted == first) + WITH_XFORMERS * bool(wanted.xformers)
+    with_another = WITH_ANOTHER_TORCH * is_first_of_its_torch(wanted)
+    return TESTS + with_another + WITH_XFORMERS * bool(wanted.xformers)
 
 
-def run_tests(session: nox.Session, tests: tuple[str, ...]) -> dict[str, Any]:
+def is_first_of_its_torch(wanted: Combination) -> bool:
+    """Whether none before it in the list has the same torch."""
+    return wanted == next(one for one in COMBINATIONS if one.torch == wanted.torch)
+
+
+def has_cuda(session: nox.Session) -> bool:
+    """Whether the torch that was installed has code for CUDA."""
+    found = session.run("python", "-c", "import torch; print(torch.version.cuda)", silent=True)
+    return str(found).strip() != "None"
+
+
+def run_tests(session: nox.Session, tests: tuple[str, ...], *launcher: str) -> dict[str, Any]:
     """Run tests; how many passed, failed and were skipped, and which failed."""
     report = Path(session.create_tmp()) / "report.xml"
+    pytest = ("python", "-m", "pytest")
     session.run(
-        *("pytest", *tests, f"--cases={CASES}", "--quiet", f"--junitxml={report}"),
+        *(*launcher, *pytest, *tests, f"--cases={CASES}", "--quiet", f"--junitxml={report}"),
         # Others may use the machine.
         "--timeout=7200",
         success_codes=[0, 1],
-        env={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        external=bool(launcher),
+        env={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "STAND_IN_GPUS": "2"},
     )
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = [case for case in cases if case.find("skipped") is not None]
@@ -209,6 +227,11 @@ def run_tests(session: nox.Session, tests: tuple[str, ...]) -> dict[str, Any]:
     names = [f"{case.get('classname')}.{case.get('name')}" for case in failed]
     counts = {"failed": len(failed), "skipped": len(skipped)}
     return {"passed": len(cases) - sum(counts.values()), **counts, "failures": names}
+
+
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The counts of two runs together."""
+    return {name: one[name] + other[name] for name in one}
 
 
 def keep(combination: Combination, row: dict[str, Any] | None) -> None:
