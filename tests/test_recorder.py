@@ -114,7 +114,7 @@ class Graph:
         assert self._cuda.open is None
         assert self._cuda.giving_out is None
         assert capture_error_mode == "thread_local"
-        # As torch refuses from 2.10 on.
+        # Torch 2.11 refuses it.
         assert pool not in self._cuda.lost
         self._cuda.open, self._cuda.giving_out = self, pool
         self._cuda.in_use[pool] += 1

@@ -85,9 +85,9 @@ class _Place:
     def is_spent(self) -> bool:
         """Whether graphs must be captured elsewhere, on another stream.
 
-        From torch 2.10 on, a pool in which a capture failed cannot be captured in again. And what
-        cuBLAS works in on this stream may be of a pool that goes: where somebody cleared torch's
-        table of it during a capture.
+        Torch 2.11 cannot capture again in a pool in which a capture failed. And what cuBLAS works
+        in on this stream may be of a pool that goes: where somebody cleared torch's table of it
+        during a capture.
         """
         return self._failed or bool(
             self._pool and not self._alive and _holds_memory(self._pool, self.device)
