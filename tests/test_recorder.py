@@ -20,6 +20,7 @@ from toto_compile_patch.decode.recorder import CudaRecorder, Outputs
 
 # Where the stand-ins compute.
 DEVICE = torch.device("cpu")
+UNUSED = {"address": 0, "state": "inactive"}
 USUAL = -1
 """The stream on which work is done where nobody says otherwise."""
 
@@ -90,7 +91,10 @@ class Cuda:
     def memory_in_use(self) -> list[dict[str, Any]]:
         """As torch tells it, of what cuBLAS works in."""
         return [
-            {"segment_pool_id": pool, "device": None, "allocated_size": 1}
+            {
+                "segment_pool_id": pool,
+                "blocks": [{"address": pool, "state": "active_allocated"}, UNUSED],
+            }
             for pool in self.works_in.values()
         ]
 
@@ -265,9 +269,10 @@ class TestWhatCublasWorksIn:
         assert works_in not in (None, 1)
         assert cuda.in_use[works_in] == 1
 
-    @pytest.mark.parametrize("fails", [False, True])
+    @pytest.mark.parametrize("earlier", [0, 1], ids=["", "beside an earlier graph"])
+    @pytest.mark.parametrize("fails", [False, True], ids=["", "fails"])
     def test_where_it_is_of_a_pool_that_goes_another_stream_is_taken(
-        self, fails: bool, cuda: Cuda
+        self, fails: bool, earlier: int, cuda: Cuda
     ) -> None:
         """Somebody clears the table while a forecast is captured."""
 
@@ -278,9 +283,12 @@ class TestWhatCublasWorksIn:
             return nothing_to_compute(generator)
 
         capturing = CudaRecorder()
+        graphs = [capturing.record(nothing_to_compute, DEVICE)[0] for _ in range(earlier)]
         with pytest.raises(InvalidatedError) if fails else nothing():
             capturing.record(forecast, DEVICE)[0].reset()
-        assert not cuda.in_use[2]
+        if not fails:
+            for graph in graphs:
+                graph.reset()
         assert cuda.works_in == {cuda.streams[0]: 2}
         capturing.record(nothing_to_compute, DEVICE)
         works_in = cuda.works_in[cuda.streams[1]]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -66,7 +65,7 @@ class Recorder(Protocol):
 
 
 class _Place:
-    """Where the graphs of a device are captured, while that goes well (see ``is_spent``).
+    """Where the graphs of a device are captured, until a capture there fails (see ``is_spent``).
 
     Args:
         device: the device, which is the current one.
@@ -78,6 +77,7 @@ class _Place:
         self.stream = torch.cuda.Stream(device, priority=_BEFORE_OTHERS)
         self._pool: Any = None
         self._alive: WeakSet[Any] = WeakSet()
+        self._before: set[int] = set()
         self._pool_of_products = torch.cuda.graph_pool_handle()
         self._products: Any = None
         self._failed = False
@@ -86,12 +86,11 @@ class _Place:
         """Whether graphs must be captured elsewhere, on another stream.
 
         Torch 2.11 cannot capture again in a pool in which a capture failed. And what cuBLAS works
-        in on this stream may be of a pool that goes: where somebody cleared torch's table of it
-        during a capture.
+        in on this stream may be of a pool that goes, where somebody cleared torch's table of it
+        during a capture: something is left in that pool then (or a traceback holds a tensor).
         """
-        return self._failed or bool(
-            self._pool and not self._alive and _holds_memory(self._pool, self.device)
-        )
+        left = self._pool and not self._alive and _in_use(self._pool) - self._before
+        return self._failed or bool(left)
 
     def capture(self, graph: Any, compute: Callable[[], Outputs]) -> Outputs:
         """Capture a forecast in a graph."""
@@ -100,14 +99,13 @@ class _Place:
         # Graphs share memory: they never run at once, and their results are copied. A pool that no
         # graph uses any more cannot be used again.
         if not self._alive:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._before = torch.cuda.graph_pool_handle(), set()
+        before = _in_use(self._pool) if self._alive else set()
         try:
             outputs = _capture(graph, self.stream, self._pool, self.device, compute)
         except BaseException:
-            # Torch may not have let go of the pool: take another one. What earlier graphs hold of
-            # it is theirs.
-            self._pool = None if self._alive else self._pool
-            self._alive = WeakSet()
+            # Torch may not have let go of the pool: another one is taken next.
+            self._alive, self._before = WeakSet(), before
             raise
         finally:
             del products
@@ -141,12 +139,11 @@ class _Place:
         # A thread's handle cannot be made during a capture.
         multiply()
         graph = torch.cuda.CUDAGraph()
-        try:
-            _capture(graph, self.stream, self._pool_of_products, self.device, multiply)
-        except BaseException:
-            self._failed = True
-            raise
+        # Until it has gone well.
+        self._failed = True
+        _capture(graph, self.stream, self._pool_of_products, self.device, multiply)
         self._products = self._products or graph
+        self._failed = False
         return graph
 
 
@@ -187,7 +184,6 @@ class CudaRecorder:
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 return "the forecast is itself being captured"
-            _changed.put_back()
             if torch.cuda.current_stream() != torch.cuda.default_stream():
                 return "the forecast is on a stream of its own"
         return ""
@@ -196,18 +192,28 @@ class CudaRecorder:
         self, compute: Callable[[torch.Generator], Outputs], device: torch.device
     ) -> tuple[Graph, Outputs]:
         with torch.cuda.device(device):
-            graph = torch.cuda.CUDAGraph()
-            generator = torch.Generator(device)
-            if _REGISTERS_GENERATORS:
-                # Its seed will lie on the current device, whatever the generator's is.
-                graph.register_generator_state(generator)
-            # Memory that torch holds for others cannot be taken during a capture.
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            place = self._places.get(device)
-            if place is None or place.is_spent():
-                place = self._places[device] = _Place(device)
-            outputs = place.capture(graph, lambda: compute(generator))
+            before = torch.cuda.current_stream(), gc.isenabled()
+            try:
+                return self._record(compute, device)
+            finally:
+                # Once more: an interrupt may have hit where a capture did it.
+                _put_back(*before)
+
+    def _record(
+        self, compute: Callable[[torch.Generator], Outputs], device: torch.device
+    ) -> tuple[Graph, Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        generator = torch.Generator(device)
+        if _REGISTERS_GENERATORS:
+            # Its seed will lie on the current device, whatever the generator's is.
+            graph.register_generator_state(generator)
+        # Memory that torch holds for others cannot be taken during a capture.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        place = self._places.get(device)
+        if place is None or place.is_spent():
+            place = self._places[device] = _Place(device)
+        outputs = place.capture(graph, lambda: compute(generator))
         return _CudaGraph(graph, generator, place), outputs
 
     def bytes_held(self, device: torch.device) -> int:
@@ -216,14 +222,15 @@ class CudaRecorder:
             return int(torch.cuda.memory_reserved())
 
 
-def _holds_memory(pool: Any, device: torch.device) -> bool:
-    """Whether something of a pool that no graph uses any more is still in use."""
-    return any(
-        segment["segment_pool_id"] == pool
-        and segment["device"] == device.index
-        and segment["allocated_size"]
+def _in_use(pool: Any) -> set[int]:
+    """Where something of a pool is in use."""
+    return {
+        block["address"]
         for segment in torch.cuda.memory_snapshot()
-    )
+        if segment["segment_pool_id"] == pool
+        for block in segment["blocks"]
+        if block["state"] != "inactive"
+    }
 
 
 def _capture(
@@ -232,20 +239,32 @@ def _capture(
     """Capture a computation in a graph; where that fails, leave no capture open."""
     # Not by ``torch.cuda.graph``: it collects garbage, which takes longer than all else, and may
     # leave its stream in force where a capture fails.
-    with _capturing_on(stream):
+    before = torch.cuda.current_stream(), gc.isenabled()
+    try:
+        torch.cuda.set_stream(stream)
+        # A graph that is freed while another one is captured spoils the capture.
+        gc.disable()
+        # Only this thread's mistakes count: others may go on meanwhile.
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        made = compute()
+        graph.capture_end()
+    except BaseException:
         try:
-            # Only this thread's mistakes count: others may go on meanwhile.
-            graph.capture_begin(pool, capture_error_mode="thread_local")
-            made = compute()
             graph.capture_end()
-        except BaseException:
-            try:
-                graph.capture_end()
-            except RuntimeError:
-                _end_by_hand(device, pool)
-                _capture_nothing(device)
-            raise
+        except RuntimeError:
+            _end_by_hand(device, pool)
+            _capture_nothing(device)
+        raise
+    finally:
+        _put_back(*before)
     return made
+
+
+def _put_back(stream: Any, collects: bool) -> None:
+    """Let a thread go on on its own stream, and garbage be collected if it was."""
+    if collects:
+        gc.enable()
+    torch.cuda.set_stream(stream)
 
 
 def _capture_nothing(device: torch.device) -> None:
@@ -280,43 +299,6 @@ def _end_by_hand(device: torch.device, pool: Any) -> None:
         end(index, pool)
         # The use of a pool is counted: once for this capture, unless the end above was refused.
         release(index, pool)
-
-
-class _Changed(threading.local):
-    """What a thread has changed for a capture, and puts back after it; where an interrupt came in
-    between, at its next forecast.
-
-    Attributes:
-        stream: which was current; None: it still is.
-        collects: whether garbage was collected, and is not.
-    """
-
-    stream: Any = None
-    collects = False
-
-    def put_back(self) -> None:
-        if self.collects:
-            gc.enable()
-            self.collects = False
-        if self.stream is not None:
-            torch.cuda.set_stream(self.stream)
-            self.stream = None
-
-
-_changed = _Changed()
-
-
-@contextmanager
-def _capturing_on(stream: Any) -> Iterator[None]:
-    """Make a stream of the current device the current one, and collect no garbage: a graph that is
-    freed while another one is captured spoils the capture."""
-    _changed.stream, _changed.collects = torch.cuda.current_stream(), gc.isenabled()
-    try:
-        torch.cuda.set_stream(stream)
-        gc.disable()
-        yield
-    finally:
-        _changed.put_back()
 
 
 def capturing() -> bool:
