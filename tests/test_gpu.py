@@ -27,6 +27,7 @@ from toto_cases import PATCH, forecast, series, small_model, values
 
 import toto_compile_patch
 from toto_compile_patch.decode import ahead, fused, generation
+from toto_compile_patch.decode.forecast import MOST_TRIES
 from toto_compile_patch.decode.graphs import FIRST_OF_ITS_SHAPE, MOST_GRAPHS
 from toto_compile_patch.decode.linear import ThreePassLinear
 from toto_compile_patch.decode.precision import has_fast_tf32
@@ -398,6 +399,27 @@ def test_a_weight_put_in_its_place_is_followed() -> None:
         after = replayed(partial(mean, model))
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, mean(model), rtol=1e-5, atol=1e-4)
+
+
+def test_weights_that_change_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread trains the model, say: each time that they were prepared, they change."""
+    model = gpu_model()
+    prepared = []
+
+    def then_change(*args: Any) -> Any:
+        prepared.append(prepared_weights(*args))
+        model.unembed.weight.data.mul_(1.01)
+        return prepared[-1]
+
+    with captured(fallback="warn"):
+        monkeypatch.setattr("toto_compile_patch.decode.forecast.prepared_weights", then_change)
+        with pytest.warns(toto_compile_patch.FallbackWarning, match="weights changed"):
+            found = mean(model)
+        monkeypatch.undo()
+        assert path().taken == "upstream"
+        assert len(prepared) == MOST_TRIES
+        torch.testing.assert_close(mean(model), found, rtol=1e-4, atol=1e-4)
+        assert path().taken == "fast"
 
 
 class TestLaunchedAhead:
@@ -829,6 +851,47 @@ class TestWhatCublasWorksIn:
                 assert path().runtime == "cudagraph", path()
         torch.cuda.synchronize()
         assert all(bool((part == 7.0).all()) for part in kept)
+
+
+def test_a_pool_of_the_users_may_go() -> None:
+    model = gpu_model(embed_dim=64, mlp_hidden_dim=128)
+    inputs = on_gpu(series(640, variates=4, batch=16))
+    expected = values(forecast(model, inputs, HORIZON))
+    with captured():
+        pool = torch.cuda.MemPool()
+        with torch.cuda.use_mem_pool(pool):
+            for _ in range(3):
+                found = values(forecast(model, inputs, HORIZON))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        del found, pool
+        gc.collect()
+        torch.cuda.empty_cache()
+        for _ in range(2):
+            found = values(forecast(model, inputs, HORIZON))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_capture_beside_each_other() -> None:
+    devices = [torch.device(DEVICE, number) for number in range(2)]
+    lengths = [PATCH * patches for patches in range(2, 9)]
+
+    def of(device: torch.device) -> list[str]:
+        model = small_model(num_layers=2).model.to(device)
+        paths = []
+        for length in lengths:
+            inputs = on_gpu(series(length, variates=2, batch=2))
+            there = MaskedTimeseries(
+                *(part.to(device) if isinstance(part, torch.Tensor) else part for part in inputs)
+            )
+            for _ in range(6):
+                forecast(model, there, HORIZON)
+                paths.append(path())
+        return [f"{one.runtime} {one.reason}" for one in paths if "failed" in one.reason]
+
+    with captured(), ThreadPoolExecutor() as pool:
+        assert [reasons for found in pool.map(of, devices) for reasons in found] == []
+    assert gc.isenabled()
 
 
 def test_settings_of_tf32_stay_as_they_were() -> None:

@@ -92,6 +92,8 @@ class Cuda:
         """As torch tells it, of what cuBLAS works in."""
         return [
             {
+                "address": 0,
+                "total_size": 0,
                 "segment_pool_id": pool,
                 "blocks": [{"address": pool, "state": "active_allocated"}, UNUSED],
             }

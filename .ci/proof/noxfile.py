@@ -117,7 +117,7 @@ it depends on torch, takes minutes, and is tested in the first combination of ea
 together have every Python."""
 
 ON_A_STAND_IN = ("tests/test_gpu.py", "-m", "gpu and not slow and not arithmetic")
-"""What torch's own code for CUDA has to do with: likewise, where the torch of PyPI has it."""
+"""What depends on torch's own code for CUDA: likewise, where the torch of PyPI has it."""
 
 WITH_XFORMERS = (
     "tests/test_xformers.py::test_the_model_has_them",
@@ -205,8 +205,9 @@ def is_first_of_its_torch(wanted: Combination) -> bool:
 
 def has_cuda(session: nox.Session) -> bool:
     """Whether the torch that was installed has code for CUDA."""
-    found = session.run("python", "-c", "import torch; print(torch.version.cuda)", silent=True)
-    return str(found).strip() != "None"
+    ask = "import torch; print(torch.version.cuda)"
+    found = session.run("python", "-W", "ignore", "-c", ask, silent=True)
+    return str(found).splitlines()[-1] != "None"
 
 
 def run_tests(session: nox.Session, tests: tuple[str, ...], *launcher: str) -> dict[str, Any]:

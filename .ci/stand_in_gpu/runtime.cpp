@@ -3,7 +3,7 @@
 // A GPU's memory is the host's, kernels do nothing, and streams are done with their work at once.
 // What torch does around them is real: its allocator, its pools, its captures, its random numbers'
 // offsets. Rules that CUDA has for captures hold: what is not allowed during one fails, and spoils
-// it. What a graph's replay works in must still be there. kernels.py computes what is computed.
+// it. What a graph's replay works in must still be there. stand_in_gpu.py computes.
 //
 // STAND_IN_GPUS: how many; STAND_IN_MB: memory of each; STAND_IN_CAPABILITY: 90 for 9.0;
 // STAND_IN_LOG: write on standard error what is captured, given out and refused.
@@ -87,6 +87,7 @@ struct Capture {
 struct Stream {
   unsigned flags = 0;
   int priority = 0;
+  int gpu = 0;
   Capture* capture = nullptr;
 };
 
@@ -162,6 +163,7 @@ cudaError_t unless_implicit(cudaStream_t stream, const char* what) {
   if (!is_default(stream)) return cudaSuccess;
   for (Capture* capture : captures) {
     if (capture->origin->flags & cudaStreamNonBlocking) continue;
+    if (capture->origin->gpu != current_gpu) continue;
     spoil(capture, what);
     return refuse(cudaErrorStreamCaptureImplicit, what);
   }
@@ -271,7 +273,7 @@ void properties_of(cudaDeviceProp* it, int gpu) {
 
 extern "C" {
 
-// For kernels.py, and for the stand-ins of cuBLAS and of the driver.
+// For stand_in_gpu.py, and for the stand-ins of cuBLAS and of the driver.
 
 void stand_in_listen(void (*replay)(unsigned long), void (*destroy)(unsigned long)) {
   on_replay = replay;
@@ -282,11 +284,6 @@ unsigned long stand_in_capture(cudaStream_t stream) {
   Held held(lock);
   Capture* capture = capture_of(stream);
   return capture ? capture->number : 0;
-}
-
-int stand_in_open_captures() {
-  Held held(lock);
-  return captures.size();
 }
 
 int stand_in_work(cudaStream_t stream, void* works_in, size_t size, const char* what) {
@@ -371,9 +368,13 @@ cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 // A wait for all streams of a GPU would wait for those that are captured.
 cudaError_t cudaDeviceSynchronize() {
   Held held(lock);
-  if (captures.empty()) return cudaSuccess;
-  for (Capture* capture : captures) spoil(capture, __func__);
-  return refuse(cudaErrorStreamCaptureUnsupported, __func__);
+  bool refused = false;
+  for (Capture* capture : captures) {
+    if (capture->origin->gpu != current_gpu) continue;
+    spoil(capture, __func__);
+    refused = true;
+  }
+  return refused ? refuse(cudaErrorStreamCaptureUnsupported, __func__) : cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t* left, size_t* whole) {
@@ -543,7 +544,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t strea
 // Streams and events
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* made, unsigned flags, int priority) {
-  *made = reinterpret_cast<cudaStream_t>(new Stream{flags, priority});
+  *made = reinterpret_cast<cudaStream_t>(new Stream{flags, priority, current_gpu});
   return cudaSuccess;
 }
 

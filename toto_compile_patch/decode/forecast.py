@@ -40,9 +40,12 @@ from toto_compile_patch.decode.runtime import (
     forget_compiled,
     ran_uncompiled,
 )
-from toto_compile_patch.decode.support import RefusedError, broken_head
+from toto_compile_patch.decode.support import RefusedError, broken_head, weights_that_change
 from toto_compile_patch.decode.weights import prepared_weights
 from toto_compile_patch.errors import is_of_a_signal
+
+MOST_TRIES = 4
+"""Of a forecast on a GPU during which weights change."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _until_weights_stay(
     numbers: RandomNumbers | None,
 ) -> tuple[torch.Tensor, Ran]:
     device, backbone = request.inputs.device, without_compiling(model)
-    while True:
+    for _ in range(MOST_TRIES):
         try:
             # On a CPU, several threads forecast at once. Elsewhere others may begin while this one
             # waits for its outcomes.
@@ -144,6 +147,7 @@ def _until_weights_stay(
         except WeightsChangedError:
             forget_prepared(backbone)
             look = partial(ModelParts.of, backbone)
+    raise RefusedError(weights_that_change())
 
 
 def _begin_with_room(

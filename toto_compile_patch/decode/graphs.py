@@ -40,6 +40,8 @@ MOST_GRAPHS = 16
 
 FIRST_OF_ITS_SHAPE = "the first forecast of its shape"
 
+ANOTHER_IS_CAPTURED = "another thread captures a graph"
+
 MOST_SEEN = 256
 """Shapes of single forecasts that are remembered."""
 
@@ -196,9 +198,21 @@ class Graphs:
 
     def _capture(self, key: GraphKey, asked: AskedForecast) -> Captured | None:
         """Capture a forecast; None where that fails, or failed too often."""
-        seen = self._seen[key]
+        seen, free = self._seen[key], False
         if seen.failures >= MOST_FAILURES:
             return None
+        try:
+            # Not waited for: who captures on another GPU may wait for this one's lock.
+            free = _captures.held.acquire(blocking=False)
+            if free:
+                return self._capture_now(key, asked, seen)
+            self._note(key, replace(seen, why=ANOTHER_IS_CAPTURED))
+            return None
+        finally:
+            if free:
+                _captures.held.release()
+
+    def _capture_now(self, key: GraphKey, asked: AskedForecast, seen: _Seen) -> Captured | None:
         device, weights, options = asked.device, asked.model.weights, asked.options
         # Graphs of weights that have since been prepared anew are never asked for again.
         self._drop(device, lambda old: old.options == options and old.weights is not weights)
@@ -235,7 +249,7 @@ class Graphs:
 
     def _ran(self, runtime: Runtime) -> Ran:
         held = list(self._captured.values())
-        unexpected = runtime.reason not in ("", FIRST_OF_ITS_SHAPE)
+        unexpected = runtime.reason not in ("", FIRST_OF_ITS_SHAPE, ANOTHER_IS_CAPTURED)
         size = sum(captured.size for captured in held)
         return Ran(runtime.name, runtime.reason, unexpected, len(held), size)
 
@@ -248,6 +262,8 @@ class Graphs:
 
 _of_models: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
 _lock = Lock()
+_captures = Lock()
+"""Held for a capture: what goes before one concerns all GPUs, and so does the garbage collector."""
 _of_devices: dict[torch.device, Lock] = {}
 _recorder = CudaRecorder()
 

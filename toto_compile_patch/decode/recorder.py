@@ -109,6 +109,11 @@ class _Place:
             raise
         finally:
             del products
+        if _pool_of(outputs[0]) not in (None, self._pool):
+            # Torch 2.7 lets a pool of the user's go first, which nobody holds for the graph.
+            self._failed = True
+            graph.reset()
+            raise RuntimeError("torch.cuda.use_mem_pool() is in force")
         self._alive.add(graph)
         return outputs
 
@@ -231,6 +236,15 @@ def _in_use(pool: Any) -> set[int]:
         for block in segment["blocks"]
         if block["state"] != "inactive"
     }
+
+
+def _pool_of(tensor: torch.Tensor) -> Any:
+    """The pool of a tensor's memory; None where torch's allocator does not know it."""
+    place = tensor.untyped_storage().data_ptr()
+    for segment in torch.cuda.memory_snapshot():
+        if segment["address"] <= place < segment["address"] + segment["total_size"]:
+            return segment["segment_pool_id"]
+    return None
 
 
 def _capture(

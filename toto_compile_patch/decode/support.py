@@ -117,6 +117,12 @@ def broken_head() -> Refusal:
     return Refusal(reason, "load weights that are finite", upstream_decides=True)
 
 
+def weights_that_change() -> Refusal:
+    """Weights that another thread changes, again and again, while a GPU forecasts with them."""
+    cure = "forecast by a copy of a model that is being trained"
+    return Refusal("weights changed during each of several tries", cure)
+
+
 def known_parts(forecaster: Any, backbone: Any, request: Request) -> ModelParts:
     """What a model consists of, where the decode path knows all about it and about the request.
 
