@@ -133,13 +133,13 @@ class OnTheHost(TorchDispatchMode):  # type: ignore[misc]
         if not devices:
             return operator(*args, **kwargs)
         name = operator._schema.name.split("::")[1]
-        capturing = torch.cuda.is_current_stream_capturing()
-        if not capturing and asks_the_host(name, given):
+        capture = capture_on(devices[0])
+        if not capture and asks_the_host(name, given):
             torch.cuda.synchronize()
             found = operator(*tree_map(on_host, args), **tree_map(on_host, kwargs))
             return tree_map(lambda part: part.to(devices[0]), found)
         generator = generator_of(given, devices[0]) if name in RANDOM else None
-        before = None if generator is None or capturing else generator.get_offset()
+        before = None if generator is None or capture else generator.get_offset()
         made = operator(*args, **kwargs)
         if name in ONLY_MEMORY or operator.is_view:
             return made
@@ -152,8 +152,8 @@ class OnTheHost(TorchDispatchMode):  # type: ignore[misc]
             if isinstance(part, torch.Tensor) and id(part) not in known
         ]
         drawn = operator, tuple(getattr(part, "shape", None) for part in results)
-        if capturing:
-            tape = _tapes.setdefault(self._capture(), Tape())
+        if capture:
+            tape = _tapes.setdefault(capture, Tape())
             tape.steps.append(Step(compute, new, None if generator is None else tape.drawn))
             if generator is not None:
                 tape.generator = generator
@@ -169,9 +169,10 @@ class OnTheHost(TorchDispatchMode):  # type: ignore[misc]
         # A number was read where nothing has been computed.
         return computed if isinstance(made, (bool, int, float, complex)) else made
 
-    def _capture(self) -> int:
-        """The number of the capture that is open on the current stream."""
-        return int(runtime().stand_in_capture(torch.cuda.current_stream().cuda_stream))
+
+def capture_on(device: torch.device) -> int:
+    """The number of the capture that is open on a GPU's current stream; 0: none is."""
+    return int(runtime().stand_in_capture(torch.cuda.current_stream(device).cuda_stream))
 
 
 def device_of(part: Any) -> torch.device | None:
