@@ -28,6 +28,8 @@ from toto_compile_patch.decode.modules import ModelParts
 from toto_compile_patch.decode.recorder import Outputs
 from toto_compile_patch.decode.request import Request
 from toto_compile_patch.decode.runtime import Ran
+from toto_compile_patch.decode.support import RefusedError
+from toto_compile_patch.decode.weights import prepared_weights
 from toto_compile_patch.patches import fast_decode
 
 SLICES = 2
@@ -203,6 +205,24 @@ def test_a_changed_weight_is_followed(
     assert not torch.equal(before, expected)
     for found, _ in after:
         assert torch.equal(found, expected)
+
+
+def test_weights_that_change_at_each_try_are_upstreams_to_forecast(
+    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread trains the model, say."""
+    model, request = gpu.model(small_model().model), gpu.request(small_request())
+    tries = []
+
+    def then_change(*args: Any) -> Any:
+        tries.append(prepared_weights(*args))
+        model.unembed.weight.data.mul_(1.01)
+        return tries[-1]
+
+    monkeypatch.setattr(forecasts, "prepared_weights", then_change)
+    with pytest.raises(RefusedError, match="weights changed"):
+        forecast(model, request, ForecastOptions(runtime="eager"))
+    assert len(tries) == forecasts.MOST_TRIES
 
 
 @pytest.mark.parametrize("num_samples", [None, 4], ids=["mean", "samples"])

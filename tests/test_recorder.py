@@ -42,6 +42,7 @@ class Cuda:
         short: whether there is no memory.
         stream: the current one.
         streams: those that were handed out.
+        of_users: memory of a pool of the user's that is in force; None: none is.
         works_in: the pool out of which cuBLAS was given what it works in, by stream; None: it was
             not given in a capture. Whoever clears this gives that memory back.
         generator_captured: whether torch believes its random generator to be captured.
@@ -61,6 +62,7 @@ class Cuda:
         self.works_in: dict[int, int | None] = {}
         self.generator_captured = False
         self.lost: set[int] = set()
+        self.of_users: torch.Tensor | None = None
         self._pools = 0
 
     def new_pool(self) -> int:
@@ -89,15 +91,18 @@ class Cuda:
         return factor
 
     def memory_in_use(self) -> list[dict[str, Any]]:
-        """As torch tells it, of what cuBLAS works in."""
+        """As torch tells it: what cuBLAS works in, and what is of the user's pool."""
+        places = [(0, pool) for pool in self.works_in.values()]
+        if self.of_users is not None:
+            places.append((self.of_users.untyped_storage().data_ptr(), 0))
         return [
             {
-                "address": 0,
-                "total_size": 0,
+                "address": address,
+                "total_size": 1,
                 "segment_pool_id": pool,
                 "blocks": [{"address": pool, "state": "active_allocated"}, UNUSED],
             }
-            for pool in self.works_in.values()
+            for address, pool in places
         ]
 
     def zeros(self, size: int, device: Any) -> torch.Tensor:
@@ -323,6 +328,22 @@ class TestWhatCublasWorksIn:
         del earlier
         assert not cuda.in_use[1]
         later.reset()
+
+
+def test_what_is_given_out_of_a_pool_of_the_users_is_refused(cuda: Cuda) -> None:
+    """Nobody would hold that pool for the graph."""
+    capturing = CudaRecorder()
+
+    def out_of_the_users(generator: torch.Generator) -> Outputs:
+        cuda.of_users = torch.empty(1)
+        return cuda.of_users, torch.empty(1)
+
+    with pytest.raises(RuntimeError, match="use_mem_pool"):
+        capturing.record(out_of_the_users, DEVICE)
+    assert not cuda.in_use[2]
+    cuda.of_users = None
+    capturing.record(nothing_to_compute, DEVICE)
+    assert len(cuda.streams) == 2
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["", "without memory"])
